@@ -1,0 +1,31 @@
+"""The names of everything that is reported, in one place. MLflow, Optuna, tables and tests import them."""
+
+SWEEPS = "phase1/sweeps"
+CONVERGENCE = "phase1/convergence"  # share of converged positions at the last sweep
+TRAIN_ER = "phase1/train_er"  # effective rank of the exact contexts, per cent of D
+VAL_ER = "phase1/val_er"
+PHASE1_SECONDS = "phase1/seconds"  # of the run that trained it, also where it was reused
+PHASE1_SHARED = "phase1/shared"  # 1: weights and figures were reused, 0: trained in this run
+
+CONTEXT_SWEEPS = "contexts/sweeps"  # passes over the training stream until its contexts stood still
+CONTEXT_RESIDUAL = "contexts/residual"  # largest change that was let stand
+
+VAL_PPL = "phase2/val_ppl"  # of the best epoch: the objective of every study
+VAL_ACC = "phase2/val_acc"
+TRAIN_PPL = "phase2/train_ppl"
+BEST_EPOCH = "phase2/best_epoch"
+EPOCHS = "phase2/epochs"
+PHASE2_SECONDS = "phase2/seconds"
+
+TOTAL_SECONDS = "total_seconds"  # wall time of this run
+TOTAL_PARAMS = "params/total"
+PHASE1_PARAMS = "params/phase1_trained"
+PHASE2_PARAMS = "params/phase2_trained"
+BIGRAM_VAL_PPL = "embedding/bigram_val_ppl"
+
+# Series, logged once per sweep or epoch.
+SWEEP_CONVERGENCE = "sweep/convergence"
+SWEEP_LOSS = "sweep/loss"
+EPOCH_TRAIN_PPL = "epoch/train_ppl"
+EPOCH_VAL_PPL = "epoch/val_ppl"
+EPOCH_VAL_ACC = "epoch/val_acc"

@@ -1,0 +1,208 @@
+"""One run from inputs to figures, without Ray: embedding → Phase 1 → contexts → Phase 2 → metrics.
+
+Phase 1 is looked up by content first: whatever run trained it, its weights and figures are reused.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.contexts import StreamContexts, last_sweep_contexts
+from model.language_model import LanguageModel
+from model.losses import effective_rank
+from model.seeds import seeded
+from trainables import metrics as names
+from trainables.artifacts import ArtifactStore
+from trainables.config import RunConfig
+from trainables.corpus import Corpus, load_corpus
+from trainables.embeddings import Embedding, load_embedding
+from trainables.phase1 import Phase1Result, Sweep, fit_phase1
+from trainables.phase2 import Epoch, Phase2Result, Stream, fit_phase2
+from trainables.sources import DataSource, EmbeddingSource
+
+log = logging.getLogger(__name__)
+WEIGHTS, FIGURES = "context_block.safetensors", "figures.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What all runs of a study share; arrays only, so that Ray's object store maps it without a copy."""
+
+    corpus: Corpus
+    embedding: Embedding
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a run, for whoever listens."""
+
+    phase: str  # "phase 1", "contexts" or "phase 2"
+    step: int
+    total: int  # an upper bound: both phases may stop early
+    series: dict[str, float] = field(default_factory=dict)  # metric name (trainables.metrics) -> value at `step`
+
+
+Listener = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    model: LanguageModel  # with the best epoch's weights
+    metrics: dict[str, float]  # by the names of trainables.metrics; all finite
+
+
+def prepare_inputs(
+    config: RunConfig, data: DataSource, embedding: EmbeddingSource, store: ArtifactStore, device: str
+) -> Inputs:
+    """Token ids and embedding table, from the cache or made now.
+
+    Raises:
+        ValueError: the data or the embedding cannot be used.
+    """
+    vocab_size = config.bigram.vocab_size if config.bigram else None
+    corpus = load_corpus(data, config.samples, embedding, vocab_size, store)
+    return Inputs(corpus, load_embedding(embedding, corpus, config.bigram, store, device))
+
+
+class _Run:
+    """The state of one run while it goes: model and streams on their device."""
+
+    def __init__(
+        self, config: RunConfig, inputs: Inputs, store: ArtifactStore, device: torch.device, listen: Listener
+    ) -> None:
+        self.config, self.store, self.listen = config, store, listen
+        table = torch.tensor(inputs.embedding.table)
+        self.model = LanguageModel(config.model_config(*table.shape), table, config.seed).to(device)
+        self.train = torch.tensor(inputs.corpus.train.tokens, dtype=torch.int64, device=device)
+        self.validation = torch.tensor(inputs.corpus.validation.tokens, dtype=torch.int64, device=device)
+        self.train_contexts: StreamContexts | None = None
+        self.val_contexts: StreamContexts | None = None
+
+    def _on_sweep(self, sweep: Sweep) -> None:
+        series = {names.SWEEP_CONVERGENCE: sweep.convergence, names.SWEEP_LOSS: sweep.loss}
+        self.listen(Progress("phase 1", sweep.number, self.config.phase1.max_sweeps, series))
+
+    def _on_epoch(self, epoch: Epoch) -> None:
+        series = {
+            names.EPOCH_TRAIN_PPL: epoch.train_ppl,
+            names.EPOCH_VAL_PPL: epoch.val_ppl,
+            names.EPOCH_VAL_ACC: epoch.val_acc,
+        }
+        self.listen(Progress("phase 2", epoch.number, self.config.phase2.epochs, series))
+
+    def _fill_contexts(self, last_state: Tensor | None) -> None:
+        self.listen(Progress("contexts", 0, 1))
+        tolerance = self.config.contexts.tolerance
+        if last_state is None:
+            self.train_contexts = self.model.contexts(self.train, tolerance)
+        else:
+            block, embedded = self.model.context_block, self.model.embedded
+            self.train_contexts = last_sweep_contexts(block, embedded, self.train, last_state)
+        self.val_contexts = self.model.contexts(self.validation, tolerance)
+
+    def _rank(self, tokens: Tensor) -> float:
+        """Effective rank of a stream's exact contexts, per cent of D."""
+        known = {id(self.validation): self.val_contexts}
+        if self.config.contexts.train == "exact":
+            known[id(self.train)] = self.train_contexts
+        contexts = known.get(id(tokens)) or self.model.contexts(tokens, self.config.contexts.tolerance)
+        rows = self.config.contexts.rank_rows
+        return 100 * effective_rank(contexts.final, rows, seeded(self.config.seed, "rank rows"))
+
+    def _train_phase1(self, folder: Path | None) -> dict[str, float]:
+        """Fit Phase 1 and compute the contexts on the way; weights and figures go into `folder`."""
+        result: Phase1Result = fit_phase1(
+            self.model, self.train, self.config.phase1, self.config.seed, self._on_sweep
+        )
+        self._fill_contexts(None if self.config.contexts.train == "exact" else result.state)
+        figures = {
+            names.SWEEPS: float(result.num_sweeps),
+            names.CONVERGENCE: result.sweeps[-1].convergence,
+            names.TRAIN_ER: self._rank(self.train),
+            names.VAL_ER: self._rank(self.validation),
+            names.PHASE1_SECONDS: result.seconds,
+        }
+        if folder is not None:
+            save_file(dict(self.model.context_block.state_dict()), folder / WEIGHTS)
+            series = [vars(sweep) for sweep in result.sweeps]
+            (folder / FIGURES).write_text(json.dumps({"metrics": figures, "sweeps": series}))
+        return figures
+
+    def phase1(self) -> dict[str, float]:
+        """Phase 1's figures, its weights in the model and both streams' contexts in place."""
+        self.listen(Progress("phase 1", 1, self.config.phase1.max_sweeps))
+        if self.config.contexts.train == "last_sweep":  # needs the last state, too large to keep
+            return self._train_phase1(None) | {names.PHASE1_SHARED: 0.0}
+        made: dict[str, float] = {}
+        folder, shared = self.store.get_or_make(
+            "phase1", self.config.phase1_key(), lambda scratch: made.update(self._train_phase1(scratch))
+        )
+        if shared:
+            stored = json.loads((folder / FIGURES).read_text())
+            self.model.context_block.load_state_dict(load_file(folder / WEIGHTS))
+            for sweep in stored["sweeps"]:
+                self._on_sweep(Sweep(**sweep))
+            self._fill_contexts(None)
+            made = stored["metrics"]
+        return made | {names.PHASE1_SHARED: float(shared)}
+
+    def phase2(self) -> Phase2Result:
+        """Phase 2's result; the best weights are in the model."""
+        assert self.train_contexts is not None
+        assert self.val_contexts is not None
+        reads = self.model.config.reads
+        train = Stream(self.train, self.train_contexts.read(reads))
+        validation = Stream(self.validation, self.val_contexts.read(reads))
+        self.listen(Progress("phase 2", 0, self.config.phase2.epochs))
+        return fit_phase2(self.model, train, validation, self.config.phase2, self._on_epoch)
+
+
+def run(
+    config: RunConfig,
+    inputs: Inputs,
+    store: ArtifactStore,
+    device: torch.device | str = "cpu",
+    on_progress: Listener = lambda progress: None,
+) -> RunResult:
+    """Train one configuration and judge it on the validation split.
+
+    Args:
+        inputs: of this very config (`prepare_inputs`).
+        store: where a shared Phase 1 is looked up and kept.
+        on_progress: called at every sweep and epoch.
+
+    Raises:
+        DivergedError: a loss became NaN or infinite.
+    """
+    began = time.perf_counter()
+    current = _Run(config, inputs, store, torch.device(device), on_progress)
+    figures = current.phase1()
+    result = current.phase2()
+    assert current.train_contexts is not None
+    model_config = current.model.config
+    figures |= {
+        names.CONTEXT_SWEEPS: float(current.train_contexts.passes),
+        names.CONTEXT_RESIDUAL: current.train_contexts.residual,
+        names.VAL_PPL: result.best.val_ppl,
+        names.VAL_ACC: result.best.val_acc,
+        names.TRAIN_PPL: result.best.train_ppl,
+        names.BEST_EPOCH: float(result.best.number),
+        names.EPOCHS: float(len(result.epochs)),
+        names.PHASE2_SECONDS: result.seconds,
+        names.TOTAL_PARAMS: float(model_config.total_params),
+        names.PHASE1_PARAMS: float(model_config.phase1_params),
+        names.PHASE2_PARAMS: float(model_config.phase2_params),
+        names.TOTAL_SECONDS: time.perf_counter() - began,
+    }
+    if inputs.embedding.bigram is not None:
+        figures[names.BIGRAM_VAL_PPL] = inputs.embedding.bigram.val_ppl
+    return RunResult(current.model, figures)

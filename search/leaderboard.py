@@ -1,0 +1,101 @@
+"""What a study found: a table, a CSV, and the best configuration as `best.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from optuna.trial import FrozenTrial
+from rich.table import Table
+
+from search.ledger import CONFIG, METRICS, REASON, Ledger, sorted_by_value, trial_config
+from trainables import metrics as names
+
+CSV, BEST = "leaderboard.csv", "best.json"
+BIGRAM_ROW = "bigram"
+COLUMNS = ("trial", "config", "mode", "D", "params", "sweeps", "conv %", "ER %", "val PPL", "val acc %", "seconds")
+
+
+def config_name(layers: dict[str, Any]) -> str:
+    """The reports' short name of a configuration, e.g. `C2T1`."""
+    return f"C{layers['context_layers']}T{layers['token_layers']}"
+
+
+def _row(trial: FrozenTrial) -> dict[str, Any]:
+    config, figures = trial_config(trial), trial.user_attrs[METRICS]
+    return {
+        "trial": trial.number,
+        "config": config_name(vars(config)),
+        "mode": config.context_mode,
+        "D": config.context_dim,
+        "params": int(figures[names.TOTAL_PARAMS]),
+        "sweeps": int(figures[names.SWEEPS]),
+        "conv %": 100 * figures[names.CONVERGENCE],
+        "ER %": figures[names.VAL_ER],
+        "val PPL": figures[names.VAL_PPL],
+        "val acc %": 100 * figures[names.VAL_ACC],
+        "seconds": figures[names.TOTAL_SECONDS],
+    }
+
+
+def leaderboard(ledger: Ledger, bigram: tuple[float, float] | None) -> pd.DataFrame:
+    """All finished trials, best first, and the bigram's line among them.
+
+    Args:
+        bigram: the bigram model's validation PPL and accuracy, where the embedding is one.
+    """
+    rows = [_row(trial) for trial in sorted_by_value(ledger.finished())]
+    if bigram is not None:
+        rows.append({"config": BIGRAM_ROW, "val PPL": bigram[0], "val acc %": 100 * bigram[1]})
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    integers = {name: "Int64" for name in ("trial", "D", "params", "sweeps")}
+    return frame.astype(integers).sort_values("val PPL", kind="stable", ignore_index=True)
+
+
+def _cell(column: str, value: Any) -> str:
+    if pd.isna(value):
+        return "–"
+    if column == "params":
+        return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value / 1e3:.0f}k"
+    decimals = {"conv %": 0, "ER %": 1, "val PPL": 2, "val acc %": 1, "seconds": 1}.get(column)
+    return str(value) if decimals is None else f"{value:.{decimals}f}"
+
+
+def as_table(frame: pd.DataFrame, title: str) -> Table:
+    """The leaderboard for a terminal."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("config", "mode") else "right", no_wrap=True)
+    for position, row in enumerate(frame.to_dict("records")):
+        style = "dim" if row["config"] == BIGRAM_ROW else "bold green" if position == 0 else None
+        table.add_row(*(_cell(str(column), row[column]) for column in COLUMNS), style=style)
+    return table
+
+
+def write_results(ledger: Ledger, frame: pd.DataFrame, folder: Path, command: str) -> list[Path]:
+    """Write the CSV and, if a trial finished, `best.json` into the study's folder; the files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    csv = folder / CSV
+    frame.to_csv(csv, index=False)
+    best = ledger.best()
+    if best is None:
+        return [csv]
+    content = {
+        "study": ledger.name,
+        "trial": best.number,
+        "command": command,
+        "config": best.user_attrs[CONFIG],
+        "metrics": best.user_attrs[METRICS],
+    }
+    (folder / BEST).write_text(json.dumps(content, indent=1) + "\n")
+    return [csv, folder / BEST]
+
+
+def failures(ledger: Ledger) -> list[tuple[int, str, str]]:
+    """Failed trials: number, configuration, reason."""
+    found = []
+    for trial in ledger.failed():
+        config = trial_config(trial)
+        name = f"{config_name(vars(config))} D{config.context_dim} {config.context_mode}"
+        found.append((trial.number, name, trial.user_attrs[REASON]))
+    return found

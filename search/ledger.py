@@ -1,0 +1,226 @@
+"""The ledger: one Optuna study in a database is the truth about what was asked for and what came back.
+
+Whatever else shows a study (MLflow, the leaderboard) is written from it. Running the same command again
+continues from it: finished trials are kept, trials that were interrupted are asked for again, and a
+configuration that is the same model as a finished one is answered with that one's value, not trained.
+"""
+
+import hashlib
+import json
+import random
+import sqlite3
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from search.spaces import STARTUP_TRIALS, Point, Study
+from trainables.config import RunConfig
+from trainables.metrics import VAL_PPL
+
+# User attributes of an Optuna trial.
+CONFIG, HASH, METRICS, REASON, REPEAT_OF, RETRY_OF = (
+    "config", "config_hash", "metrics", "reason", "repeat_of", "retry_of",
+)  # fmt: skip
+DEFINITION = "definition"  # user attribute of the Optuna study
+INTERRUPTED = "interrupted"
+MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One configuration to train."""
+
+    number: int  # of the Optuna trial
+    config: RunConfig
+
+
+def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
+    """The sampler that proposes trial `number`.
+
+    It is made anew for each proposal from (seed, number) and the trials on record, so a study that was
+    interrupted goes on as if it had not been (with one trial at a time).
+    """
+    digest = hashlib.sha256(f"{seed}:sampler:{number}".encode()).digest()
+    own = int.from_bytes(digest[:4], "little")
+    if kind == "random":
+        return RandomSampler(seed=own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if kind == "gp":
+            return GPSampler(seed=own, n_startup_trials=STARTUP_TRIALS, deterministic_objective=False)
+        return TPESampler(
+            seed=own, n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True
+        )
+
+
+def open_storage(database: Path) -> optuna.storages.RDBStorage:
+    """The Optuna database, made if need be. Write-ahead logging lets a dashboard read while a study writes."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_name(f".{database.name}.lock")):  # initialised by one process at a time
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
+        with sqlite3.connect(database) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()
+    return storage
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    names = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
+    return "; ".join(f"{n} is {wanted.get(n)!r}, was {stored.get(n)!r}" for n in names)
+
+
+class Ledger:
+    """One study on record. Only one process at a time may hold it (the caller keeps the lock)."""
+
+    def __init__(self, study: Study, name: str, database: Path) -> None:
+        """Open the study `name`, or begin it.
+
+        Raises:
+            ValueError: a study of that name has another definition; the differences are named.
+        """
+        self.study, self.name = study, name
+        wanted = json.loads(json.dumps(study.definition()))
+        self.optuna = optuna.create_study(
+            storage=open_storage(database), study_name=name, direction="minimize", load_if_exists=True
+        )
+        stored = self.optuna.user_attrs.get(DEFINITION)
+        if stored is None:
+            for point in study.fixed_points:
+                self.optuna.enqueue_trial(study.space.params(point), skip_if_exists=True)
+            self.optuna.set_metric_names([VAL_PPL])
+            self.optuna.set_user_attr(DEFINITION, wanted)
+        elif stored != wanted:
+            raise ValueError(
+                f"study {name!r} exists with another definition ({_differences(stored, wanted)}): give another --name"
+            )
+        self._parked: dict[str, list[int]] = {}  # config hash -> trials that wait for a running one's value
+        self._recover()
+
+    def _recover(self) -> None:
+        """Trials that a killed driver left running are failed and asked for again, with their parameters."""
+        for trial in self._trials(TrialState.RUNNING):
+            self.interrupt(trial.number)
+
+    def interrupt(self, number: int) -> None:
+        """A trial that was cut off: failed, and asked for again with the same parameters."""
+        params = self.optuna.trials[number].params
+        self._tell(number, state=TrialState.FAIL, attrs={REASON: INTERRUPTED})
+        self.optuna.enqueue_trial(params, user_attrs={RETRY_OF: number})
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.optuna.get_trials(deepcopy=False, states=states)
+
+    def _made(self, *states: TrialState) -> list[FrozenTrial]:
+        """Trials that stand for a configuration of their own: no repeats, no interrupted ones."""
+        return [
+            t
+            for t in self._trials(*states)
+            if REPEAT_OF not in t.user_attrs and t.user_attrs.get(REASON) != INTERRUPTED
+        ]
+
+    def finished(self) -> list[FrozenTrial]:
+        """Trials with a result."""
+        return self._made(TrialState.COMPLETE)
+
+    def failed(self) -> list[FrozenTrial]:
+        """Trials that ended without one, and will not be tried again."""
+        return self._made(TrialState.FAIL)
+
+    def open_trials(self) -> int:
+        """How many configurations are still to be asked for."""
+        parked = {number for numbers in self._parked.values() for number in numbers}
+        running = [t for t in self._made(TrialState.RUNNING) if t.number not in parked]
+        used = len(self.finished()) + len(self.failed()) + len(running)
+        return max(0, self.study.trials - used)
+
+    def next(self) -> Assignment | None:
+        """The next configuration to train, marked as running; None when there is none left."""
+        if self.open_trials() == 0:
+            return None
+        for _ in range(MAX_REPEATS):
+            if self.study.sampler is None and not self._trials(TrialState.WAITING):
+                return None  # an exact grid: all asked for
+            assignment = self._ask()
+            if assignment is not None:
+                return assignment
+        untried = self._untried()
+        if not untried:
+            return None
+        rng = random.Random(f"{self.study.base.seed}:untried:{len(self._trials())}")
+        self.optuna.enqueue_trial(self.study.space.params(rng.choice(untried)))
+        return self._ask()
+
+    def _ask(self) -> Assignment | None:
+        """Ask the sampler once; None where it proposed what is known already, which is answered on the spot."""
+        if self.study.sampler is not None:
+            number = len(self._trials())
+            self.optuna.sampler = make_sampler(self.study.sampler, self.study.base.seed, number)
+        trial = self.optuna.ask()
+        config = self._config(self.study.space.suggest(trial))
+        own_hash = config.config_hash()
+        trial.set_user_attr(HASH, own_hash)
+        trial.set_user_attr(CONFIG, config.flat())
+        for known in self._made(TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING):
+            if known.number != trial.number and known.user_attrs.get(HASH) == own_hash:
+                self._answer(trial.number, known)
+                return None
+        return Assignment(trial.number, config)
+
+    def _config(self, point: Point) -> RunConfig:
+        return self.study.base.replace(**point)
+
+    def _answer(self, number: int, known: FrozenTrial) -> None:
+        if known.state == TrialState.RUNNING:
+            self._parked.setdefault(known.user_attrs[HASH], []).append(number)
+            return
+        self._tell(number, known.value, known.state, {REPEAT_OF: known.number})
+
+    def _untried(self) -> list[Point]:
+        tried = {t.user_attrs.get(HASH) for t in self._trials()}
+        return [p for p in self.study.space.points() if self._config(p).config_hash() not in tried]
+
+    def complete(self, number: int, figures: dict[str, float]) -> None:
+        """A trial's result."""
+        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures})
+        self._release(number)
+
+    def fail(self, number: int, reason: str) -> None:
+        """A trial that has no result, and why."""
+        self._tell(number, None, TrialState.FAIL, {REASON: reason})
+        self._release(number)
+
+    def _release(self, number: int) -> None:
+        known = self.optuna.trials[number]
+        for parked in self._parked.pop(known.user_attrs[HASH], []):
+            self._answer(parked, known)
+
+    def _tell(
+        self, number: int, value: float | None = None, state: TrialState = TrialState.FAIL, attrs: dict[str, Any] | None = None
+    ) -> None:
+        trial_id = self.optuna.trials[number]._trial_id
+        for key, attr in (attrs or {}).items():
+            self.optuna._storage.set_trial_user_attr(trial_id, key, attr)
+        self.optuna.tell(number, value, state=state)
+
+    def best(self) -> FrozenTrial | None:
+        """The finished trial of the lowest validation perplexity."""
+        return min(self.finished(), key=lambda t: t.value, default=None)  # type: ignore[arg-type, return-value]
+
+
+def trial_config(trial: FrozenTrial) -> RunConfig:
+    """The configuration of a trial on record."""
+    return RunConfig.from_flat(trial.user_attrs[CONFIG])
+
+
+def sorted_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Best first."""
+    return sorted(trials, key=lambda t: (t.value, t.number))

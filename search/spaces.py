@@ -1,0 +1,121 @@
+"""Studies as data: which points are fixed, which space a sampler explores. No torch.
+
+A new study is one function here that returns a `Study`, and an entry of three lines beside `asym_layers.py`.
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Protocol
+
+from model.modes import CONTEXT_MODES, MAX_LAYERS, same_model_modes
+from trainables.artifacts import content_key
+from trainables.config import RunConfig
+
+SAMPLERS = ("gp", "tpe", "random")
+STARTUP_TRIALS = 6  # finished trials before gp and tpe start to model; the fixed points count
+
+Point = dict[str, Any]  # the searched fields of a RunConfig
+
+
+class Suggests(Protocol):
+    """What a space needs of an Optuna trial."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+    def suggest_categorical(self, name: str, choices: list[str]) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A box of configurations. Layer counts are ranges; D is an ordered list, so that trials can share Phase 1."""
+
+    context_layers: tuple[int, int]  # lowest, highest
+    token_layers: tuple[int, int]
+    context_dims: tuple[int, ...]  # ascending
+    context_modes: tuple[str, ...]
+
+    def suggest(self, trial: Suggests) -> Point:
+        """Ask an Optuna trial for one point. D is suggested by its rank in the list, which keeps its order."""
+        rank = trial.suggest_int("context_dim_rank", 0, len(self.context_dims) - 1)
+        return {
+            "context_layers": trial.suggest_int("context_layers", *self.context_layers),
+            "token_layers": trial.suggest_int("token_layers", *self.token_layers),
+            "context_dim": self.context_dims[rank],
+            "context_mode": trial.suggest_categorical("context_mode", list(self.context_modes)),
+        }
+
+    def params(self, point: Point) -> dict[str, Any]:
+        """The Optuna parameters that make `suggest` return `point`."""
+        rest = {key: value for key, value in point.items() if key != "context_dim"}
+        return rest | {"context_dim_rank": self.context_dims.index(point["context_dim"])}
+
+    def points(self) -> list[Point]:
+        """Every distinct model of the box, once, under the first name it has."""
+        layers = (range(low, high + 1) for low, high in (self.context_layers, self.token_layers))
+        found = []
+        for c, t, d, mode in product(*layers, self.context_dims, self.context_modes):
+            first = next(m for m in same_model_modes(mode, c, t) if m in self.context_modes)
+            if mode == first:
+                found.append({"context_layers": c, "token_layers": t, "context_dim": d, "context_mode": mode})
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One search: fixed points first, then what the sampler asks for until `trials` are made."""
+
+    entry: str  # the entry's name
+    base: RunConfig  # all that is not searched
+    space: Space
+    fixed_points: tuple[Point, ...]
+    sampler: str | None  # None: an exact grid, nothing is sampled
+    trials: int  # all of them, the fixed points included; no part of the definition, so it can grow
+
+    def definition(self) -> dict[str, Any]:
+        """What the study is. Two studies of equal definitions are one."""
+        # data and embedding are named by content: the same file by another path is the same study
+        left_out = {*self.fixed_points[0], "data", "embedding"}
+        base = {key: value for key, value in self.base.flat().items() if key not in left_out}
+        return {
+            "entry": self.entry,
+            **base,
+            "space": asdict(self.space),
+            "fixed_points": list(self.fixed_points),
+            "sampler": self.sampler,
+            "startup_trials": STARTUP_TRIALS if self.sampler else None,
+        }
+
+    def default_name(self, data_label: str) -> str:
+        """Entry, data and a short hash of the definition, so that different definitions never meet."""
+        return f"{self.entry}-{data_label}-{content_key(self.definition())[:8]}"
+
+
+def asym_layers(base: RunConfig, context_dims: tuple[int, ...], sampler: str, trials: int) -> Study:
+    """The four cells C1T1, C2T1, C1T2, C2T2 at the base's D, then layers 1–4, D and mode by a sampler.
+
+    Raises:
+        ValueError: fewer trials than cells.
+    """
+    cells = ((1, 1), (2, 1), (1, 2), (2, 2))
+    if trials < len(cells):
+        raise ValueError(f"--trials must be at least {len(cells)}, the cells that come first, not {trials}")
+    # In this order neighbours differ in C: two trials at a time never wait for one Phase 1.
+    fixed = tuple(
+        {"context_layers": c, "token_layers": t, "context_dim": base.context_dim, "context_mode": "prev_and_current"}
+        for c, t in cells
+    )
+    space = Space(
+        context_layers=(1, MAX_LAYERS),
+        token_layers=(1, MAX_LAYERS),
+        context_dims=context_dims,
+        context_modes=CONTEXT_MODES,
+    )
+    return Study(entry="asym_layers", base=base, space=space, fixed_points=fixed, sampler=sampler, trials=trials)
+
+
+def context_modes(base: RunConfig, context_dims: tuple[int, ...]) -> Study:
+    """Every distinct context mode at two context and two token layers: five models for each D."""
+    space = Space(
+        context_layers=(2, 2), token_layers=(2, 2), context_dims=context_dims, context_modes=CONTEXT_MODES
+    )
+    grid = tuple(space.points())
+    return Study(entry="context_modes", base=base, space=space, fixed_points=grid, sampler=None, trials=len(grid))

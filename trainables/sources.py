@@ -1,0 +1,298 @@
+"""What `--data` and `--embedding` name, checked within seconds, before anything slow is imported.
+
+Every mistake in them is a ValueError of one sentence. No torch, datasets or transformers here; the
+Hugging Face hub is asked for a commit only, and only where the name is not in the local cache.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from trainables.artifacts import content_key, file_sha256
+
+SPLIT_RULE = 1  # raise when the documents or their split change: the token ids of old caches then miss
+ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
+ULTRACHAT_TRAIN_ROWS = 50_000  # the validation rows follow
+PYDOC_DOCUMENT_BYTES = 2_000
+HUB_TIMEOUT = 5.0  # seconds
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}  # any one of them will do
+TOKENIZER_EXTRAS = {"merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A text corpus that is there and well-formed."""
+
+    kind: str  # pydoc, ultrachat or jsonl
+    spec: str  # as the user gave it
+    location: str  # absolute path of a jsonl; dataset id, or folder of that form, of an ultrachat; else ""
+    label: str  # short and safe in a file name
+    fingerprint: str  # of the content
+    revision: str | None = None  # commit of a hub dataset
+
+
+@dataclass(frozen=True)
+class EmbeddingSource:
+    """Where the tied embedding and the tokenizer come from."""
+
+    kind: str  # bigram or causal_lm
+    spec: str  # as the user gave it
+    location: str  # absolute path of a folder, or the name on the hub; "" for bigram
+    fingerprint: str  # of the content; a bigram's settings are not in it
+    revision: str | None = None  # commit of a hub model
+
+
+def resolve_data(spec: str, samples: int | None) -> DataSource:
+    """Check that `spec` (pydoc, ultrachat, or a .jsonl/.jsonl.gz path) can be trained on.
+
+    `samples` takes the first documents only; a document is a text that is not blank.
+
+    Raises:
+        ValueError: it cannot; the message says why and, for a line of a file, where.
+    """
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be at least 1, not {samples}")
+    if spec == "ultrachat":
+        return _resolve_ultrachat(spec, samples)
+    if spec == "pydoc":
+        documents = pydoc_documents()
+        _require_three_splits(spec, documents[:samples])
+        return DataSource("pydoc", spec, "", "pydoc", content_key(documents))
+    path = _jsonl_path(spec)
+    lines = _decoded_lines(path, spec)
+    _require_three_splits(spec, islice(read_documents(lines, spec), samples))
+    for _ in lines:  # lines that are not taken must still decode: they are read in large blocks later
+        pass
+    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "data"
+    return DataSource("jsonl", spec, str(path), label, file_sha256(path)[:16])
+
+
+def document_text(record: object) -> str:
+    """A record's text: the contents of its `messages`, one a line, or its `text`; null counts as absent.
+
+    Raises:
+        ValueError: it has neither, or one of the wrong form.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"not a JSON object but a {type(record).__name__}")
+    messages, text = record.get("messages"), record.get("text")
+    if messages is not None:
+        if not isinstance(messages, list) or not messages:
+            raise ValueError("`messages` must be a non-empty list")
+        contents = [m.get("content") if isinstance(m, dict) else None for m in messages]
+        for number, content in enumerate(contents, start=1):
+            if not isinstance(content, str):
+                raise ValueError(f"message {number} must be an object with a string `content`")
+        return "\n".join(contents)
+    if text is None:
+        raise ValueError("has neither `messages` nor `text`")
+    if not isinstance(text, str):
+        raise ValueError(f"`text` must be a string, not a {type(text).__name__}")
+    return text
+
+
+def read_documents(lines: Iterable[str], name: str) -> Iterator[str]:
+    """The documents of JSON lines in order; blank lines and blank texts are none.
+
+    Raises:
+        ValueError: a line is not a document; the message gives `name` and the line's number, from 1.
+    """
+    for number, line in enumerate(lines, start=1):
+        line = line.strip().removeprefix("\ufeff")  # the byte-order mark that some editors put first
+        if not line:
+            continue
+        try:
+            text = document_text(json.loads(line))
+            text.encode()
+        except json.JSONDecodeError as error:
+            reason = f"not a JSON object on one line ({error.msg} at column {error.colno})"
+            raise ValueError(f"{name}, line {number}: {reason}") from None
+        except UnicodeEncodeError:
+            raise ValueError(f"{name}, line {number}: half of a surrogate pair is no valid text") from None
+        except ValueError as error:
+            raise ValueError(f"{name}, line {number}: {error}") from None
+        if text.strip():
+            yield text
+
+
+def split_of(text: str) -> str:
+    """train, validation or test (80/10/10), by the text alone: order and duplicates do not matter."""
+    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 10
+    return {8: "validation", 9: "test"}.get(bucket, "train")
+
+
+def pydoc_documents() -> list[str]:
+    """CPython's language reference in `pydoc_data.topics`, by topic, in documents of at most 2,000 bytes.
+
+    A topic is cut at blank lines, and a paragraph that is longer at line ends; neighbouring pieces share
+    a document while they fit. Only a single longer line could make a longer document.
+    """
+    from pydoc_data.topics import topics
+
+    return [text for name in sorted(topics) for text in _cut(topics[name]) if text.strip()]
+
+
+def _cut(text: str) -> list[str]:
+    documents, current = [], ""
+    for paragraph in text.split("\n\n"):
+        pieces = paragraph.split("\n") if len(paragraph.encode()) > PYDOC_DOCUMENT_BYTES else [paragraph]
+        for index, piece in enumerate(pieces):
+            joined = current + ("\n" if index else "\n\n") + piece if current else piece
+            if len(joined.encode()) > PYDOC_DOCUMENT_BYTES and current:
+                documents.append(current)
+                joined = piece
+            current = joined
+    return [*documents, current]
+
+
+def _require_three_splits(name: str, documents: Iterable[str]) -> None:
+    counts = Counter(split_of(text) for text in documents)
+    if any(counts[split] == 0 for split in SPLITS):
+        found = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+        raise ValueError(
+            f"too few documents in {name}: {counts.total()} give {found}, each needs at least one"
+        )
+
+
+def _jsonl_path(spec: str) -> Path:
+    path = Path(spec).expanduser().absolute()
+    if path.is_dir():
+        raise ValueError(f"data {spec!r} is a folder; give one .jsonl or .jsonl.gz file")
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(f"data must be pydoc, ultrachat, or a .jsonl or .jsonl.gz file, not {spec!r}")
+    if not path.is_file():
+        raise ValueError(f"data file {spec!r} does not exist")
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise ValueError(f"data file {spec!r} cannot be read: {error.strerror}") from None
+    if not start:
+        raise ValueError(f"data file {spec!r} is empty")
+    is_gzip, named_gzip = start == b"\x1f\x8b", path.name.endswith(".gz")
+    if is_gzip != named_gzip:
+        state = "is compressed with gzip but not" if is_gzip else "is not compressed with gzip but"
+        raise ValueError(f"data file {spec!r} {state} named .gz: rename it")
+    return path
+
+
+def _decoded_lines(path: Path, spec: str) -> Iterator[str]:
+    number = 0
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield line.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{spec}, line {number}: not UTF-8 ({error.reason})") from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{spec} cannot be read past line {number}: {error}") from None
+
+
+def _resolve_ultrachat(spec: str, samples: int | None) -> DataSource:
+    if samples is not None and samples > ULTRACHAT_TRAIN_ROWS:
+        limit = f"at most {ULTRACHAT_TRAIN_ROWS} (the validation conversations follow)"
+        raise ValueError(f"samples of ultrachat must be {limit}, not {samples}")
+    from huggingface_hub import constants
+
+    root = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets")).expanduser()
+    # `datasets` ends a prepared dataset's folder with the commit; where it is offline it takes the newest
+    prepared = root.glob(f"{ULTRACHAT.replace('/', '___')}/*/*/*/dataset_info.json")
+    cached = sorted((info.parent for info in prepared), key=lambda folder: folder.stat().st_mtime)
+    advice = "use --data pydoc or a .jsonl file, or load the dataset once with `datasets` to have it cached"
+    commit = cached[-1].name if cached else _hub_commit("dataset", ULTRACHAT, advice)
+    return DataSource("ultrachat", spec, ULTRACHAT, "ultrachat", content_key([ULTRACHAT, commit]), commit)
+
+
+def resolve_embedding(spec: str) -> EmbeddingSource:
+    """Check that `spec` (bigram, or a causal LM's local folder or hub name) can be had.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    if spec == "bigram":
+        return EmbeddingSource("bigram", spec, "", "bigram")
+    folder = Path(spec).expanduser().absolute()
+    if folder.is_dir():
+        files = _model_files(folder, spec)
+        fingerprint = content_key({file.name: file_sha256(file) for file in files})
+        return EmbeddingSource("causal_lm", spec, str(folder), fingerprint)
+    if folder.exists():
+        raise ValueError(f"embedding {spec!r} is a file; give the folder that holds config.json")
+    if spec.startswith((".", "~", "/")) or spec.count("/") > 1 or "\\" in spec:
+        raise ValueError(f"embedding folder {spec!r} does not exist")
+    advice = "use --embedding bigram, or a local folder with config.json, tokenizer and safetensors weights"
+    commit = _hub_commit("model", spec, advice)
+    return EmbeddingSource("causal_lm", spec, spec, f"{spec}@{commit}", commit)
+
+
+def _require_model_files(names: set[str], spec: str) -> None:
+    weights = {WEIGHTS, WEIGHTS_INDEX}
+    parts = {"config.json": {"config.json"}, "tokenizer": TOKENIZERS, "safetensors weights": weights}
+    missing = [part for part, choices in parts.items() if not names & choices]
+    if missing:
+        raise ValueError(f"embedding {spec!r} has no {' and no '.join(missing)}")
+
+
+def _model_files(folder: Path, spec: str) -> list[Path]:
+    """The files of a model folder that determine its token ids and its table."""
+    from safetensors import SafetensorError, safe_open
+
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    _require_model_files(names, spec)
+    try:
+        model_type = json.loads((folder / "config.json").read_text())["model_type"]
+        index = {} if WEIGHTS in names else json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"]
+        shards = set(index.values()) or {WEIGHTS}
+        for shard in sorted(shards):
+            with safe_open(folder / shard, framework="np"):
+                pass  # opening it checks its header and its length
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        reason = f"config.json or the weights cannot be used ({type(error).__name__}: {error})"
+        raise ValueError(f"embedding {spec!r}: {reason}") from None
+    assert model_type
+    wanted = {"config.json", *TOKENIZERS, *TOKENIZER_EXTRAS, *shards}
+    return sorted(folder / name for name in names & wanted)
+
+
+def _hub_commit(kind: str, name: str, advice: str) -> str:
+    """The commit of a hub repository (`kind` model or dataset): of a model in the cache, else the newest.
+
+    Raises:
+        ValueError: no such repository, no access, or no answer; `advice` is what to do instead.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json", repo_type=kind)
+        if kind == "model" and isinstance(config, str):
+            folder = Path(config).parent
+            if (folder / WEIGHTS).exists() or (folder / WEIGHTS_INDEX).exists():
+                return folder.name
+        info = HfApi().repo_info(name, repo_type=kind, timeout=HUB_TIMEOUT)
+    except HFValidationError:
+        raise ValueError(f"{name!r} is neither a folder here nor the form of a hub name; {advice}") from None
+    except GatedRepoError:
+        raise ValueError(f"the hub's {kind} {name!r} needs a login that may read it; {advice}") from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"no such {kind} on the hub: {name!r}; {advice}") from None
+    except (HTTPError, OSError) as error:
+        state = f"not in the local cache and the Hugging Face hub cannot be reached ({error})"
+        raise ValueError(f"{kind} {name!r} is {state}; {advice}") from None
+    if kind == "model":
+        _require_model_files({file.rfilename for file in info.siblings or []}, name)
+    if info.sha is None:
+        raise ValueError(f"the hub names no commit of {kind} {name!r}; {advice}")
+    return info.sha

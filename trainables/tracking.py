@@ -1,0 +1,116 @@
+"""The only place that talks to MLflow: one experiment per study, one parent run, one child run per trial.
+
+The driver is the only writer. Runs are found again by tag, so that a study that is continued reopens its
+runs and never makes a second one for the same configuration.
+"""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = "study", "config_hash", "optuna_trial", "role", "reason"
+PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
+MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
+
+
+def local_store(root: Path) -> str:
+    """The tracking URI of the store under `root`."""
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+class Tracker:
+    """One study's runs in MLflow."""
+
+    def __init__(self, root: Path, study: str, tracking_uri: str | None = None) -> None:
+        """Open or make the experiment `study`.
+
+        Args:
+            root: holds `mlflow.db` and `artifacts/` unless `tracking_uri` names a server.
+
+        Raises:
+            ValueError: MLflow refuses the store, or a deleted experiment holds the name.
+        """
+        root = root.resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        self.study = study
+        try:
+            # A fresh database that two processes initialise at once fails in most of them.
+            with FileLock(root / ".mlflow.lock"):
+                self.client = MlflowClient(tracking_uri or local_store(root))
+                found = self.client.get_experiment_by_name(study)
+                if found is None:
+                    where = None if tracking_uri else (root / "artifacts" / study).as_uri()
+                    experiment_id = self.client.create_experiment(study, artifact_location=where)
+                elif found.lifecycle_stage != "active":
+                    raise ValueError(f"MLflow's experiment {study!r} was deleted: restore it there or give --name")
+                else:
+                    experiment_id = found.experiment_id
+        except MlflowException as error:
+            raise ValueError(f"MLflow's store cannot be used: {error}") from error
+        self.experiment_id: str = experiment_id
+        self.parent = self._open({ROLE_TAG: "study"}, study).info.run_id
+
+    def _open(self, key: dict[str, str], name: str, tags: dict[str, str] | None = None) -> Run:
+        """The run with these tags, reopened, or a new one."""
+        where = " and ".join(f"tags.{k} = '{v}'" for k, v in key.items())
+        runs = self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
+        if runs:
+            self.client.update_run(runs[0].info.run_id, status="RUNNING")
+            return runs[0]
+        tags = {NAME_TAG: name, STUDY_TAG: self.study} | key | (tags or {})
+        return self.client.create_run(self.experiment_id, tags=tags)
+
+    def start_study(self, params: dict[str, Any]) -> None:
+        """Params of the parent run; those it has already are left as they are."""
+        known = self.client.get_run(self.parent).data.params
+        self._params(self.parent, {k: v for k, v in params.items() if k not in known})
+
+    def start_trial(self, number: int, config_hash: str, name: str, params: dict[str, Any]) -> str:
+        """The id of the child run of one configuration, new or reopened."""
+        run = self._open({HASH_TAG: config_hash}, name, {PARENT_TAG: self.parent})
+        run_id: str = run.info.run_id
+        self.client.set_tag(run_id, TRIAL_TAG, str(number))
+        if not run.data.params:
+            self._params(run_id, params)
+        return run_id
+
+    def _params(self, run_id: str, params: dict[str, Any]) -> None:
+        listed = [Param(key, str(value)) for key, value in params.items()]
+        for start in range(0, len(listed), MAX_PARAMS):
+            self.client.log_batch(run_id, params=listed[start : start + MAX_PARAMS])
+
+    def log_series(self, run_id: str, points: Iterable[tuple[str, int, float]]) -> None:
+        """Points (metric, step, value) of a trial's curves, in as few calls as MLflow takes."""
+        now = int(time.time() * 1000)
+        listed = [Metric(name, value, now, step) for name, step, value in points]
+        for start in range(0, len(listed), MAX_METRICS):
+            self.client.log_batch(run_id, metrics=listed[start : start + MAX_METRICS])
+
+    def finish_trial(self, run_id: str, figures: dict[str, float]) -> None:
+        """The final figures, once, and the run's end."""
+        self.log_series(run_id, [(name, 0, value) for name, value in figures.items()])
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def fail_trial(self, run_id: str, reason: str, details: str, status: str = "FAILED") -> None:
+        """End a run without figures; `details` (a traceback, say) becomes an artifact."""
+        self.client.log_batch(run_id, tags=[RunTag(REASON_TAG, reason[:500])])
+        if details:
+            self.client.log_text(run_id, details, "error.txt")
+        self.client.set_terminated(run_id, status)
+
+    def end_study(self, status: str, figures: dict[str, float], files: Iterable[Path]) -> None:
+        """The parent run's figures, files and end; trials that never ended are marked killed."""
+        running = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'")
+        for run in running:
+            if run.info.run_id != self.parent:
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        self.log_series(self.parent, [(name, 0, value) for name, value in figures.items()])
+        for file in files:
+            self.client.log_artifact(self.parent, str(file))
+        self.client.set_terminated(self.parent, status)

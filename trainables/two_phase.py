@@ -1,0 +1,129 @@
+"""The Ray trainable: one trial is one `pipeline.run`, reported to Tune as it goes. No torch until it runs."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+
+from trainables.config import RunConfig
+
+if TYPE_CHECKING:
+    from trainables.pipeline import Progress
+    from trainables.sources import DataSource, EmbeddingSource
+
+log = logging.getLogger(__name__)
+REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in one of them
+
+# Keys of a report. Every report has all of them.
+PHASE, STEP, TOTAL, SERIES, FINAL = "phase", "step", "total", "series", "final"
+
+
+class _Reporter:
+    """Collects a run's progress and hands it to Tune, never more often than `REPORT_EVERY`."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[str, int, float]] = []
+        self._last = -math.inf
+        self._at: dict[str, Any] = {PHASE: "start", STEP: 0, TOTAL: 0}
+
+    def __call__(self, progress: "Progress") -> None:
+        self._points += [(name, progress.step, value) for name, value in progress.series.items()]
+        self._at = {PHASE: progress.phase, STEP: progress.step, TOTAL: progress.total}
+        if time.monotonic() - self._last >= REPORT_EVERY:
+            self._send({})
+
+    def finish(self, figures: dict[str, float]) -> None:
+        """The last report of a run, with its figures."""
+        self._send(figures)
+
+    def _send(self, final: dict[str, float]) -> None:
+        tune.report({**self._at, SERIES: self._points, FINAL: final})
+        self._points, self._last = [], time.monotonic()
+
+
+def choose_device(gpus: float) -> str:
+    """The device of a process that was granted `gpus` GPUs: the first visible one, or the CPU.
+
+    Raises:
+        ValueError: a GPU was granted that this PyTorch cannot use.
+    """
+    import torch
+
+    if gpus == 0:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ValueError(f"a GPU was requested, but this PyTorch ({torch.__version__}) sees none")
+    if gpus < 1:  # Ray's fractions are bookkeeping only: hold the trial to its share of the memory
+        torch.cuda.set_per_process_memory_fraction(gpus)
+    torch.set_float32_matmul_precision("high")
+    return "cuda"
+
+
+def two_phase(
+    config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str, threads: int, gpus: float
+) -> None:
+    """One trial.
+
+    Args:
+        config: a flat `RunConfig`.
+        inputs: one reference to the study's `pipeline.Inputs`, in the object store once.
+        cache: folder of shared Phase-1 results.
+        threads: CPU threads of the computation; recorded, since the last digits depend on it.
+        gpus: what Ray granted.
+    """
+    import torch
+
+    from trainables.artifacts import ArtifactStore
+    from trainables.pipeline import run
+
+    torch.set_num_threads(threads)
+    device = choose_device(gpus)
+    report = _Reporter()
+    result = run(RunConfig.from_flat(config), ray.get(inputs[0]), ArtifactStore(Path(cache)), device, report)
+    report.finish(result.metrics)
+
+
+def prepare(
+    config: RunConfig,
+    data: "DataSource",
+    embedding: "EmbeddingSource",
+    cache: str,
+    threads: int,
+    gpus: float,
+) -> tuple[Any, dict[str, Any]]:
+    """Make a study's inputs where trials run; returned to the object store, with what the driver wants to know."""
+    import torch
+
+    from trainables.artifacts import ArtifactStore
+    from trainables.pipeline import prepare_inputs
+
+    torch.set_num_threads(threads)
+    inputs = prepare_inputs(config, data, embedding, ArtifactStore(Path(cache)), choose_device(gpus))
+    corpus, bigram = inputs.corpus, inputs.embedding.bigram
+    vocab_size, embedding_dim = inputs.embedding.table.shape
+    return inputs, {
+        "train_tokens": len(corpus.train.tokens),
+        "val_tokens": len(corpus.validation.tokens),
+        "test_tokens": len(corpus.test.tokens),
+        "vocab_size": vocab_size,
+        "embedding_dim": embedding_dim,
+        "bigram_val_ppl": bigram.val_ppl if bigram else None,
+        "bigram_val_acc": bigram.val_acc if bigram else None,
+        "hardware": hardware(gpus),
+    }
+
+
+def hardware(gpus: float) -> str:
+    """What a trial computes on, in a few words."""
+    import os
+    import platform
+
+    import torch
+
+    if gpus:
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} x {platform.processor() or platform.machine()}"

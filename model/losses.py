@@ -27,7 +27,8 @@ def block_dispersion(blocks: Tensor) -> Tensor:
     """OACD per block: `-||X - mean(X)||_F / n + 0.1 ||mean(X)||^2`.  # (B, n, D) -> (B,)"""
     mean = blocks.mean(dim=1)  # (B, D)
     deviation = torch.linalg.vector_norm(blocks - mean[:, None], dim=(1, 2))
-    return -deviation / blocks.shape[1] + MEAN_WEIGHT * mean.square().sum(dim=1)
+    losses: Tensor = -deviation / blocks.shape[1] + MEAN_WEIGHT * mean.square().sum(dim=1)
+    return losses
 
 
 def effective_rank(contexts: Tensor, max_rows: int, generator: torch.Generator) -> float:

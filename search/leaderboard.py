@@ -13,7 +13,19 @@ from trainables import metrics as names
 
 CSV, BEST = "leaderboard.csv", "best.json"
 BIGRAM_ROW = "bigram"
-COLUMNS = ("trial", "config", "mode", "D", "params", "sweeps", "conv %", "ER %", "val PPL", "val acc %", "seconds")
+COLUMNS = (
+    "trial",
+    "config",
+    "mode",
+    "D",
+    "params",
+    "sweeps",
+    "conv %",
+    "ER %",
+    "val PPL",
+    "val acc %",
+    "seconds",
+)
 
 
 def config_name(layers: dict[str, Any]) -> str:
@@ -48,7 +60,7 @@ def leaderboard(ledger: Ledger, bigram: tuple[float, float] | None) -> pd.DataFr
     if bigram is not None:
         rows.append({"config": BIGRAM_ROW, "val PPL": bigram[0], "val acc %": 100 * bigram[1]})
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    integers = {name: "Int64" for name in ("trial", "D", "params", "sweeps")}
+    integers = dict.fromkeys(("trial", "D", "params", "sweeps"), "Int64")
     return frame.astype(integers).sort_values("val PPL", kind="stable", ignore_index=True)
 
 
@@ -56,19 +68,21 @@ def _cell(column: str, value: Any) -> str:
     if pd.isna(value):
         return "–"
     if column == "params":
-        return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value / 1e3:.0f}k"
-    decimals = {"conv %": 0, "ER %": 1, "val PPL": 2, "val acc %": 1, "seconds": 1}.get(column)
-    return str(value) if decimals is None else f"{value:.{decimals}f}"
+        return f"{value / 1e6:.1f}M" if value >= 1e6 else f"{value / 1e3:.0f}k"
+    forms = {"conv %": "{:.0f}%", "ER %": "{:.1f}%", "val PPL": "{:.2f}", "val acc %": "{:.1f}%", "seconds": "{:.1f}"}
+    return forms.get(column, "{}").format(value)
 
 
 def as_table(frame: pd.DataFrame, title: str) -> Table:
-    """The leaderboard for a terminal."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """The leaderboard for a terminal of 80 columns or more."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("config", "mode") else "right", no_wrap=True)
+        side: Any = "left" if column in ("config", "mode") else "right"
+        heading = "#" if column == "trial" else column.removesuffix(" %")
+        table.add_column(heading, justify=side, no_wrap=True, header_style="bold underline")
     for position, row in enumerate(frame.to_dict("records")):
         style = "dim" if row["config"] == BIGRAM_ROW else "bold green" if position == 0 else None
-        table.add_row(*(_cell(str(column), row[column]) for column in COLUMNS), style=style)
+        table.add_row(*(_cell(column, row[column]) for column in COLUMNS), style=style)
     return table
 
 

@@ -30,6 +30,8 @@ CONFIG, HASH, METRICS, REASON, REPEAT_OF, RETRY_OF = (
 )  # fmt: skip
 DEFINITION = "definition"  # user attribute of the Optuna study
 INTERRUPTED = "interrupted"
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
+
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
 
 
@@ -55,9 +57,7 @@ def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if kind == "gp":
             return GPSampler(seed=own, n_startup_trials=STARTUP_TRIALS, deterministic_objective=False)
-        return TPESampler(
-            seed=own, n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True
-        )
+        return TPESampler(seed=own, n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True)
 
 
 def open_storage(database: Path) -> optuna.storages.RDBStorage:
@@ -89,14 +89,14 @@ class Ledger:
         """
         self.study, self.name = study, name
         wanted = json.loads(json.dumps(study.definition()))
+        self.storage = open_storage(database)
         self.optuna = optuna.create_study(
-            storage=open_storage(database), study_name=name, direction="minimize", load_if_exists=True
+            storage=self.storage, study_name=name, direction="minimize", load_if_exists=True
         )
         stored = self.optuna.user_attrs.get(DEFINITION)
         if stored is None:
             for point in study.fixed_points:
                 self.optuna.enqueue_trial(study.space.params(point), skip_if_exists=True)
-            self.optuna.set_metric_names([VAL_PPL])
             self.optuna.set_user_attr(DEFINITION, wanted)
         elif stored != wanted:
             raise ValueError(
@@ -112,12 +112,12 @@ class Ledger:
 
     def interrupt(self, number: int) -> None:
         """A trial that was cut off: failed, and asked for again with the same parameters."""
-        params = self.optuna.trials[number].params
-        self._tell(number, state=TrialState.FAIL, attrs={REASON: INTERRUPTED})
+        params = self._trial(number).params
+        self._tell(number, None, TrialState.FAIL, {REASON: INTERRUPTED})
         self.optuna.enqueue_trial(params, user_attrs={RETRY_OF: number})
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.optuna.get_trials(deepcopy=False, states=states)
+        return self.optuna.get_trials(deepcopy=False, states=states or None)  # none named: all
 
     def _made(self, *states: TrialState) -> list[FrozenTrial]:
         """Trials that stand for a configuration of their own: no repeats, no interrupted ones."""
@@ -199,16 +199,20 @@ class Ledger:
         self._release(number)
 
     def _release(self, number: int) -> None:
-        known = self.optuna.trials[number]
+        known = self._trial(number)
         for parked in self._parked.pop(known.user_attrs[HASH], []):
             self._answer(parked, known)
 
-    def _tell(
-        self, number: int, value: float | None = None, state: TrialState = TrialState.FAIL, attrs: dict[str, Any] | None = None
-    ) -> None:
-        trial_id = self.optuna.trials[number]._trial_id
-        for key, attr in (attrs or {}).items():
-            self.optuna._storage.set_trial_user_attr(trial_id, key, attr)
+    def _trial_id(self, number: int) -> int:
+        study_id = self.storage.get_study_id_from_name(self.name)
+        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.storage.get_trial(self._trial_id(number))
+
+    def _tell(self, number: int, value: float | None, state: TrialState, attrs: dict[str, Any]) -> None:
+        for key, attr in attrs.items():
+            self.storage.set_trial_user_attr(self._trial_id(number), key, attr)
         self.optuna.tell(number, value, state=state)
 
     def best(self) -> FrozenTrial | None:

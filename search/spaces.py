@@ -50,9 +50,9 @@ class Space:
 
     def points(self) -> list[Point]:
         """Every distinct model of the box, once, under the first name it has."""
-        layers = (range(low, high + 1) for low, high in (self.context_layers, self.token_layers))
+        context, token = (range(low, high + 1) for low, high in (self.context_layers, self.token_layers))
         found = []
-        for c, t, d, mode in product(*layers, self.context_dims, self.context_modes):
+        for d, c, t, mode in product(self.context_dims, context, token, self.context_modes):
             first = next(m for m in same_model_modes(mode, c, t) if m in self.context_modes)
             if mode == first:
                 found.append({"context_layers": c, "token_layers": t, "context_dim": d, "context_mode": mode})
@@ -100,7 +100,12 @@ def asym_layers(base: RunConfig, context_dims: tuple[int, ...], sampler: str, tr
         raise ValueError(f"--trials must be at least {len(cells)}, the cells that come first, not {trials}")
     # In this order neighbours differ in C: two trials at a time never wait for one Phase 1.
     fixed = tuple(
-        {"context_layers": c, "token_layers": t, "context_dim": base.context_dim, "context_mode": "prev_and_current"}
+        {
+            "context_layers": c,
+            "token_layers": t,
+            "context_dim": base.context_dim,
+            "context_mode": "prev_and_current",
+        }
         for c, t in cells
     )
     space = Space(
@@ -114,8 +119,6 @@ def asym_layers(base: RunConfig, context_dims: tuple[int, ...], sampler: str, tr
 
 def context_modes(base: RunConfig, context_dims: tuple[int, ...]) -> Study:
     """Every distinct context mode at two context and two token layers: five models for each D."""
-    space = Space(
-        context_layers=(2, 2), token_layers=(2, 2), context_dims=context_dims, context_modes=CONTEXT_MODES
-    )
+    space = Space(context_layers=(2, 2), token_layers=(2, 2), context_dims=context_dims, context_modes=CONTEXT_MODES)
     grid = tuple(space.points())
     return Study(entry="context_modes", base=base, space=space, fixed_points=grid, sampler=None, trials=len(grid))

@@ -180,9 +180,7 @@ def batches(tokens: Tensor, contexts: Contexts, size: int) -> Iterator[tuple[Ten
 
 
 @torch.no_grad()
-def evaluate(
-    model: ReferenceModel, tokens: Tensor, contexts: Contexts, batch_size: int = 8_192
-) -> tuple[float, float]:
+def evaluate(model: ReferenceModel, tokens: Tensor, contexts: Contexts, batch_size: int = 8_192) -> tuple[float, float]:
     """Mean negative log-likelihood (nats) and top-1 accuracy of the N - 1 next tokens."""
     nll, correct = 0.0, 0
     for inputs, rows, targets in batches(tokens, contexts, batch_size):

@@ -108,7 +108,12 @@ class RunConfig:
         _require(self.context_dim >= 1, "context_dim", "at least 1", self.context_dim)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
         bigram_given = self.bigram is not None
-        _require((self.embedding == "bigram") == bigram_given, "bigram", "given with that embedding only", self.bigram)
+        _require(
+            (self.embedding == "bigram") == bigram_given,
+            "bigram",
+            "given with that embedding only",
+            self.bigram,
+        )
 
     def model_config(self, vocab_size: int, embedding_dim: int) -> ModelConfig:
         """The model of this run on a V × E table."""
@@ -140,7 +145,12 @@ class RunConfig:
         """
         rest, kwargs = dict(flat), {}
         hints = get_type_hints(cls)
-        nested = {"bigram": BigramConfig, "phase1": Phase1Config, "contexts": ContextsConfig, "phase2": Phase2Config}
+        nested = {
+            "bigram": BigramConfig,
+            "phase1": Phase1Config,
+            "contexts": ContextsConfig,
+            "phase2": Phase2Config,
+        }
         for name, kind in nested.items():
             own = {f.name: rest.pop(f"{name}_{f.name}") for f in dataclasses.fields(kind) if f"{name}_{f.name}" in rest}
             if own:

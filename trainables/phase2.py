@@ -109,7 +109,9 @@ def fit_phase2(
         losses, correct = evaluate(model, validation)
         val_loss = float(losses.double().mean())
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            raise DivergedError(f"Phase 2 diverged: loss {train_loss} in training, {val_loss} in validation, epoch {number}")
+            raise DivergedError(
+                f"Phase 2 diverged: loss {train_loss} in training, {val_loss} in validation, epoch {number}"
+            )
         epoch = Epoch(number, _ppl(train_loss), _ppl(val_loss), float(correct.double().mean()))
         epochs.append(epoch)
         on_epoch(epoch)

@@ -120,9 +120,7 @@ class _Run:
 
     def _train_phase1(self, folder: Path | None) -> dict[str, float]:
         """Fit Phase 1 and compute the contexts on the way; weights and figures go into `folder`."""
-        result: Phase1Result = fit_phase1(
-            self.model, self.train, self.config.phase1, self.config.seed, self._on_sweep
-        )
+        result: Phase1Result = fit_phase1(self.model, self.train, self.config.phase1, self.config.seed, self._on_sweep)
         self._fill_contexts(None if self.config.contexts.train == "exact" else result.state)
         figures = {
             names.SWEEPS: float(result.num_sweeps),

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from trainables.artifacts import content_key, file_sha256
 
@@ -91,11 +90,10 @@ def document_text(record: object) -> str:
     if messages is not None:
         if not isinstance(messages, list) or not messages:
             raise ValueError("`messages` must be a non-empty list")
-        contents = [m.get("content") if isinstance(m, dict) else None for m in messages]
-        for number, content in enumerate(contents, start=1):
-            if not isinstance(content, str):
+        for number, message in enumerate(messages, start=1):
+            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
                 raise ValueError(f"message {number} must be an object with a string `content`")
-        return "\n".join(contents)
+        return "\n".join(message["content"] for message in messages)
     if text is None:
         raise ValueError("has neither `messages` nor `text`")
     if not isinstance(text, str):
@@ -161,9 +159,7 @@ def _require_three_splits(name: str, documents: Iterable[str]) -> None:
     counts = Counter(split_of(text) for text in documents)
     if any(counts[split] == 0 for split in SPLITS):
         found = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-        raise ValueError(
-            f"too few documents in {name}: {counts.total()} give {found}, each needs at least one"
-        )
+        raise ValueError(f"too few documents in {name}: {counts.total()} give {found}, each needs at least one")
 
 
 def _jsonl_path(spec: str) -> Path:
@@ -189,15 +185,15 @@ def _jsonl_path(spec: str) -> Path:
 
 
 def _decoded_lines(path: Path, spec: str) -> Iterator[str]:
-    number = 0
     try:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                yield line.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{spec}, line {number}: not UTF-8 ({error.reason})") from None
+                try:
+                    yield line.decode()
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{spec}, line {number}: not UTF-8 ({error.reason})") from None
     except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{spec} cannot be read past line {number}: {error}") from None
+        raise ValueError(f"data file {spec!r} cannot be read to its end: {error}") from None
 
 
 def _resolve_ultrachat(spec: str, samples: int | None) -> DataSource:
@@ -281,7 +277,9 @@ def _hub_commit(kind: str, name: str, advice: str) -> str:
             folder = Path(config).parent
             if (folder / WEIGHTS).exists() or (folder / WEIGHTS_INDEX).exists():
                 return folder.name
-        info = HfApi().repo_info(name, repo_type=kind, timeout=HUB_TIMEOUT)
+        api = HfApi()
+        ask = api.model_info if kind == "model" else api.dataset_info
+        info = ask(name, timeout=HUB_TIMEOUT)
     except HFValidationError:
         raise ValueError(f"{name!r} is neither a folder here nor the form of a hub name; {advice}") from None
     except GatedRepoError:

@@ -4,6 +4,7 @@ The driver is the only writer. Runs are found again by tag, so that a study that
 runs and never makes a second one for the same configuration.
 """
 
+import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,38 +15,43 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = "study", "config_hash", "optuna_trial", "role", "reason"
+from trainables.records import Records
+
+for _noisy in ("mlflow", "alembic"):  # they announce every table of a new database
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
+    "study",
+    "config_hash",
+    "optuna_trial",
+    "role",
+    "reason",
+)
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
-
-
-def local_store(root: Path) -> str:
-    """The tracking URI of the store under `root`."""
-    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
 class Tracker:
     """One study's runs in MLflow."""
 
-    def __init__(self, root: Path, study: str, tracking_uri: str | None = None) -> None:
+    def __init__(self, records: Records, study: str, tracking_uri: str | None = None) -> None:
         """Open or make the experiment `study`.
 
         Args:
-            root: holds `mlflow.db` and `artifacts/` unless `tracking_uri` names a server.
+            records: hold the database and the artifacts, unless `tracking_uri` says where runs go instead.
 
         Raises:
             ValueError: MLflow refuses the store, or a deleted experiment holds the name.
         """
-        root = root.resolve()
-        root.mkdir(parents=True, exist_ok=True)
+        records.root.mkdir(parents=True, exist_ok=True)
         self.study = study
         try:
             # A fresh database that two processes initialise at once fails in most of them.
-            with FileLock(root / ".mlflow.lock"):
-                self.client = MlflowClient(tracking_uri or local_store(root))
+            with FileLock(records.root / ".mlflow.lock"):
+                self.client = MlflowClient(tracking_uri or records.tracking_uri)
                 found = self.client.get_experiment_by_name(study)
                 if found is None:
-                    where = None if tracking_uri else (root / "artifacts" / study).as_uri()
+                    where = None if tracking_uri else (records.artifacts / study).as_uri()
                     experiment_id = self.client.create_experiment(study, artifact_location=where)
                 elif found.lifecycle_stage != "active":
                     raise ValueError(f"MLflow's experiment {study!r} was deleted: restore it there or give --name")

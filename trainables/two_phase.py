@@ -63,9 +63,7 @@ def choose_device(gpus: float) -> str:
     return "cuda"
 
 
-def two_phase(
-    config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str, threads: int, gpus: float
-) -> None:
+def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str, threads: int, gpus: float) -> None:
     """One trial.
 
     Args:

@@ -1,0 +1,237 @@
+"""From a command line to a finished study: check, connect, prepare, run, report."""
+
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.options import Settings, build_parser, check
+from search.spaces import Study
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from search.ledger import Ledger
+
+OK, ALL_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# Set before anything heavy is imported. What each is for:
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own live table: ours is shown instead
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # trials that ask for no GPU see none
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of what MLflow has
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) -> int:
+    """Run one entry with the process's arguments; the exit code.
+
+    0: done. 1: no trial succeeded. 2: bad input, in one sentence. 130: interrupted; the same command continues.
+    """
+    args = build_parser(describe, sampled).parse_args()
+    try:
+        settings = check(args, sampled)
+        study = make_study(settings)
+        for key, value in QUIET.items():
+            os.environ.setdefault(key, value)
+        return _run(settings, study)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues this study", file=sys.stderr)
+        return INTERRUPTED
+
+
+@contextmanager
+def _study_lock(folder: Path) -> "Iterator[None]":
+    """Holds a study for this process; a second one is told who has it."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / "driver"
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text().strip() if holder.exists() else "another process"
+        raise ValueError(f"study {folder.name!r} is being run by {who}") from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _run(settings: Settings, study: Study) -> int:
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
+    name = settings.name or study.default_name(settings.data.label)
+    with _study_lock(settings.records.study(name)):
+        return _run_locked(settings, study, name, console)
+
+
+def _run_locked(settings: Settings, study: Study, name: str, console: "Console") -> int:
+    began = time.monotonic()
+    console.print(f"study [bold]{name}[/]: {study.trials} trials, records in {settings.shown_root}/")
+    import ray
+
+    from search.tuner import plan_resources, start_ray
+
+    try:
+        with console.status("starting Ray …"):
+            start_ray(settings.address)
+        resources = plan_resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent)
+        return _StudyRun(settings, study, name, console, resources, began).go()
+    finally:
+        ray.shutdown()
+
+
+class _StudyRun:
+    """One locked study on a running Ray."""
+
+    def __init__(
+        self, settings: Settings, study: Study, name: str, console: "Console", resources: Any, began: float
+    ) -> None:
+        self.settings, self.study, self.name, self.console = settings, study, name, console
+        self.resources, self.began = resources, began
+        self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+    def go(self) -> int:
+        """Prepare, run what is open, and show the result."""
+        prepared = self._start_preparing()  # on a worker, while the stores are opened here
+        with self.console.status("preparing token ids and embedding (cached for next time) …"):
+            from search.ledger import Ledger
+            from trainables.tracking import Tracker
+
+            ledger = Ledger(self.study, self.name, self.settings.records.optuna_database)
+            tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
+            inputs, summary = self._prepared(prepared)
+        self._say_prepared(summary)
+        tracker.start_study(self._study_params(summary))
+        runtime = {
+            "device_name": summary["hardware"],
+            "threads": self.resources.threads,
+            "gpus": self.resources.gpus,
+        }
+        cut_off = 0
+        status = "FAILED"
+        try:
+            cut_off = self._run_trials(ledger, tracker, inputs, runtime)
+            status = "KILLED" if cut_off else "FINISHED"
+        finally:
+            files = self._report(ledger, summary)
+            best = ledger.best()
+            tracker.end_study(status, best.user_attrs["metrics"] if best else {}, files)
+        self._say_end(ledger, cut_off)
+        if cut_off:
+            return INTERRUPTED
+        return OK if ledger.finished() else ALL_FAILED
+
+    def _start_preparing(self) -> Any:
+        import ray
+
+        from trainables.two_phase import prepare
+
+        # Nothing else computes meanwhile: on this machine it may use every core.
+        threads = self.resources.threads if self.settings.address else os.cpu_count() or 1
+        task = ray.remote(prepare).options(
+            num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, num_returns=2, max_retries=0
+        )
+        arguments = (
+            self.settings.data,
+            self.settings.embedding,
+            str(self.settings.records.cache),
+            threads,
+            self.resources.gpus,
+        )
+        return task.remote(self.study.base, *arguments)
+
+    @staticmethod
+    def _prepared(refs: Any) -> tuple[Any, dict[str, Any]]:
+        import ray
+
+        inputs, summary = refs
+        try:
+            return inputs, ray.get(summary)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                raise error.cause from None
+            raise
+
+    def _say_prepared(self, summary: dict[str, Any]) -> None:
+        splits = {"train": "training", "val": "validation", "test": "test"}
+        tokens = ", ".join(f"{summary[f'{key}_tokens']:,} {name}" for key, name in splits.items())
+        self.console.print(f"data {self.settings.data.spec}: {tokens} tokens")
+        bigram = f", validation PPL {summary['bigram_val_ppl']:.2f}" if summary["bigram_val_ppl"] else ""
+        size = f"V={summary['vocab_size']:,}, E={summary['embedding_dim']}"
+        self.console.print(f"embedding {self.settings.embedding.spec}: {size}{bigram}")
+        what = f"{self.resources.gpus:g} GPU" if self.resources.gpus else f"{self.resources.threads} CPU thread(s)"
+        self.console.print(f"{self.resources.max_concurrent} trial(s) at once, {what} each, on {summary['hardware']}\n")
+
+    def _study_params(self, summary: dict[str, Any]) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        packages = ("torch", "ray", "optuna", "mlflow")
+        return {
+            "command": self.command,
+            "sampler": self.study.sampler or "grid",
+            **self.study.definition(),
+            **summary,
+            **{f"version_{package}": version(package) for package in packages},
+        }
+
+    def _run_trials(self, ledger: "Ledger", tracker: Any, inputs: Any, runtime: dict[str, Any]) -> int:
+        if ledger.open_trials() == 0:
+            self.console.print("all trials of this study are finished: nothing to run")
+            return 0
+        from search.ledger import trial_config
+        from search.progress import Display
+        from search.tuner import run_trials, trial_name
+
+        best = ledger.best()
+        known = (best.value, trial_name(trial_config(best))) if best and best.value is not None else None
+        done = self.study.trials - ledger.open_trials()
+        display = Display(self.console, self.study.trials, done, known)
+        return run_trials(ledger, tracker, display, inputs, self.settings.records.cache, self.resources, runtime)
+
+    def _report(self, ledger: "Ledger", summary: dict[str, Any]) -> list[Path]:
+        from search.leaderboard import as_table, leaderboard, write_results
+
+        bigram = (summary["bigram_val_ppl"], summary["bigram_val_acc"]) if summary["bigram_val_ppl"] else None
+        frame = leaderboard(ledger, bigram)
+        if ledger.finished():
+            self.console.print()
+            self.console.print(as_table(frame, f"{self.name}: best first"))
+        return write_results(ledger, frame, self.settings.records.study(self.name), self.command)
+
+    def _say_end(self, ledger: "Ledger", cut_off: int) -> None:
+        from search.leaderboard import BEST, failures
+        from search.progress import duration
+
+        failed = failures(ledger)
+        for number, config, reason in failed:
+            self.console.print(f"[red]trial {number} ({config}) failed: {reason}[/]")
+        shown = self.settings.shown_root
+        finished, elapsed = len(ledger.finished()), duration(time.monotonic() - self.began)
+        self.console.print(f"\n{finished} trials finished, {len(failed)} failed, in {elapsed}")
+        if cut_off:
+            self.console.print("[bold]interrupted: the same command continues this study[/]")
+        if finished:
+            self.console.print(f"best configuration: {shown / 'studies' / self.name / BEST}")
+        if self.settings.tracking_uri is None:
+            self.console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}")
+        elif self.settings.tracking_uri.startswith("http"):
+            self.console.print(f"look at the runs:   {self.settings.tracking_uri}")

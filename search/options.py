@@ -1,0 +1,286 @@
+"""The command line of every study entry: one parser, and all checks that need neither torch nor Ray.
+
+Whatever a user can get wrong is found here, before anything is imported, started or written.
+"""
+
+import argparse
+import math
+import os
+import re
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+
+from search.presets import PRESETS, Preset
+from search.spaces import SAMPLERS
+from trainables.config import RunConfig
+from trainables.records import DEFAULT_ROOT, Records
+from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
+
+DEFAULT_TRIALS = 12
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked command line."""
+
+    base: RunConfig  # all that the study does not search
+    context_dims: tuple[int, ...]
+    trials: int
+    sampler: str
+    data: DataSource
+    embedding: EmbeddingSource
+    name: str | None
+    records: Records
+    shown_root: Path  # the records folder as the user typed it
+    tracking_uri: str | None
+    address: str | None
+    cpus_per_trial: float
+    gpus_per_trial: float | None  # None: one where there are GPUs
+    max_concurrent: int | None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63-1, not {text!r}")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _amount(text)
+    if value > 1 and not value.is_integer():
+        raise argparse.ArgumentTypeError(f"must be a fraction up to 1 or a whole number, not {text!r}")
+    return value
+
+
+def _cpus(text: str) -> float:
+    value = _share(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_count(part.strip()) for part in text.split(",")}))
+
+
+def _name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"must be letters, digits, '.', '_' and '-', at most 100, and start with a letter or digit, not {text!r}"
+        )
+    return text
+
+
+def _tracking_uri(text: str) -> str:
+    if not text.startswith(("http://", "https://", "sqlite:///", "postgresql", "mysql", "mssql")):
+        raise argparse.ArgumentTypeError(
+            f"must be a server (http://host:5000) or a database (sqlite:////path/mlflow.db), not {text!r}; "
+            "MLflow no longer takes plain folders"
+        )
+    return text
+
+
+def build_parser(description: str, sampled: bool) -> argparse.ArgumentParser:
+    """The parser of one entry.
+
+    Args:
+        sampled: whether the study samples; an exact grid has neither `--trials` nor `--sampler`.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    _add_study_options(parser.add_argument_group("study"), sampled)
+    _add_data_options(parser.add_argument_group("data and embedding"))
+    _add_record_options(parser.add_argument_group("records"))
+    _add_resource_options(parser.add_argument_group("resources"))
+    return parser
+
+
+def _each(field: str) -> str:
+    """A default of every preset, for --help; `field` may be nested, e.g. `phase2.epochs`."""
+
+    def text(preset: Preset) -> str:
+        value = attrgetter(field)(preset)
+        return ",".join(map(str, value)) if isinstance(value, tuple) else "all" if value is None else str(value)
+
+    return "default: " + "; ".join(f"{name} {text(make())}" for name, make in PRESETS.items())
+
+
+def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
+    summaries = "; ".join(f"{name}: {make().summary}" for name, make in PRESETS.items())
+    group.add_argument("--preset", choices=PRESETS, default="demo", help=f"{summaries} (default: %(default)s)")
+    if sampled:
+        dims = (
+            f"values of D to explore; the cells take the preset's if listed, else the largest ({_each('context_dims')})"
+        )
+        trials = "all trials, the four cells included; a larger N extends a finished study (default: %(default)s)"
+        sampler = "who proposes the trials after the cells (default: %(default)s)"
+        group.add_argument("--trials", type=_count, default=DEFAULT_TRIALS, metavar="N", help=trials)
+        group.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help=sampler)
+    else:
+        dims = f"values of D; every mode is run at each ({_each('context_dim')})"
+    group.add_argument("--context-dims", type=_dims, metavar="D,D,…", help=dims)
+    epochs = f"most epochs of Phase 2; it stops at the first that is no better ({_each('phase2.epochs')})"
+    group.add_argument("--epochs", type=_count, metavar="N", help=epochs)
+    seed = "of weights, noise and sampler (default: %(default)s)"
+    group.add_argument("--seed", type=_seed, default=0, metavar="N", help=seed)
+    name = "the study's name (default: the entry, the data and a short hash of the definition)"
+    group.add_argument("--name", type=_name, metavar="STUDY", help=name)
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    data = f"Python's reference texts, UltraChat, or JSON lines with `messages` or `text` ({_each('data')})"
+    group.add_argument("--data", metavar="pydoc|ultrachat|PATH.jsonl[.gz]", help=data)
+    samples = f"the first N documents only ({_each('samples')}; other data than the preset's: all)"
+    group.add_argument("--samples", type=_count, metavar="N", help=samples)
+    embedding = (
+        "a table pretrained here as a bigram model with its own BPE, or a causal language model's "
+        f"input embedding and tokenizer ({_each('embedding')})"
+    )
+    group.add_argument("--embedding", metavar="bigram|gpt2|HF_NAME_OR_FOLDER", help=embedding)
+    vocab_size = f"bigram only: most tokens of its BPE ({_each('bigram.vocab_size')})"
+    group.add_argument("--vocab-size", type=_count, metavar="V", help=vocab_size)
+    width = f"bigram only: width of its table ({_each('bigram.embedding_dim')})"
+    group.add_argument("--embedding-dim", type=_count, metavar="E", help=width)
+
+
+def _add_record_options(group: argparse._ArgumentGroup) -> None:
+    root = "folder of mlflow.db, optuna.db, artifacts, studies and cache (default: %(default)s)"
+    group.add_argument("--mlruns", type=Path, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
+    uri = "an MLflow server that takes all runs instead of DIR/mlflow.db"
+    group.add_argument("--tracking-uri", type=_tracking_uri, metavar="URI", help=uri)
+
+
+def _add_resource_options(group: argparse._ArgumentGroup) -> None:
+    address = "a running Ray cluster, e.g. auto or ray://host:10001 (default: a local Ray is started)"
+    group.add_argument("--address", metavar="RAY_ADDRESS", help=address)
+    gpus = "GPUs of one trial, e.g. 1 or 0.5; 0 for the CPU (default: 1 where there are GPUs, else 0)"
+    group.add_argument("--gpus-per-trial", type=_share, metavar="F", help=gpus)
+    cpus = "CPUs of one trial, and so its threads (default: %(default)g)"
+    group.add_argument("--cpus-per-trial", type=_cpus, default=1.0, metavar="F", help=cpus)
+    most = "most trials at once (default: as many as fit)"
+    group.add_argument("--max-concurrent", type=_count, metavar="N", help=most)
+
+
+def check(args: argparse.Namespace, sampled: bool) -> Settings:
+    """Turn parsed options into settings, looking at files, hub and machine but importing nothing heavy.
+
+    Raises:
+        ValueError: one sentence on what cannot work.
+    """
+    preset = PRESETS[args.preset]()
+    _check_root(args.mlruns)
+    if args.tracking_uri and args.tracking_uri.startswith("http"):
+        _check_server(args.tracking_uri)
+    if args.address is None:
+        _check_machine(args.cpus_per_trial, args.gpus_per_trial)
+    spec = args.data or preset.data
+    samples = args.samples or (preset.samples if spec == preset.data else None)
+    base, data, embedding = _base(args, preset, spec, samples, sampled)
+    return Settings(
+        base=base,
+        context_dims=args.context_dims or (preset.context_dims if sampled else (preset.context_dim,)),
+        trials=args.trials if sampled else 0,
+        sampler=args.sampler if sampled else "",
+        data=data,
+        embedding=embedding,
+        name=args.name,
+        records=Records.at(args.mlruns),
+        shown_root=args.mlruns,
+        tracking_uri=args.tracking_uri,
+        address=args.address,
+        cpus_per_trial=args.cpus_per_trial,
+        gpus_per_trial=args.gpus_per_trial,
+        max_concurrent=args.max_concurrent,
+    )
+
+
+def _base(
+    args: argparse.Namespace, preset: Preset, spec: str, samples: int | None, sampled: bool
+) -> tuple[RunConfig, DataSource, EmbeddingSource]:
+    wanted = args.embedding or preset.embedding
+    bigram = None
+    if wanted == "bigram":
+        changes = {"vocab_size": args.vocab_size, "embedding_dim": args.embedding_dim}
+        bigram = replace(preset.bigram, **{k: v for k, v in changes.items() if v is not None})
+    elif args.vocab_size or args.embedding_dim:
+        raise ValueError(f"--vocab-size and --embedding-dim belong to --embedding bigram, not to {wanted!r}")
+    dims = args.context_dims
+    context_dim = preset.context_dim if dims is None or preset.context_dim in dims else max(dims)
+    data = resolve_data(spec, samples)
+    embedding = resolve_embedding(wanted)
+    phase2 = preset.phase2 if args.epochs is None else replace(preset.phase2, epochs=args.epochs)
+    base = RunConfig(
+        data=spec,
+        data_fingerprint=data.fingerprint,
+        samples=samples,
+        embedding=wanted,
+        embedding_fingerprint=embedding.fingerprint,
+        bigram=bigram,
+        context_dim=context_dim,
+        seed=args.seed,
+        phase2=phase2,
+    )
+    return base, data, embedding
+
+
+def _check_root(root: Path) -> None:
+    existing = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"--mlruns {root}: {existing} is not a folder that can be written to")
+
+
+def _check_server(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            pass
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ValueError(
+            f"no MLflow server answers at {uri} ({reason}): start it, or leave --tracking-uri out"
+        ) from None
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use, without importing torch."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    present = sum(line.startswith("GPU ") for line in listed.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        present
+        if visible is None
+        else min(present, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+    )
+
+
+def _check_machine(cpus: float, gpus: float | None) -> None:
+    if gpus and gpus > count_gpus():
+        raise ValueError(
+            f"--gpus-per-trial {gpus:g}: this machine has {count_gpus() or 'no'} usable GPUs; "
+            "leave the option out to train on the CPU, or give --address of a cluster that has them"
+        )
+    present = os.cpu_count() or 1
+    if cpus > present:
+        raise ValueError(f"--cpus-per-trial {cpus:g}: this machine has {present} CPUs")

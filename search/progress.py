@@ -1,0 +1,115 @@
+"""What a person sees while a study runs: a live table on a terminal, plain lines elsewhere."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from trainables.metrics import CONVERGENCE, EPOCH_VAL_PPL, PHASE1_SHARED, SWEEP_CONVERGENCE, SWEEPS, VAL_PPL
+from trainables.two_phase import PHASE, SERIES, STEP, TOTAL
+
+
+@dataclass
+class _Running:
+    name: str
+    began: float = field(default_factory=time.monotonic)
+    phase: str = "starting"
+    step: int = 0
+    total: int = 0
+    latest: str = ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Display:
+    """Follows a study's trials; `with` it while they run."""
+
+    def __init__(self, console: Console, total: int, done: int, best: tuple[float, str] | None) -> None:
+        """Args: trials in all and done already, and the best value so far with its trial's name."""
+        self.console, self.total, self.done, self.best = console, total, done, best
+        self._done_before, self._began = done, time.monotonic()
+        self._running: dict[int, _Running] = {}
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "Display":
+        self._began = time.monotonic()
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def start(self, number: int, name: str) -> None:
+        """A trial was handed to a worker."""
+        self._running[number] = _Running(name)
+        if not self.console.is_terminal:
+            self._say(number, name, "started")
+
+    def update(self, number: int, report: dict[str, Any]) -> None:
+        """A trial's report arrived."""
+        running = self._running[number]
+        changed = running.phase != report[PHASE]
+        running.phase, running.step, running.total = report[PHASE], report[STEP], report[TOTAL]
+        for name, _, value in report[SERIES]:
+            if name == SWEEP_CONVERGENCE:
+                running.latest = f"converged {value:.0%}"
+            elif name == EPOCH_VAL_PPL:
+                running.latest = f"val PPL {value:.2f}"
+        if changed and not self.console.is_terminal and running.phase == "phase 2":
+            self._say(number, running.name, f"phase 1 done, {running.latest}; phase 2")
+
+    def finish(self, number: int, figures: dict[str, float]) -> None:
+        """A trial ended with a result."""
+        running = self._running.pop(number)
+        self.done += 1
+        value = figures[VAL_PPL]
+        first = self.best is None or value < self.best[0]
+        if first:
+            self.best = (value, running.name)
+        how = "reused" if figures[PHASE1_SHARED] else "trained"
+        phase1 = f"phase 1 {how}: {figures[SWEEPS]:.0f} sweeps, {figures[CONVERGENCE]:.0%} converged"
+        mark = "  [bold green]best so far[/]" if first else ""
+        text = f"val PPL [bold]{value:.2f}[/]  ({phase1}; {duration(time.monotonic() - running.began)}){mark}"
+        self._say(number, running.name, text)
+
+    def fail(self, number: int, reason: str) -> None:
+        """A trial ended without a result."""
+        running = self._running.pop(number)
+        self.done += 1
+        self._say(number, running.name, f"[bold red]failed[/]: {reason}")
+
+    def _say(self, number: int, name: str, text: str) -> None:
+        # Fixed columns: the numbers of a run of lines stand under each other.
+        self.console.print(f"[dim]{self.done:>3}/{self.total}[/]  trial {number:<3} {name:<29} {text}", soft_wrap=True)
+
+    def _time_left(self) -> str:
+        made = self.done - self._done_before
+        if made == 0:
+            return "time left: known after the first trial"
+        elapsed = time.monotonic() - self._began
+        per_trial = elapsed / (made + 0.5 * len(self._running))  # running trials are half done on average
+        return f"about {duration(max(0.0, per_trial * (self.total - self._done_before) - elapsed))} left"
+
+    def _render(self) -> Group:
+        table = Table(box=None, padding=(0, 2), show_header=False)
+        for number, running in sorted(self._running.items()):
+            step = f"{running.step}/{running.total}" if running.total else ""
+            elapsed = duration(time.monotonic() - running.began)
+            table.add_row(f"trial {number}", running.name, running.phase, step, running.latest, elapsed)
+        best = f"best {self.best[0]:.2f} ({self.best[1]})" if self.best else "no result yet"
+        elapsed = duration(time.monotonic() - self._began)
+        footer = f"{self.done}/{self.total} trials · {best} · {elapsed} · {self._time_left()}"
+        return Group(table, Text(footer, style="bold"))

@@ -1,0 +1,237 @@
+"""Runs a study's trials on Ray Tune; the ledger decides what runs, Tune only where and when."""
+
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from search.leaderboard import config_name
+from search.ledger import Assignment, Ledger
+from search.progress import Display
+from trainables.config import RunConfig
+from trainables.tracking import Tracker
+from trainables.two_phase import FINAL, SERIES, two_phase
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial asks of Ray, and how many may run at once."""
+
+    cpus: float
+    gpus: float
+    max_concurrent: int
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one trial."""
+        return max(1, int(self.cpus))
+
+
+def trial_name(config: RunConfig) -> str:
+    """A trial's name for people, e.g. `C2T1 D48 prev_and_current`."""
+    return f"{config_name(vars(config))} D{config.context_dim} {config.context_mode}"
+
+
+class _Unpickled:
+    """Tune pickles its searcher and callbacks to be able to restore itself; ours restore from the ledger."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _LedgerSearcher(_Unpickled, Searcher):
+    """Hands the ledger's next configuration to Tune. It is told nothing: the callback tells the ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self.assigned: dict[str, Assignment] = {}  # by Ray's trial id
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        assignment = self._ledger.next()
+        if assignment is None:
+            return str(Searcher.FINISHED)
+        self.assigned[trial_id] = assignment
+        return assignment.config.flat()
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing to learn here."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune saves searchers now and then; this one's state is the ledger."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """As `save`."""
+
+
+class _Recorder(_Unpickled, Callback):
+    """Writes what happens to each trial into the ledger, MLflow and the display, in that order."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        tracker: Tracker,
+        display: Display,
+        searcher: _LedgerSearcher,
+        runtime: dict[str, Any],
+    ) -> None:
+        self._ledger, self._tracker, self._display, self._searcher = ledger, tracker, display, searcher
+        self._runtime = runtime  # params of every run that are no part of the configuration
+        self._runs: dict[int, str] = {}  # MLflow run by trial number
+        self._open: set[int] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        assignment = self._searcher.assigned[trial.trial_id]
+        config, number = assignment.config, assignment.number
+        name = trial_name(config)
+        params = config.flat() | self._runtime
+        self._runs[number] = self._tracker.start_trial(number, config.config_hash(), name, params)
+        self._open.add(number)
+        self._display.start(number, name)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        number = self._searcher.assigned[trial.trial_id].number
+        self._tracker.log_series(self._runs[number], result[SERIES])
+        self._display.update(number, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        number = self._searcher.assigned[trial.trial_id].number
+        figures = (trial.last_result or {}).get(FINAL)
+        if not figures:  # stopped from outside: it is asked for again when the study continues
+            return
+        self._open.discard(number)
+        self._ledger.complete(number, figures)
+        self._tracker.finish_trial(self._runs[number], figures)
+        self._display.finish(number, figures)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        assignment = self._searcher.assigned[trial.trial_id]
+        number = assignment.number
+        reason, details = _why(trial)
+        self._open.discard(number)
+        self._ledger.fail(number, reason)
+        if number not in self._runs:  # it failed before it started
+            name, own_hash = trial_name(assignment.config), assignment.config.config_hash()
+            self._runs[number] = self._tracker.start_trial(number, own_hash, name, assignment.config.flat())
+            self._display.start(number, name)
+        self._tracker.fail_trial(self._runs[number], reason, details)
+        self._display.fail(number, reason)
+
+    def interrupt_open(self) -> int:
+        """Record the trials that never ended as interrupted, to be asked for again; how many there were."""
+        pending = {a.number for a in self._searcher.assigned.values()} - set(self._runs)
+        for number in sorted(self._open | pending):
+            self._ledger.interrupt(number)
+            if number in self._runs:
+                self._tracker.fail_trial(self._runs[number], "interrupted", "", status="KILLED")
+        return len(self._open | pending)
+
+
+def _why(trial: Trial) -> tuple[str, str]:
+    """A failed trial's reason in one line, and the whole story."""
+    error = trial.get_pickled_error()
+    cause = getattr(error, "cause", None) or error
+    story = str(trial.get_error() or error)
+    lines = str(cause).strip().splitlines() or ["no message"]
+    kind = type(cause).__name__
+    return (lines[-1] if kind == "DivergedError" else f"{kind}: {lines[-1]}"), story
+
+
+def start_ray(address: str | None) -> None:
+    """Connect to a cluster, or start a local one without a dashboard.
+
+    Raises:
+        ValueError: the cluster cannot be reached.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if address is None:
+        # "local", or a cluster that a dead process left behind would be joined.
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return
+    if (Path.home() / ".ray" / "auth_token").exists():
+        # Clusters started after a token file was made want the token; without this the failure names no cause.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): check `ray status` there, "
+            "or leave --address out to run on this machine"
+        ) from error
+
+
+def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
+    """What each trial gets, after looking at the cluster: one GPU where there are any, unless said otherwise.
+
+    Raises:
+        ValueError: no node has what one trial asks for.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most_cpus = max(node.get("CPU", 0.0) for node in nodes)
+    most_gpus = max(node.get("GPU", 0.0) for node in nodes)
+    if gpus is None:
+        gpus = 1.0 if most_gpus >= 1 else 0.0
+    if gpus > most_gpus:
+        raise ValueError(f"--gpus-per-trial {gpus:g}: no machine of this Ray cluster has more than {most_gpus:g} GPUs")
+    if cpus > most_cpus:
+        raise ValueError(f"--cpus-per-trial {cpus:g}: no machine of this Ray cluster has more than {most_cpus:g} CPUs")
+    fitting = sum(
+        int(min(node.get("CPU", 0.0) // cpus, node.get("GPU", 0.0) // gpus if gpus else float("inf"))) for node in nodes
+    )
+    return Resources(cpus, gpus, min(fitting, max_concurrent or fitting))
+
+
+def _folder_name(trial: Trial) -> str:
+    return str(trial.trial_id)  # the default spells out the whole configuration
+
+
+def run_trials(
+    ledger: Ledger,
+    tracker: Tracker,
+    display: Display,
+    inputs: ray.ObjectRef,
+    cache: Path,
+    resources: Resources,
+    runtime: dict[str, Any],
+) -> int:
+    """Run trials until the ledger has no more; how many were cut off (by Ctrl-C, say)."""
+    searcher = _LedgerSearcher(ledger)
+    recorder = _Recorder(ledger, tracker, display, searcher, runtime)
+    trainable = tune.with_parameters(
+        two_phase, inputs=[inputs], cache=str(cache), threads=resources.threads, gpus=resources.gpus
+    )
+    request = {"cpu": resources.cpus, "gpu": resources.gpus}
+    with ExitStack() as stack:
+        scratch = tempfile.mkdtemp(prefix="tune-")  # Tune's own state: nothing of it is needed again
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.enter_context(display)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, request),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                max_concurrent_trials=resources.max_concurrent,
+                reuse_actors=True,
+                trial_dirname_creator=_folder_name,
+            ),
+            run_config=tune.RunConfig(
+                name="study", storage_path=scratch, verbose=0, callbacks=[recorder],
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )  # fmt: skip
+        try:
+            tuner.fit()
+        finally:
+            cut_off = recorder.interrupt_open()
+    return cut_off

@@ -1,0 +1,46 @@
+"""Open MLflow's UI on a store of this project, on this machine only."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from trainables.records import DEFAULT_ROOT, Records
+
+
+def main() -> None:
+    """Replace this process by MLflow's server; exit with 2 if there is no store."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--mlruns",
+        type=Path,
+        default=Path(DEFAULT_ROOT),
+        metavar="DIR",
+        help="as given to the study (default: %(default)s)",
+    )
+    parser.add_argument("--port", type=int, default=5000, help="(default: %(default)s)")
+    args = parser.parse_args()
+    records = Records.at(args.mlruns)
+    if not records.mlflow_database.exists():
+        print(
+            f"error: no MLflow store in {args.mlruns}/ yet: run a study first, or give --mlruns",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    print(f"MLflow on http://127.0.0.1:{args.port} (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", records.tracking_uri]
+    options = [
+        "--default-artifact-root",
+        records.artifacts.as_uri(),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(args.port),
+        "--workers",
+        "1",
+    ]
+    os.execv(sys.executable, [*command, *options])
+
+
+if __name__ == "__main__":
+    main()

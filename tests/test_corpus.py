@@ -1,0 +1,233 @@
+"""Token ids: order, boundaries, tokenizers, the store, and each way in."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from trainables.artifacts import ArtifactStore
+from trainables.corpus import Corpus, Split, load_corpus
+from trainables.sources import ULTRACHAT, DataSource, pydoc_documents, resolve_data, resolve_embedding, split_of
+
+BIGRAM = resolve_embedding("bigram")
+
+
+def tiny_gpt2(folder: Path, shard_size: str = "1GB", rows: int = 300) -> GPT2LMHeadModel:
+    """A GPT-2 of `rows` x 16 with a byte-level BPE of about 290 tokens, saved as transformers saves it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(pydoc_documents()[:5], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32)
+    fast.save_pretrained(folder)
+    config = GPT2Config(vocab_size=rows, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(config)
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    return model
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "cache")
+
+
+def decoded(corpus: Corpus, split: Split) -> list[str]:
+    """The text of each document, from its own tokens."""
+    tokenizer = Tokenizer.from_str(corpus.tokenizer_json)
+    pieces = np.split(split.tokens, split.document_starts[1:])
+    return [tokenizer.decode(piece.tolist(), skip_special_tokens=False) for piece in pieces]
+
+
+def test_pydoc_streams_decode_to_the_documents_of_their_split(store: ArtifactStore) -> None:
+    corpus = load_corpus(resolve_data("pydoc", 60), 60, BIGRAM, 300, store)
+    documents = pydoc_documents()[:60]
+    for name in ("train", "validation", "test"):
+        split: Split = getattr(corpus, name)
+        expected = [text for text in documents if split_of(text) == name]
+        assert decoded(corpus, split) == expected
+        assert split.document_bytes.tolist() == [len(text.encode()) for text in expected]
+        assert (split.tokens.dtype, split.document_starts.dtype) == (np.int32, np.int64)
+    assert corpus.vocab_size == 300
+    assert int(corpus.train.tokens.max()) < 300
+
+
+def test_bpe_sees_the_training_split_only_and_stops_where_no_merge_is_left(
+    tmp_path: Path, store: ArtifactStore
+) -> None:
+    texts = [f"abab {i:04d}" for i in range(60)]
+    hidden = [text + "qqqqqqqq" if split_of(text + "qqqqqqqq") != "train" else text for text in texts]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in hidden))
+    corpus = load_corpus(resolve_data(str(path), None), None, BIGRAM, 5_000, store)
+    vocabulary = Tokenizer.from_str(corpus.tokenizer_json).get_vocab()
+    assert any("qq" in text for text in decoded(corpus, corpus.validation) + decoded(corpus, corpus.test))
+    assert "abab" in vocabulary
+    assert not any("qq" in token for token in vocabulary)
+    assert 256 < corpus.vocab_size == len(vocabulary) < 5_000
+
+
+def test_the_store_is_keyed_by_all_that_matters(tmp_path: Path, store: ArtifactStore) -> None:
+    data = resolve_data("pydoc", None)
+    first = load_corpus(data, 60, BIGRAM, 300, store)
+    again = load_corpus(data, 60, BIGRAM, 300, store)
+    elsewhere = load_corpus(data, 60, BIGRAM, 300, ArtifactStore(tmp_path / "other"))
+    assert first.key == again.key == elsewhere.key
+    assert first.tokenizer_json == elsewhere.tokenizer_json
+    np.testing.assert_array_equal(first.train.tokens, elsewhere.train.tokens)
+    tiny_gpt2(tmp_path / "gpt2")
+    others = [
+        load_corpus(data, 61, BIGRAM, 300, store),
+        load_corpus(data, 60, BIGRAM, 301, store),
+        load_corpus(data, 60, resolve_embedding(str(tmp_path / "gpt2")), None, store),
+    ]
+    assert len({first.key, *(corpus.key for corpus in others)}) == 4
+
+
+@pytest.mark.parametrize("name", ["a [1]*.jsonl", "a.jsonl.gz"])
+def test_jsonl_of_any_shape_keeps_the_order_of_the_file(tmp_path: Path, store: ArtifactStore, name: str) -> None:
+    records: list[dict[str, object]] = []
+    for i in range(30):
+        records += [
+            {"text": f"2024-01-{i:02d}", "messages": None},  # would be read as a date by inference
+            {"messages": [{"role": "user", "content": f"question {i}\u2028"}, {"content": "answer\r\n"}]},
+            {"text": f"text {i}", "meta": {"a": i} if i % 2 else "b", f"column{i}": [i, "x", {"y": None}]},
+        ]
+    texts = ["\n".join(m["content"] for m in r.get("messages") or []) or r["text"] for r in records]  # type: ignore[attr-defined]
+    content = "\ufeff" + "\r\n\r\n".join(json.dumps(r, ensure_ascii=False) for r in records)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    corpus = load_corpus(resolve_data(str(path), None), None, BIGRAM, 300, store)
+    assert decoded(corpus, corpus.train) == [text for text in texts if split_of(text) == "train"]
+    assert decoded(corpus, corpus.test) == [text for text in texts if split_of(text) == "test"]
+
+
+def test_a_column_that_first_comes_after_ten_megabytes(tmp_path: Path, store: ArtifactStore) -> None:
+    path = tmp_path / "long.jsonl"
+    with path.open("w") as file:
+        for i in range(60):
+            file.write(json.dumps({"text": f"{i} " + "a" * 10}) + "\n")
+        file.write(json.dumps({"text": " " * 11_000_000}) + "\n")
+        file.writelines(json.dumps({"messages": [{"content": f"late {i}"}]}) + "\n" for i in range(30))
+    corpus = load_corpus(resolve_data(str(path), None), None, BIGRAM, 300, store)
+    assert decoded(corpus, corpus.train)[-1].startswith("late")
+
+
+def test_samples_are_the_first_documents(tmp_path: Path, store: ArtifactStore) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"document {i}"}) + "\n\n" for i in range(99)))
+    corpus = load_corpus(resolve_data(str(path), 60), 60, BIGRAM, 300, store)
+    documents = [decoded(corpus, split) for split in (corpus.train, corpus.validation, corpus.test)]
+    numbers = sorted(int(text.split()[1]) for texts in documents for text in texts)
+    assert numbers == list(range(60))
+
+
+def test_a_split_of_one_token_is_refused(tmp_path: Path, store: ArtifactStore) -> None:
+    letters = [chr(code) for code in range(ord("A"), ord("z"))]
+    test_text = next(letter for letter in letters if split_of(letter) == "test")
+    texts = [test_text, *(f"longer {i}" for i in range(60) if split_of(f"longer {i}") != "test")]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with pytest.raises(ValueError, match="the test split has fewer than 2 tokens"):
+        load_corpus(resolve_data(str(path), None), None, BIGRAM, 300, store)
+    assert not list((tmp_path / "cache").glob("corpus-*"))
+
+
+def test_a_causal_lm_brings_its_tokenizer(tmp_path: Path, store: ArtifactStore) -> None:
+    tiny_gpt2(tmp_path / "gpt2")
+    corpus = load_corpus(resolve_data("pydoc", 60), 60, resolve_embedding(str(tmp_path / "gpt2")), None, store)
+    own = PreTrainedTokenizerFast.from_pretrained(tmp_path / "gpt2")
+    texts = [text for text in pydoc_documents()[:60] if split_of(text) == "train"]
+    expected = [token for text in texts for token in own.encode(text, add_special_tokens=False)]
+    assert corpus.train.tokens.tolist() == expected
+    assert decoded(corpus, corpus.train) == texts  # nothing is cut at the tokenizer's model_max_length
+    assert corpus.vocab_size == len(own)
+
+
+def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path: Path, store: ArtifactStore) -> None:
+    tiny_gpt2(tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "tokenizer.json").write_text("{}")
+    source = resolve_embedding(str(tmp_path / "gpt2"))
+    with pytest.raises(ValueError, match="has no usable fast tokenizer"):
+        load_corpus(resolve_data("pydoc", 60), 60, source, None, store)
+
+
+@pytest.fixture(scope="module")
+def ultrachat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """51,100 conversations in the hub's layout."""
+    folder = tmp_path_factory.mktemp("hub") / "ultrachat_200k"
+    (folder / "data").mkdir(parents=True)
+    rows = [[{"content": f"q{i}", "role": "user"}, {"content": f" ä{i}", "role": "assistant"}] for i in range(51_100)]
+    table = pa.table({"prompt": [f"q{i}" for i in range(len(rows))], "messages": rows})
+    pq.write_table(table, folder / "data" / "train_sft-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("tokenizer", ["bigram", "gpt2"])
+def test_ultrachat_rows_and_the_documents_of_its_joined_splits(
+    tmp_path: Path,
+    store: ArtifactStore,
+    ultrachat_folder: Path,
+    tokenizer: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    source = DataSource("ultrachat", "ultrachat", str(ultrachat_folder), "ultrachat", "fingerprint")
+    if tokenizer == "gpt2":
+        tiny_gpt2(tmp_path / "gpt2")
+        embedding, vocab_size = resolve_embedding(str(tmp_path / "gpt2")), None
+    else:
+        embedding, vocab_size = BIGRAM, 300
+    corpus = load_corpus(source, 50, embedding, vocab_size, store)
+
+    def texts(rows: range) -> list[str]:
+        return [f"q{i}\n ä{i}" for i in rows]
+
+    def joined(rows: range) -> list[str]:
+        return [text + "\n\n" for text in texts(rows)[:-1]] + texts(rows)[-1:]
+
+    assert decoded(corpus, corpus.train) == texts(range(50))
+    for split, rows in ((corpus.validation, range(50_000, 50_020)), (corpus.test, range(51_000, 51_100))):
+        assert decoded(corpus, split) == joined(rows)
+        assert split.document_bytes.tolist() == [len(text.encode()) for text in joined(rows)]
+        once = Tokenizer.from_str(corpus.tokenizer_json).encode("\n\n".join(texts(rows)))
+        assert split.tokens.tolist() == once.ids
+
+
+def test_ultrachat_is_read_from_a_prepared_copy_without_the_hub(
+    tmp_path: Path, store: ArtifactStore, ultrachat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "datasets"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.load_dataset(str(ultrachat_folder), split="train_sft")
+    (prepared,) = {info.parent for info in cache.glob("*/*/*/*/dataset_info.json")}
+    hub_copy = cache / ULTRACHAT.replace("/", "___") / "default" / "0.0.0" / "0123abc"
+    shutil.copytree(prepared, hub_copy)
+    source = resolve_data("ultrachat", 10)
+    assert source.revision == "0123abc"
+    corpus = load_corpus(source, 10, BIGRAM, 300, store)
+    assert decoded(corpus, corpus.train) == [f"q{i}\n ä{i}" for i in range(10)]
+
+
+def test_too_short_an_ultrachat_is_refused(
+    tmp_path: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    (tmp_path / "short").mkdir()
+    table = pa.table({"messages": [[{"content": "a", "role": "user"}]]})
+    pq.write_table(table, tmp_path / "short" / "train_sft-00000-of-00001.parquet")
+    source = DataSource("ultrachat", "ultrachat", str(tmp_path / "short"), "ultrachat", "fingerprint")
+    with pytest.raises(ValueError, match="has 1 conversations, fewer than 51100"):
+        load_corpus(source, None, BIGRAM, 300, store)

@@ -1,0 +1,203 @@
+"""Token ids of the train, validation and test streams, and the tokenizer that made them.
+
+`datasets` and `transformers` take seconds to import: the functions that need them do it.
+"""
+
+import glob
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from trainables.artifacts import ArtifactStore, content_key
+from trainables.sources import (
+    SPLIT_RULE,
+    SPLITS,
+    ULTRACHAT_TRAIN_ROWS,
+    DataSource,
+    EmbeddingSource,
+    document_text,
+    pydoc_documents,
+    read_documents,
+    split_of,
+)
+
+TOKENS, TOKENIZER = "tokens.safetensors", "tokenizer.json"
+ULTRACHAT_VALIDATION, ULTRACHAT_TEST = range(50_000, 50_020), range(51_000, 51_100)  # rows of train_sft
+BATCH = 1_000  # documents encoded at once: an encoding takes far more memory than its ids
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One stream: the tokens of all its documents in order, with nothing between them."""
+
+    tokens: np.ndarray  # (N,) int32
+    document_starts: np.ndarray  # (num_documents,) int64, ascending; the first is 0
+    document_bytes: np.ndarray  # (num_documents,) int64, UTF-8 length of the text that the tokens stand for
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """The three streams of one data source under one tokenizer."""
+
+    train: Split
+    validation: Split
+    test: Split
+    tokenizer_json: str  # a serialised `tokenizers.Tokenizer`
+    vocab_size: int  # V of the tokenizer; a pretrained table may have more rows
+    key: str  # of all that determines the token ids
+
+
+def load_corpus(
+    data: DataSource,
+    samples: int | None,
+    embedding: EmbeddingSource,
+    bpe_vocab_size: int | None,
+    store: ArtifactStore,
+) -> Corpus:
+    """Token ids from the store, or made now: documents, split, tokenizer, encoding.
+
+    Args:
+        samples: the first documents only, taken before the split (UltraChat: of the training rows).
+        bpe_vocab_size: at most this many tokens, for the BPE of a bigram; None for a causal LM.
+
+    Raises:
+        ValueError: the data or the tokenizer cannot be used.
+    """
+    assert (bpe_vocab_size is None) == (embedding.kind == "causal_lm")
+    tokenizer_identity = {"bpe": bpe_vocab_size} if bpe_vocab_size else {"causal_lm": embedding.fingerprint}
+    inputs = {"data": data.fingerprint, "samples": samples, "split": SPLIT_RULE}
+    key = content_key(inputs | {"tokenizer": tokenizer_identity})
+
+    def make(folder: Path) -> None:
+        # said before the first use: otherwise every later fork of this process prints a warning
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        documents = _documents(data, samples)
+        if bpe_vocab_size:
+            tokenizer = _train_bpe(documents["train"], bpe_vocab_size)
+        else:
+            tokenizer = _pretrained_tokenizer(embedding)
+        arrays: dict[str, np.ndarray] = {}
+        for name in SPLITS:
+            joined = data.kind == "ultrachat" and name != "train"
+            split = (_encode_joined if joined else _encode)(tokenizer, documents[name])
+            if len(split.tokens) < 2:
+                raise ValueError(f"too little text in {data.spec}: the {name} split has fewer than 2 tokens")
+            arrays |= {f"{name}.{field}": array for field, array in vars(split).items()}
+        save_file(arrays, folder / TOKENS)
+        tokenizer.save(str(folder / TOKENIZER), pretty=False)
+
+    folder, _ = store.get_or_make("corpus", key, make)
+    arrays = load_file(folder / TOKENS)
+    fields = ("tokens", "document_starts", "document_bytes")
+    splits = {name: Split(**{field: arrays[f"{name}.{field}"] for field in fields}) for name in SPLITS}
+    text = (folder / TOKENIZER).read_text(encoding="utf-8")
+    return Corpus(**splits, tokenizer_json=text, vocab_size=Tokenizer.from_str(text).get_vocab_size(), key=key)
+
+
+def _documents(data: DataSource, samples: int | None) -> dict[str, list[str]]:
+    """The documents of each split, in the source's order."""
+    if data.kind == "ultrachat":
+        return _ultrachat_documents(data, samples)
+    documents = pydoc_documents() if data.kind == "pydoc" else _jsonl_documents(data.location)
+    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for text in islice(documents, samples):
+        splits[split_of(text)].append(text)
+    return splits
+
+
+def _jsonl_documents(path: str) -> Iterable[str]:
+    from datasets import load_dataset
+
+    # As plain lines: the "json" loader infers columns from the first 10 MB and fails on one that comes
+    # later, and turns strings that look like dates into dates. Streaming writes nothing to a cache.
+    # A path is taken as a pattern, and one that matches nothing is an empty data set: hence the escape.
+    rows = load_dataset("text", data_files=glob.escape(path), split="train", streaming=True)
+    return read_documents((row["text"] for row in rows), path)
+
+
+def _ultrachat_documents(data: DataSource, samples: int | None) -> dict[str, list[str]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(data.location, split="train_sft", revision=data.revision)
+    except OSError as error:  # also what `datasets` raises where the hub does not answer
+        raise ValueError(f"{data.location} cannot be loaded: {error}") from error
+    if len(rows) < ULTRACHAT_TEST.stop:
+        raise ValueError(f"{data.location} has {len(rows)} conversations, fewer than {ULTRACHAT_TEST.stop}")
+    rows = rows.select_columns(["messages"])
+
+    def texts(chosen: range) -> list[str]:
+        return [text for row in rows.select(chosen) if (text := document_text(row)).strip()]
+
+    train = texts(range(samples or ULTRACHAT_TRAIN_ROWS))
+    return {"train": train, "validation": texts(ULTRACHAT_VALIDATION), "test": texts(ULTRACHAT_TEST)}
+
+
+def _train_bpe(documents: list[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE: all 256 bytes, then merges until `vocab_size` or until nothing is left to merge."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=0,
+        show_progress=False,
+        special_tokens=[],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator(documents, trainer, length=len(documents))
+    return tokenizer
+
+
+def _pretrained_tokenizer(embedding: EmbeddingSource) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        wrapped = AutoTokenizer.from_pretrained(embedding.location, revision=embedding.revision)
+        tokenizer: Tokenizer = wrapped.backend_tokenizer
+    except (OSError, ValueError, AttributeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"embedding {embedding.spec!r} has no usable fast tokenizer: {reason}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _encode(tokenizer: Tokenizer, documents: list[str]) -> Split:
+    """The documents encoded one by one; one without tokens is dropped."""
+    ids: list[np.ndarray] = []
+    sizes: list[int] = []
+    for begin in range(0, len(documents), BATCH):
+        texts = documents[begin : begin + BATCH]
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
+            if len(encoding) > 0:
+                ids.append(np.asarray(encoding.ids, dtype=np.int32))
+                sizes.append(len(text.encode()))
+    starts = np.cumsum([0, *(len(document) for document in ids)], dtype=np.int64)[:-1]
+    tokens = np.concatenate([np.empty(0, np.int32), *ids])
+    return Split(tokens, starts, np.asarray(sizes, dtype=np.int64))
+
+
+def _encode_joined(tokenizer: Tokenizer, documents: list[str]) -> Split:
+    """The documents joined by a blank line and encoded once; a blank line counts to the document before it.
+
+    A token that holds characters of two documents counts to the later one.
+    """
+    texts = [text + "\n\n" for text in documents[:-1]] + documents[-1:]
+    encoding: Any = tokenizer.encode("".join(texts), add_special_tokens=False)
+    # by the tokens' ends, in characters: some tokenizers leave leading white space out of a token's offsets
+    ends = np.maximum.accumulate([end for _, end in encoding.offsets], dtype=np.int64)
+    character_starts = np.cumsum([0, *(len(text) for text in texts)])[:-1]
+    starts = np.searchsorted(ends, character_starts, side="right").astype(np.int64)
+    lengths = np.diff([*starts, len(ends)])
+    sizes = np.asarray([len(text.encode()) for text in texts], dtype=np.int64)
+    own = lengths > 0
+    return Split(np.asarray(encoding.ids, dtype=np.int32), starts[own], sizes[own])

@@ -1,0 +1,47 @@
+"""Where everything lies under one records folder (`--mlruns DIR`). Importing this costs nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ROOT = "mlruns"
+
+
+@dataclass(frozen=True)
+class Records:
+    """The layout of a records folder; nothing is made by looking."""
+
+    root: Path  # absolute
+
+    @classmethod
+    def at(cls, folder: Path) -> "Records":
+        """The records in `folder`, wherever the process is later."""
+        return cls(folder.resolve())
+
+    @property
+    def mlflow_database(self) -> Path:
+        """MLflow's runs."""
+        return self.root / "mlflow.db"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's address of `mlflow_database`."""
+        return f"sqlite:///{self.mlflow_database}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Files logged to MLflow, one folder per study."""
+        return self.root / "artifacts"
+
+    @property
+    def optuna_database(self) -> Path:
+        """The ledger of every study."""
+        return self.root / "optuna.db"
+
+    @property
+    def cache(self) -> Path:
+        """Content-addressed token ids, embeddings and Phase-1 results."""
+        return self.root / "cache"
+
+    def study(self, name: str) -> Path:
+        """A study's results: leaderboard, best configuration."""
+        return self.root / "studies" / name

@@ -16,22 +16,25 @@ class LanguageModel(nn.Module):
     embedded: Tensor  # (V, E) its rows after the input LayerNorm: all that the blocks ever see of it
 
     def __init__(self, config: ModelConfig, table: Tensor, seed: int) -> None:
-        """Fresh blocks on a pretrained table.
+        """Fresh blocks on a pretrained table, in its dtype.
 
         Args:
-            table: the embedding, in fp32; not copied.  # (V, E)
+            table: the embedding; not copied.  # (V, E)
             seed: of the blocks' initial weights, one generator each.
         """
         super().__init__()
         assert table.shape == (config.vocab_size, config.embedding_dim), (table.shape, config)
         self.config = config
         self.register_buffer("table", table)
-        self.input_norm = nn.LayerNorm(config.embedding_dim).requires_grad_(False)  # frozen at identity
+        self.input_norm = nn.LayerNorm(config.embedding_dim, dtype=table.dtype).requires_grad_(
+            False
+        )  # frozen at identity
         with torch.no_grad():
             self.register_buffer("embedded", self.input_norm(table), persistent=False)
         d, e = config.context_dim, config.embedding_dim
         self.context_block = ContextBlock(d, e, config.context_layers, seeded(seed, "context init"))
         self.token_block = TokenBlock(d, e, config.reads, seeded(seed, "token init"))
+        self.to(table.dtype)
 
     def contexts(self, tokens: Tensor, tolerance: float = 1e-5) -> StreamContexts:
         """The exact contexts of one stream, run from zero."""  # tokens (N,)

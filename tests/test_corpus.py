@@ -156,10 +156,11 @@ def test_a_causal_lm_brings_its_tokenizer(tmp_path: Path, store: ArtifactStore) 
 
 def test_a_folder_without_a_readable_tokenizer_is_refused(tmp_path: Path, store: ArtifactStore) -> None:
     tiny_gpt2(tmp_path / "gpt2")
-    (tmp_path / "gpt2" / "tokenizer.json").write_text("{}")
-    source = resolve_embedding(str(tmp_path / "gpt2"))
-    with pytest.raises(ValueError, match="has no usable fast tokenizer"):
-        load_corpus(resolve_data("pydoc", 60), 60, source, None, store)
+    for content in ("{}", "no json", '{"added_tokens": [], "model": 1}'):
+        (tmp_path / "gpt2" / "tokenizer.json").write_text(content)
+        source = resolve_embedding(str(tmp_path / "gpt2"))
+        with pytest.raises(ValueError, match="has no usable fast tokenizer: "):
+            load_corpus(resolve_data("pydoc", 60), 60, source, None, store)
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +226,9 @@ def test_too_short_an_ultrachat_is_refused(
     tmp_path: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "data").mkdir(parents=True)
     table = pa.table({"messages": [[{"content": "a", "role": "user"}]]})
-    pq.write_table(table, tmp_path / "short" / "train_sft-00000-of-00001.parquet")
+    pq.write_table(table, tmp_path / "short" / "data" / "train_sft-00000-of-00001.parquet")
     source = DataSource("ultrachat", "ultrachat", str(tmp_path / "short"), "ultrachat", "fingerprint")
     with pytest.raises(ValueError, match="has 1 conversations, fewer than 51100"):
         load_corpus(source, None, BIGRAM, 300, store)

@@ -162,8 +162,8 @@ def _pretrained_tokenizer(embedding: EmbeddingSource) -> Tokenizer:
     try:
         wrapped = AutoTokenizer.from_pretrained(embedding.location, revision=embedding.revision)
         tokenizer: Tokenizer = wrapped.backend_tokenizer
-    except (OSError, ValueError, AttributeError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # a damaged file raises anything, plain Exception included
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ValueError(f"embedding {embedding.spec!r} has no usable fast tokenizer: {reason}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

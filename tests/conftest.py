@@ -1,0 +1,92 @@
+"""Small real objects that many tests share."""
+
+import os
+
+# Before torch or Ray is imported anywhere: no test may depend on the machine's cores or reach a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ModelConfig
+from trainables.artifacts import ArtifactStore
+from trainables.config import BigramConfig, Phase2Config, RunConfig
+from trainables.pipeline import Inputs, prepare_inputs
+from trainables.sources import resolve_data, resolve_embedding
+
+torch.set_num_threads(1)
+
+VOCAB, E, D, N = 37, 12, 8, 301
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """A stream with a skewed vocabulary.  # (N,)"""
+    weights = 1 / torch.arange(1, VOCAB + 1, dtype=torch.float64)
+    return torch.multinomial(weights, N, replacement=True, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def table() -> torch.Tensor:
+    """An embedding table.  # (VOCAB, E)"""
+    return torch.randn(VOCAB, E, generator=torch.Generator().manual_seed(6))
+
+
+def model_config(context_layers: int = 2, token_layers: int = 2, mode: str = "layerwise") -> ModelConfig:
+    """A small model's sizes."""
+    return ModelConfig(
+        vocab_size=VOCAB,
+        embedding_dim=E,
+        context_dim=D,
+        context_layers=context_layers,
+        token_layers=token_layers,
+        context_mode=mode,
+    )
+
+
+@pytest.fixture(scope="session")
+def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 120 short conversations with some structure to learn."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "chat.jsonl"
+    words = ["red", "green", "blue", "cat", "dog", "runs", "sleeps", "under", "over", "the", "a", "tree", "river"]
+    with path.open("w") as file:
+        for number in range(120):
+            turns = [" ".join(rng.choice(words, size=12)) + f" {number}." for _ in range(2)]
+            roles = ("user", "assistant")
+            messages = [{"role": r, "content": c} for r, c in zip(roles, turns, strict=True)]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def run_config(path: Path, **changes: object) -> RunConfig:
+    """A run on `path` that takes about a second."""
+    data = resolve_data(str(path), None)
+    base = RunConfig(
+        data=str(path),
+        data_fingerprint=data.fingerprint,
+        embedding="bigram",
+        embedding_fingerprint=resolve_embedding("bigram").fingerprint,
+        bigram=BigramConfig(vocab_size=280, embedding_dim=16),
+        context_layers=2,
+        token_layers=2,
+        context_dim=8,
+        context_mode="layerwise",
+        phase2=Phase2Config(batch_size=64, epochs=2),
+    )
+    return base.replace(phase1_block=500, phase1_max_sweeps=6, **changes)
+
+
+@pytest.fixture(scope="session")
+def chat_inputs(chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Token ids and bigram embedding of `chat_file`."""
+    config = run_config(chat_file)
+    store = ArtifactStore(tmp_path_factory.mktemp("cache"))
+    source, embedding = resolve_data(str(chat_file), None), resolve_embedding("bigram")
+    return prepare_inputs(config, source, embedding, store, "cpu")

@@ -1,5 +1,6 @@
 """Runs a study's trials on Ray Tune; the ledger decides what runs, Tune only where and when."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -20,6 +21,10 @@ from search.progress import Display
 from trainables.config import RunConfig
 from trainables.tracking import Tracker
 from trainables.two_phase import FINAL, SERIES, two_phase
+
+
+# Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
+logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def test_bpe_sees_the_training_split_only_and_stops_where_no_merge_is_left(
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in hidden))
     corpus = load_corpus(resolve_data(str(path), None), None, BIGRAM, 5_000, store)
     vocabulary = Tokenizer.from_str(corpus.tokenizer_json).get_vocab()
+    assert len(corpus.train.tokens) == 2 * len(corpus.train.document_starts)  # every word has become a token
     assert any("qq" in text for text in decoded(corpus, corpus.validation) + decoded(corpus, corpus.test))
     assert "abab" in vocabulary
     assert not any("qq" in token for token in vocabulary)
@@ -145,12 +146,15 @@ def test_a_split_of_one_token_is_refused(tmp_path: Path, store: ArtifactStore) -
 
 def test_a_causal_lm_brings_its_tokenizer(tmp_path: Path, store: ArtifactStore) -> None:
     tiny_gpt2(tmp_path / "gpt2")
+    limited = Tokenizer.from_file(str(tmp_path / "gpt2" / "tokenizer.json"))
+    limited.enable_truncation(8)
+    limited.save(str(tmp_path / "gpt2" / "tokenizer.json"))
     corpus = load_corpus(resolve_data("pydoc", 60), 60, resolve_embedding(str(tmp_path / "gpt2")), None, store)
     own = PreTrainedTokenizerFast.from_pretrained(tmp_path / "gpt2")
     texts = [text for text in pydoc_documents()[:60] if split_of(text) == "train"]
     expected = [token for text in texts for token in own.encode(text, add_special_tokens=False)]
     assert corpus.train.tokens.tolist() == expected
-    assert decoded(corpus, corpus.train) == texts  # nothing is cut at the tokenizer's model_max_length
+    assert decoded(corpus, corpus.train) == texts  # none is cut where the tokenizer's file says so
     assert corpus.vocab_size == len(own)
 
 

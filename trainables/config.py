@@ -82,6 +82,9 @@ class BigramConfig:
     def __post_init__(self) -> None:
         _require(self.vocab_size >= 257, "vocab_size", "at least 257 (the bytes and one merge)", self.vocab_size)
         _require(self.embedding_dim >= 2, "embedding_dim", "at least 2", self.embedding_dim)
+        _require(self.epochs >= 1, "bigram_epochs", "at least 1", self.epochs)
+        _require(self.batch_size >= 1, "bigram_batch_size", "at least 1", self.batch_size)
+        _require(self.learning_rate > 0, "bigram_learning_rate", "positive", self.learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,7 @@ def fit_phase1(
     generator = seeded(seed, "sweep noise", tokens.device)
     state = torch.empty(len(tokens), block.context_dim, dtype=embedded.dtype, device=tokens.device)
     state.normal_(0, STATE_STD, generator=seeded(seed, "initial state", tokens.device))
-    optimizer = torch.optim.Adam(block.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(block.parameters(), lr=config.learning_rate, fused=True)
     sweeps: list[Sweep] = []
     for number in range(2, config.max_sweeps + 1):
         optimizer.zero_grad()

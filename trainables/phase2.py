@@ -101,7 +101,7 @@ def fit_phase2(
         DivergedError: a loss is not finite.
     """
     began = time.perf_counter()
-    optimizer = torch.optim.Adam(model.token_block.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(model.token_block.parameters(), lr=config.learning_rate, fused=True)
     epochs: list[Epoch] = []
     best, best_loss, best_weights = None, math.inf, None
     for number in range(1, config.epochs + 1):

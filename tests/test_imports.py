@@ -1,0 +1,97 @@
+"""Which module may import what, read from the source itself."""
+
+import ast
+import importlib.machinery
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("model", "trainables", "search")
+MODULES = {
+    f"{package}.{path.stem}": path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).glob("*.py"))
+    if path.stem != "__init__"
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Top-level names of all that a file imports, wherever in it that stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}, line {node.lineno}: a relative import"
+            yield (node.module or "").partition(".")[0]
+
+
+def importers(*packages: str) -> set[str]:
+    return {module for module, path in MODULES.items() if set(packages) & set(imports(path))}
+
+
+def test_every_package_was_found() -> None:
+    assert {module.partition(".")[0] for module in MODULES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize(("package", "above"), [("model", {"trainables", "search"}), ("trainables", {"search"})])
+def test_imports_point_from_search_over_trainables_to_model(package: str, above: set[str]) -> None:
+    assert {module for module in importers(*above) if module.startswith(f"{package}.")} == set()
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("ray", {"trainables.two_phase", "search.tuner", "search.driver"}),
+        ("mlflow", {"trainables.tracking"}),
+        ("datasets", {"trainables.corpus"}),
+        ("transformers", {"trainables.corpus", "trainables.embeddings"}),
+    ],
+)
+def test_a_library_is_imported_only_where_it_belongs(library: str, allowed: set[str]) -> None:
+    assert importers(library) - allowed == set()
+
+
+def test_optuna_is_imported_in_search_only() -> None:
+    assert {module for module in importers("optuna") if not module.startswith("search.")} == set()
+
+
+def test_the_model_needs_torch_and_safetensors_only() -> None:
+    outside = {name for module, path in MODULES.items() if module.startswith("model.") for name in imports(path)}
+    assert outside - sys.stdlib_module_names - {"model", "torch", "safetensors"} == set()
+
+
+def top_level_at_import(path: Path) -> set[str]:
+    """What a file imports when it is imported itself: neither in functions nor for types only."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("entry", ["search.asym_layers", "search.context_modes", "search.ui"])
+def test_importing_an_entry_imports_nothing_heavy(entry: str) -> None:
+    seen, waiting = set(), [entry]
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += top_level_at_import(MODULES[module]) if module in MODULES else ()
+    heavy = {"torch", "ray", "mlflow", "optuna", "datasets", "transformers", "pandas", "numpy"}
+    assert {module.partition(".")[0] for module in seen} & heavy == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_shadows_nothing_where_its_folder_comes_first_on_the_path(module: str) -> None:
+    name = MODULES[module].stem
+    assert name not in sys.stdlib_module_names
+    assert name not in PACKAGES
+    # site-packages only: the folder of these tests is on sys.path too
+    installed = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
+    assert installed
+    assert importlib.machinery.PathFinder.find_spec(name, installed) is None

@@ -1,0 +1,114 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_config
+
+from trainables import metrics as names
+from trainables.artifacts import ArtifactStore
+from trainables.phase1 import DivergedError
+from trainables.pipeline import FIGURES, WEIGHTS, Inputs, Progress, run
+
+TIMES = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS}
+FINAL = {
+    value
+    for key, value in vars(names).items()
+    if key.isupper() and not value.startswith(("sweep/", "epoch/"))
+}  # fmt: skip
+
+
+def untimed(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in TIMES}
+
+
+def test_a_run_reports_every_final_metric_finite(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    result = run(run_config(chat_file), chat_inputs, ArtifactStore(tmp_path))
+    assert set(result.metrics) == FINAL
+    assert all(math.isfinite(value) for value in result.metrics.values())
+    assert result.metrics[names.TOTAL_PARAMS] == result.model.num_parameters()
+    assert 0 < result.metrics[names.VAL_ER] <= 100
+    assert result.metrics[names.VAL_PPL] < chat_inputs.corpus.vocab_size
+
+
+def test_the_same_seed_gives_the_same_result(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    results = [
+        run(run_config(chat_file, seed=seed), chat_inputs, ArtifactStore(tmp_path / folder))
+        for folder, seed in (("a", 3), ("b", 3), ("c", 4))
+    ]
+    assert untimed(results[0].metrics) == untimed(results[1].metrics)
+    assert results[0].metrics[names.VAL_PPL] != results[2].metrics[names.VAL_PPL]
+    weights = [dict(r.model.state_dict()) for r in results]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_shared_phase1_gives_the_result_of_an_own_one(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    shared = ArtifactStore(tmp_path / "shared")
+    first = run(run_config(chat_file, token_layers=1), chat_inputs, shared)
+    second = run(run_config(chat_file, context_mode="previous_only"), chat_inputs, shared)
+    alone = run(run_config(chat_file, context_mode="previous_only"), chat_inputs, ArtifactStore(tmp_path / "alone"))
+    assert first.metrics[names.PHASE1_SHARED] == 0
+    assert second.metrics[names.PHASE1_SHARED] == 1
+    assert second.metrics[names.PHASE1_SECONDS] == first.metrics[names.PHASE1_SECONDS]
+    ours = untimed(second.metrics) | {names.PHASE1_SHARED: 0.0}
+    assert ours == untimed(alone.metrics)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, FIGURES])
+def test_a_damaged_phase1_is_trained_again(chat_file: Path, chat_inputs: Inputs, tmp_path: Path, file: str) -> None:
+    store, config = ArtifactStore(tmp_path), run_config(chat_file)
+    first = run(config, chat_inputs, store)
+    (artefact,) = tmp_path.glob("phase1-*")
+    content = (artefact / file).read_bytes()
+    (artefact / file).write_bytes(content[:-7] + b"1234567")
+    again = run(config, chat_inputs, store)
+    assert again.metrics[names.PHASE1_SHARED] == 0
+    assert untimed(again.metrics) == untimed(first.metrics)
+
+
+def test_progress_tells_the_whole_series_shared_or_not(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    seen: list[list[Progress]] = [[], []]
+    for events in seen:
+        run(run_config(chat_file), chat_inputs, ArtifactStore(tmp_path), on_progress=events.append)
+    curves = [
+        [(p.phase, p.step, p.series[names.SWEEP_LOSS]) for p in events if names.SWEEP_LOSS in p.series]
+        for events in seen
+    ]
+    assert curves[0] == curves[1]
+    assert [step for _, step, _ in curves[0]] == list(range(2, 2 + len(curves[0])))
+    epochs = [p.step for p in seen[0] if names.EPOCH_VAL_PPL in p.series]
+    assert epochs == [1, 2]
+
+
+def test_last_sweep_contexts_differ_and_share_nothing(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    exact = run(run_config(chat_file), chat_inputs, store)
+    config = run_config(chat_file, contexts_train="last_sweep")
+    last = [run(config, chat_inputs, store) for _ in range(2)]
+    assert [r.metrics[names.PHASE1_SHARED] for r in last] == [0, 0]
+    assert untimed(last[0].metrics) == untimed(last[1].metrics)
+    assert last[0].metrics[names.VAL_ER] == exact.metrics[names.VAL_ER]  # Phase 1 itself is the same
+    assert last[0].metrics[names.VAL_PPL] != exact.metrics[names.VAL_PPL]
+
+
+def test_a_diverged_phase1_leaves_nothing_behind(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    config = run_config(chat_file, phase1_learning_rate=1e30)
+    with pytest.raises(DivergedError):
+        run(config, chat_inputs, ArtifactStore(tmp_path))
+    assert list(tmp_path.glob("phase1-*")) == []
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+def test_a_causal_lms_run_has_no_bigram_line(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    inputs = dataclasses.replace(chat_inputs, embedding=dataclasses.replace(chat_inputs.embedding, bigram=None))
+    result = run(run_config(chat_file), inputs, ArtifactStore(tmp_path))
+    assert set(result.metrics) == FINAL - {names.BIGRAM_VAL_PPL}
+
+
+def test_stored_figures_are_plain_json(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    run(run_config(chat_file), chat_inputs, ArtifactStore(tmp_path))
+    (artefact,) = tmp_path.glob("phase1-*")
+    stored = json.loads((artefact / FIGURES).read_text())
+    assert stored["metrics"][names.SWEEPS] == stored["sweeps"][-1]["number"]

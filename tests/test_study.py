@@ -1,0 +1,258 @@
+"""Whole studies as a user starts them, through Ray; then what Optuna and MLflow have on record."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from optuna.trial import FrozenTrial, TrialState
+
+from search.ledger import CONFIG, HASH, METRICS, REPEAT_OF
+from trainables import metrics as names
+from trainables.config import RunConfig
+from trainables.records import Records
+from trainables.tracking import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--vocab-size", "280", "--embedding-dim", "16", "--context-dims", "8,16", "--name", "small"]
+pytestmark = pytest.mark.slow
+
+
+def command(entry: str | Path, data: Path, root: Path, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / entry), "--data", str(data), "--mlruns", str(root), *SMALL, *options]
+
+
+def start(entry: str | Path, data: Path, root: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(entry, data, root, *options), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def optuna_trials(root: Path) -> list[FrozenTrial]:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{Records.at(root).optuna_database}")
+    return optuna.load_study(study_name="small", storage=storage).trials
+
+
+def mlflow_runs(root: Path) -> tuple[Run, list[Run], MlflowClient]:
+    """The parent run and its children."""
+    client = MlflowClient(Records.at(root).tracking_uri)
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (r for r in runs if r.data.tags.get(ROLE_TAG) == "study")
+    return parent, [r for r in runs if r.info.run_id != parent.info.run_id], client
+
+
+@pytest.fixture(scope="module")
+def finished(chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished study of six trials: its records and what it printed."""
+    root = tmp_path_factory.mktemp("records") / "mlruns"
+    done = start("search/asym_layers.py", chat_file, root, "--trials", "6", "--epochs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return root, done.stdout
+
+
+def made(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [t for t in trials if t.state == TrialState.COMPLETE and REPEAT_OF not in t.user_attrs]
+
+
+def test_optuna_and_mlflow_agree_trial_by_trial(finished: tuple[Path, str]) -> None:
+    root, _ = finished
+    trials = made(optuna_trials(root))
+    parent, children, client = mlflow_runs(root)
+    assert len(trials) == len(children) == 6
+    assert parent.info.status == "FINISHED"
+    by_hash = {run.data.tags[HASH_TAG]: run for run in children}
+    for trial in trials:
+        run = by_hash.pop(trial.user_attrs[HASH])
+        assert run.info.status == "FINISHED"
+        assert run.data.tags[PARENT_TAG] == parent.info.run_id
+        assert run.data.tags[STUDY_TAG] == "small"
+        assert run.data.tags[TRIAL_TAG] == str(trial.number)
+        figures = trial.user_attrs[METRICS]
+        assert figures[names.VAL_PPL] == trial.value
+        assert {name: run.data.metrics[name] for name in figures} == pytest.approx(figures)
+        for name in figures:
+            assert len(client.get_metric_history(run.info.run_id, name)) == 1
+        config = RunConfig.from_flat(trial.user_attrs[CONFIG])
+        assert {key: str(value) for key, value in config.flat().items()}.items() <= run.data.params.items()
+        assert config.config_hash() == trial.user_attrs[HASH]
+        sweeps = client.get_metric_history(run.info.run_id, names.SWEEP_CONVERGENCE)
+        assert [m.step for m in sweeps] == list(range(2, int(figures[names.SWEEPS]) + 1))
+        assert sweeps[-1].value == pytest.approx(figures[names.CONVERGENCE])
+        epochs = client.get_metric_history(run.info.run_id, names.EPOCH_VAL_PPL)
+        assert min(m.value for m in epochs) == pytest.approx(trial.value)
+    assert not by_hash
+
+
+def test_the_four_cells_come_first_and_share_phase1(finished: tuple[Path, str]) -> None:
+    configs = [RunConfig.from_flat(t.user_attrs[CONFIG]) for t in made(optuna_trials(finished[0]))]
+    assert [(c.context_layers, c.token_layers) for c in configs[:4]] == [(1, 1), (2, 1), (1, 2), (2, 2)]
+    assert {(c.context_dim, c.context_mode) for c in configs[:4]} == {(16, "prev_and_current")}
+    shared = [t.user_attrs[METRICS][names.PHASE1_SHARED] for t in made(optuna_trials(finished[0]))]
+    assert sum(shared[:4]) == 2
+    assert len({c.config_hash() for c in configs}) == 6
+
+
+def test_leaderboard_and_best_configuration_are_written(finished: tuple[Path, str]) -> None:
+    root, printed = finished
+    folder = Records.at(root).study("small")
+    frame = pd.read_csv(folder / "leaderboard.csv")
+    best = json.loads((folder / "best.json").read_text())
+    trials = made(optuna_trials(root))
+    assert frame["val PPL"].is_monotonic_increasing
+    assert set(frame["trial"].dropna()) == {t.number for t in trials}
+    assert frame["config"].tolist().count("bigram") == 1
+    assert best["metrics"][names.VAL_PPL] == min(t.value for t in trials if t.value is not None)
+    assert RunConfig.from_flat(best["config"]).flat() == best["config"]
+    for word in ("best first", "search/ui.py", "best.json", "6 trials finished, 0 failed"):
+        assert word in printed
+    parent, _, client = mlflow_runs(root)
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"leaderboard.csv", "best.json"}
+
+
+def test_the_same_command_again_trains_nothing_and_more_trials_extend_it(
+    finished: tuple[Path, str], chat_file: Path
+) -> None:
+    root, _ = finished
+    before = {t.number: t.value for t in made(optuna_trials(root))}
+    again = start("search/asym_layers.py", chat_file, root, "--trials", "6", "--epochs", "2")
+    assert again.returncode == 0
+    assert "nothing to run" in again.stdout
+    assert {t.number: t.value for t in made(optuna_trials(root))} == before
+    more = start("search/asym_layers.py", chat_file, root, "--trials", "7", "--epochs", "2")
+    assert more.returncode == 0, more.stdout + more.stderr
+    after = {t.number: t.value for t in made(optuna_trials(root))}
+    assert len(after) == 7
+    assert before.items() <= after.items()
+    assert len(mlflow_runs(root)[1]) == 7
+
+
+def test_another_definition_under_the_same_name_is_refused(finished: tuple[Path, str], chat_file: Path) -> None:
+    other = start("search/asym_layers.py", chat_file, finished[0], "--trials", "6", "--epochs", "3")
+    assert other.returncode == 2
+    assert "phase2_epochs is 3, was 2" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_the_grid_runs_each_distinct_mode_once(chat_file: Path, tmp_path: Path) -> None:
+    done = start("search/context_modes.py", chat_file, tmp_path, "--epochs", "1", "--context-dims", "8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = optuna_trials(tmp_path)
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 5
+    assert len({t.user_attrs[HASH] for t in trials}) == 5
+    assert sum(t.user_attrs[METRICS][names.PHASE1_SHARED] for t in trials) == 4
+
+
+DIVERGING = """
+import sys
+from search.driver import main
+from search.spaces import context_modes
+
+def study(settings):
+    return context_modes(settings.base.replace(phase2_learning_rate=1e30), settings.context_dims)
+
+if __name__ == "__main__":
+    sys.exit(main("A study whose every trial diverges.", study, sampled=False))
+"""
+
+
+def test_diverged_trials_are_recorded_as_failed_and_none_succeeding_exits_with_1(
+    chat_file: Path, tmp_path: Path
+) -> None:
+    entry = tmp_path / "diverging.py"
+    entry.write_text(DIVERGING)
+    done = start(entry, chat_file, tmp_path / "r", "--epochs", "1", "--context-dims", "8")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "0 trials finished, 5 failed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert [t.state for t in optuna_trials(tmp_path / "r")] == [TrialState.FAIL] * 5
+    _, children, _ = mlflow_runs(tmp_path / "r")
+    assert [r.info.status for r in children] == ["FAILED"] * 5
+    assert all(r.data.tags["reason"].startswith("Phase 2 diverged: loss nan") for r in children)
+
+
+def _wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Read the process's lines until one holds `text`."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} never came; exit code {process.wait()}")
+
+
+def test_ctrl_c_ends_cleanly_and_the_same_command_continues(chat_file: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "300", "--trials", "4", "--max-concurrent", "1")
+    line = command("search/asym_layers.py", chat_file, tmp_path, *options)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        _wait_for(process, "1/4")
+        _wait_for(process, "started")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, output + errors
+    assert "the same command continues" in output
+    assert "Traceback" not in output + errors
+    states = [t.state for t in optuna_trials(tmp_path)]
+    assert TrialState.RUNNING not in states
+    kept = {t.number: t.value for t in made(optuna_trials(tmp_path))}
+    assert kept
+    _, children, _ = mlflow_runs(tmp_path)
+    assert {r.info.status for r in children} <= {"FINISHED", "KILLED"}
+    done = start("search/asym_layers.py", chat_file, tmp_path, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = optuna_trials(tmp_path)
+    assert kept.items() <= {t.number: t.value for t in made(trials)}.items()
+    assert len(made(trials)) == 4
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL}
+    _, children, _ = mlflow_runs(tmp_path)
+    assert [r.info.status for r in children] == ["FINISHED"] * 4
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    """Process id → command line of everything below `pid`."""
+    parents, lines = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                lines[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, IndexError):
+                continue
+    found: dict[int, str] = {}
+    for candidate in parents:
+        ancestor = candidate
+        while ancestor in parents and ancestor != pid:
+            ancestor = parents[ancestor]
+        if ancestor == pid and candidate != pid:
+            found[candidate] = lines[candidate]
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker in /proc")
+def test_a_killed_worker_fails_its_trial_and_the_study_goes_on(chat_file: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "40", "--trials", "4", "--max-concurrent", "1")
+    line = command("search/asym_layers.py", chat_file, tmp_path, *options)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        _wait_for(process, "started")
+        deadline = time.monotonic() + 60
+        while not (workers := [p for p, c in _descendants(process.pid).items() if "two_phase" in c]):
+            assert time.monotonic() < deadline, "no worker was seen"
+            time.sleep(0.05)
+        os.kill(workers[0], signal.SIGKILL)
+        output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "3 trials finished, 1 failed" in output
+    assert "Traceback" not in output
+    states = [t.state for t in optuna_trials(tmp_path) if REPEAT_OF not in t.user_attrs]
+    assert sorted(states) == sorted([TrialState.FAIL] + [TrialState.COMPLETE] * 3)
+    _, children, _ = mlflow_runs(tmp_path)
+    assert sorted(r.info.status for r in children) == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]

@@ -90,7 +90,20 @@ def exact_contexts(
 
     Returns:
         The contexts, the number of passes, and the largest start change that was let stand.
+
+    Products are in full precision whatever the process is set to: rounded to TF32, a state never stands still.
     """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return _iterate(block, embedded, tokens, tolerance, chunk)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _iterate(
+    block: ContextBlock, embedded: Tensor, tokens: Tensor, tolerance: float, chunk: int
+) -> StreamContexts:
     assert tokens.ndim == 1
     assert len(tokens) > 0
     table = block.token_table(embedded)

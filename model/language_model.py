@@ -36,7 +36,7 @@ class LanguageModel(nn.Module):
         self.token_block = TokenBlock(d, e, config.reads, seeded(seed, "token init"))
         self.to(table.dtype)
 
-    def contexts(self, tokens: Tensor, tolerance: float = 1e-5) -> StreamContexts:
+    def contexts(self, tokens: Tensor, tolerance: float = 1e-4) -> StreamContexts:
         """The exact contexts of one stream, run from zero."""  # tokens (N,)
         return exact_contexts(self.context_block, self.embedded, tokens, tolerance)
 

@@ -184,7 +184,7 @@ class _StudyRun:
     def _study_params(self, summary: dict[str, Any]) -> dict[str, Any]:
         from importlib.metadata import version
 
-        packages = ("torch", "ray", "optuna", "mlflow")
+        packages = ("torch", "ray", "optuna")
         return {
             "command": self.command,
             "sampler": self.study.sampler or "grid",

@@ -20,8 +20,7 @@ from search.ledger import Assignment, Ledger
 from search.progress import Display
 from trainables.config import RunConfig
 from trainables.tracking import Tracker
-from trainables.two_phase import FINAL, SERIES, two_phase
-
+from trainables.two_phase import DIVERGED, FINAL, SERIES, two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -112,24 +111,24 @@ class _Recorder(_Unpickled, Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = self._searcher.assigned[trial.trial_id].number
-        figures = (trial.last_result or {}).get(FINAL)
-        if not figures:  # stopped from outside: it is asked for again when the study continues
-            return
-        self._open.discard(number)
-        self._ledger.complete(number, figures)
-        self._tracker.finish_trial(self._runs[number], figures)
-        self._display.finish(number, figures)
+        last = trial.last_result or {}
+        if last.get(DIVERGED):
+            self._fail(number, last[DIVERGED], "")
+        elif last.get(FINAL):
+            self._open.discard(number)
+            self._ledger.complete(number, last[FINAL])
+            self._tracker.finish_trial(self._runs[number], last[FINAL])
+            self._display.finish(number, last[FINAL])
+        # else it was stopped from outside: `interrupt_open` records it
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        assignment = self._searcher.assigned[trial.trial_id]
-        number = assignment.number
-        reason, details = _why(trial)
+        if self._searcher.assigned[trial.trial_id].number not in self._runs:
+            self.on_trial_start(iteration, trials, trial)  # it failed before it started
+        self._fail(self._searcher.assigned[trial.trial_id].number, *_why(trial))
+
+    def _fail(self, number: int, reason: str, details: str) -> None:
         self._open.discard(number)
         self._ledger.fail(number, reason)
-        if number not in self._runs:  # it failed before it started
-            name, own_hash = trial_name(assignment.config), assignment.config.config_hash()
-            self._runs[number] = self._tracker.start_trial(number, own_hash, name, assignment.config.flat())
-            self._display.start(number, name)
         self._tracker.fail_trial(self._runs[number], reason, details)
         self._display.fail(number, reason)
 
@@ -144,13 +143,15 @@ class _Recorder(_Unpickled, Callback):
 
 
 def _why(trial: Trial) -> tuple[str, str]:
-    """A failed trial's reason in one line, and the whole story."""
-    error = trial.get_pickled_error()
+    """Why a trial raised, in one line, and the whole story."""
+    assert trial.pickled_error_file is not None
+    with open(trial.pickled_error_file, "rb") as file:
+        error = ray.cloudpickle.load(file)
     cause = getattr(error, "cause", None) or error
-    story = str(trial.get_error() or error)
+    if isinstance(cause, ray.exceptions.RayActorError):
+        return "the worker process died", str(cause)
     lines = str(cause).strip().splitlines() or ["no message"]
-    kind = type(cause).__name__
-    return (lines[-1] if kind == "DivergedError" else f"{kind}: {lines[-1]}"), story
+    return f"{type(cause).__name__}: {lines[-1]}", str(error)
 
 
 def start_ray(address: str | None) -> None:

@@ -159,15 +159,10 @@ def test_a_bigram_is_made_once_and_the_same_everywhere(tmp_path: Path, store: Ar
         assert not np.array_equal(first.table, load_embedding(BIGRAM, other_corpus, other_config, store).table)
 
 
-@pytest.mark.parametrize(
-    ("learning_rate", "epochs", "reason"), [(1e30, 2, "diverged in epoch 1"), (0.003, 0, "1 epoch")]
-)
-def test_a_bigram_that_cannot_be_trained_is_refused(
-    store: ArtifactStore, learning_rate: float, epochs: int, reason: str
-) -> None:
+def test_a_bigram_that_diverges_is_refused(store: ArtifactStore) -> None:
     corpus = make_corpus(cyclic(100), cyclic(30), 7)
-    with pytest.raises(ValueError, match=reason):
-        load_embedding(BIGRAM, corpus, BigramConfig(learning_rate=learning_rate, epochs=epochs, batch_size=10), store)
+    with pytest.raises(ValueError, match="diverged in epoch 1"):
+        load_embedding(BIGRAM, corpus, BigramConfig(learning_rate=1e30, epochs=2, batch_size=10), store)
     assert not list(store.root.glob("embedding-*"))
 
 

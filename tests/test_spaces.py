@@ -109,9 +109,7 @@ def test_points_hold_every_model_of_the_box() -> None:
 def test_points_of_a_few_modes_hold_every_model_of_those() -> None:
     modes = ("previous_first", "prev_and_current", "final_only")
     space = Space(context_layers=(1, 2), token_layers=(1, 3), context_dims=(8,), context_modes=modes)
-    wanted = {
-        (8, c, context_reads(mode, c, t)) for c, t, mode in product(range(1, 3), range(1, 4), modes)
-    }  # all but the depths that the space leaves out
+    wanted = {(8, c, context_reads(mode, c, t)) for c, t, mode in product(range(1, 3), range(1, 4), modes)}
     found = [model_of(p) for p in space.points()]
     assert (len(found), set(found)) == (len(wanted), wanted)
 

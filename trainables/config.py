@@ -43,7 +43,7 @@ class ContextsConfig:
     """How Phase 2's contexts are computed from the fitted ContextBlock."""
 
     train: str = "exact"  # or "last_sweep": one noiseless sweep from Phase 1's last state, as the reports did
-    tolerance: float = 1e-5  # largest change of a chunk's start state that counts as none
+    tolerance: float = 1e-4  # largest change of a chunk's start state that counts as none
     rank_rows: int = 10_000  # rows drawn for the effective rank
 
     def __post_init__(self) -> None:

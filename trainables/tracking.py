@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from filelock import FileLock
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -75,6 +76,7 @@ class Tracker:
     def start_study(self, params: dict[str, Any]) -> None:
         """Params of the parent run; those it has already are left as they are."""
         known = self.client.get_run(self.parent).data.params
+        params = params | {"version_mlflow": mlflow.__version__}
         self._params(self.parent, {k: v for k, v in params.items() if k not in known})
 
     def start_trial(self, number: int, config_hash: str, name: str, params: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in one of them
 
 # Keys of a report. Every report has all of them.
-PHASE, STEP, TOTAL, SERIES, FINAL = "phase", "step", "total", "series", "final"
+PHASE, STEP, TOTAL, SERIES, FINAL, DIVERGED = "phase", "step", "total", "series", "final", "diverged"
 
 
 class _Reporter:
@@ -34,14 +34,11 @@ class _Reporter:
         self._points += [(name, progress.step, value) for name, value in progress.series.items()]
         self._at = {PHASE: progress.phase, STEP: progress.step, TOTAL: progress.total}
         if time.monotonic() - self._last >= REPORT_EVERY:
-            self._send({})
+            self.send()
 
-    def finish(self, figures: dict[str, float]) -> None:
-        """The last report of a run, with its figures."""
-        self._send(figures)
-
-    def _send(self, final: dict[str, float]) -> None:
-        tune.report({**self._at, SERIES: self._points, FINAL: final})
+    def send(self, final: dict[str, float] | None = None, diverged: str = "") -> None:
+        """Report what has gathered; the last report of a run has its figures or why there are none."""
+        tune.report({**self._at, SERIES: self._points, FINAL: final or {}, DIVERGED: diverged})
         self._points, self._last = [], time.monotonic()
 
 
@@ -76,13 +73,18 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     import torch
 
     from trainables.artifacts import ArtifactStore
+    from trainables.phase1 import DivergedError
     from trainables.pipeline import run
 
     torch.set_num_threads(threads)
     device = choose_device(gpus)
     report = _Reporter()
-    result = run(RunConfig.from_flat(config), ray.get(inputs[0]), ArtifactStore(Path(cache)), device, report)
-    report.finish(result.metrics)
+    try:
+        result = run(RunConfig.from_flat(config), ray.get(inputs[0]), ArtifactStore(Path(cache)), device, report)
+    except DivergedError as error:  # an outcome, not a fault: the worker goes on with the next trial
+        report.send(diverged=str(error))
+    else:
+        report.send(final=result.metrics)
 
 
 def prepare(

@@ -28,7 +28,7 @@ from trainables.config import BigramConfig, RunConfig
 from trainables.metrics import VAL_PPL
 
 DIMS = (8, 16)
-TRIALS = 9  # the four cells, two more before gp and tpe start to model, three that they propose
+TRIALS = 8  # the four cells, two more before gp and tpe start to model, two that they propose
 CELLS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 
 
@@ -163,7 +163,7 @@ def test_an_interrupted_study_goes_on_as_if_it_had_not_been(
 ) -> None:
     ledger, handed = whole
     finished = []
-    for cut_off in (0, 2, 5, 8):  # how many trials have finished when the driver is killed
+    for cut_off in (0, 2, 5, 7):  # how many trials have finished when the driver is killed
         disturbed = Ledger(ledger.study, "s", database)
         while len(finished) < cut_off:
             assignment = handed_out(disturbed)
@@ -177,8 +177,8 @@ def test_an_interrupted_study_goes_on_as_if_it_had_not_been(
 
 
 def test_another_seed_makes_another_sequence(database: Path) -> None:
-    one = run_to_the_end(Ledger(layers_study(trials=6), "one", database))
-    other = run_to_the_end(Ledger(layers_study(trials=6, seed=1), "other", database))
+    one = run_to_the_end(Ledger(layers_study(trials=5), "one", database))
+    other = run_to_the_end(Ledger(layers_study(trials=5, seed=1), "other", database))
     assert [c.replace(seed=0) for c in other] != one
 
 
@@ -201,7 +201,7 @@ def test_a_result_is_on_record_with_its_figures(database: Path) -> None:
 
 
 def test_a_repeat_of_a_finished_trial_is_answered_with_its_value(database: Path) -> None:
-    ledger = Ledger(layers_study(trials=6), "s", database)
+    ledger = Ledger(layers_study(trials=5), "s", database)
     first = handed_out(ledger)
     finish(ledger, first)
     for _ in CELLS[1:]:
@@ -234,14 +234,14 @@ def start_with_a_parked_trial(ledger: Ledger) -> tuple[Assignment, int, Assignme
 
 
 def test_a_repeat_of_a_running_trial_waits_and_another_is_handed_out(database: Path) -> None:
-    ledger = Ledger(layers_study(trials=6), "s", database)
+    ledger = Ledger(layers_study(trials=5), "s", database)
     first, parked, following = start_with_a_parked_trial(ledger)
     assert trial(ledger, parked).state == TrialState.RUNNING
     assert trial(ledger, parked).user_attrs[HASH] == first.config.config_hash() != following.config.config_hash()
 
 
 def test_a_waiting_repeat_gets_the_value_of_the_running_trial(database: Path) -> None:
-    ledger = Ledger(layers_study(trials=6), "s", database)
+    ledger = Ledger(layers_study(trials=5), "s", database)
     first, parked, _ = start_with_a_parked_trial(ledger)
     finish(ledger, first)
     repeat = trial(ledger, parked)
@@ -250,7 +250,7 @@ def test_a_waiting_repeat_gets_the_value_of_the_running_trial(database: Path) ->
 
 
 def test_a_waiting_repeat_fails_with_the_running_trial(database: Path) -> None:
-    ledger = Ledger(layers_study(trials=6), "s", database)
+    ledger = Ledger(layers_study(trials=5), "s", database)
     first, parked, _ = start_with_a_parked_trial(ledger)
     ledger.fail(first.number, "diverged")
     repeat = trial(ledger, parked)
@@ -268,7 +268,7 @@ def test_a_waiting_repeat_takes_no_place_of_another_trial(database: Path) -> Non
 
 
 def test_a_waiting_repeat_does_not_outlive_an_interrupted_trial(database: Path) -> None:
-    ledger = Ledger(layers_study(trials=6), "s", database)
+    ledger = Ledger(layers_study(trials=5), "s", database)
     first, _, following = start_with_a_parked_trial(ledger)
     ledger.interrupt(first.number)
     ledger.interrupt(following.number)
@@ -320,7 +320,7 @@ def test_a_failed_trial_counts_and_is_not_tried_again(database: Path) -> None:
 
 
 def test_a_repeat_of_a_failed_trial_fails_without_being_trained(database: Path) -> None:
-    ledger = Ledger(layers_study(trials=6), "s", database)
+    ledger = Ledger(layers_study(trials=5), "s", database)
     first = handed_out(ledger)
     ledger.fail(first.number, "diverged")
     ask_next(ledger, context_layers=1, token_layers=1, context_mode="final_only")
@@ -331,10 +331,10 @@ def test_a_repeat_of_a_failed_trial_fails_without_being_trained(database: Path) 
 
 
 def test_a_study_whose_trials_all_fail_ends(database: Path) -> None:
-    ledger = Ledger(layers_study(trials=6), "s", database)
+    ledger = Ledger(layers_study(trials=4), "s", database)
     while (assignment := ledger.next()) is not None:
         ledger.fail(assignment.number, "out of memory")
-    assert (len(ledger.failed()), ledger.finished(), ledger.best()) == (6, [], None)
+    assert (len(ledger.failed()), ledger.finished(), ledger.best()) == (4, [], None)
 
 
 def test_trials_that_a_killed_driver_left_are_failed_as_interrupted(database: Path) -> None:
@@ -400,26 +400,26 @@ def test_an_interrupted_grid_is_completed_without_repeats(database: Path) -> Non
 
 
 def test_a_larger_number_of_trials_continues_a_finished_study(database: Path) -> None:
-    first = run_to_the_end(Ledger(layers_study(trials=5), "s", database))
-    extended = Ledger(layers_study(trials=8), "s", database)
-    assert extended.open_trials() == 3
+    first = run_to_the_end(Ledger(layers_study(trials=4), "s", database))
+    extended = Ledger(layers_study(trials=6), "s", database)
+    assert extended.open_trials() == 2
     more = run_to_the_end(extended)
-    assert len({c.config_hash() for c in first + more}) == 8
-    assert len(extended.finished()) == 8
+    assert len({c.config_hash() for c in first + more}) == 6
+    assert len(extended.finished()) == 6
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_an_extended_study_goes_on_as_a_longer_one_would_have(database: Path, sampler: str) -> None:
-    once = run_to_the_end(Ledger(layers_study(trials=8, sampler=sampler), "once", database))
-    parts = [c for n in (4, 6, 8) for c in run_to_the_end(Ledger(layers_study(n, sampler), "parts", database))]
+    once = run_to_the_end(Ledger(layers_study(trials=7, sampler=sampler), "once", database))
+    parts = [c for n in (4, 7) for c in run_to_the_end(Ledger(layers_study(n, sampler), "parts", database))]
     assert parts == once
 
 
 def test_a_smaller_number_of_trials_hands_out_nothing(database: Path) -> None:
-    run_to_the_end(Ledger(layers_study(trials=6), "s", database))
+    run_to_the_end(Ledger(layers_study(trials=5), "s", database))
     smaller = Ledger(layers_study(trials=4), "s", database)
     assert smaller.next() is None
-    assert len(smaller.finished()) == 6
+    assert len(smaller.finished()) == 5
 
 
 def test_another_definition_under_the_same_name_is_refused_with_its_differences(database: Path) -> None:

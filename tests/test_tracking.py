@@ -126,7 +126,8 @@ def test_other_params_of_a_reopened_run_are_no_error(store: Records, study: str)
     again = Tracker(store, study)
     again.start_study({"command": "x.py --trials 9", "seed": 0, "sampler": "gp"})
     again.start_trial(0, "abc", "n", PARAMS | {"threads": 2})
-    assert run(again, again.parent).data.params == {"command": "x.py --trials 4", "seed": "0", "sampler": "gp"}
+    logged = run(again, again.parent).data.params
+    assert (logged["command"], logged["seed"], logged["sampler"]) == ("x.py --trials 4", "0", "gp")
 
 
 def test_a_very_long_param_does_not_stop_a_study(tracker: Tracker) -> None:

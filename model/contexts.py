@@ -101,9 +101,7 @@ def exact_contexts(
         torch.set_float32_matmul_precision(before)
 
 
-def _iterate(
-    block: ContextBlock, embedded: Tensor, tokens: Tensor, tolerance: float, chunk: int
-) -> StreamContexts:
+def _iterate(block: ContextBlock, embedded: Tensor, tokens: Tensor, tolerance: float, chunk: int) -> StreamContexts:
     assert tokens.ndim == 1
     assert len(tokens) > 0
     table = block.token_table(embedded)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MEAN_WEIGHT = 0.1  # of the squared norm of a block's mean in the dispersion loss
@@ -72,7 +73,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
             target = scores.gather(1, targets[rows, None]) - top
             total = scores.sub_(top).exp_().sum(dim=1, keepdim=True)  # scores now hold unnormalised probabilities
             losses[rows] = (total.log() - target)[:, 0]
-            gradient[rows] = (scores @ table).div_(total).sub_(table[targets[rows]])
+            gradient[rows] = (scores @ table).div_(total).sub_(F.embedding(targets[rows], table))
         ctx.save_for_backward(gradient)
         return losses.mean()
 

@@ -40,7 +40,10 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
     """
     args = build_parser(describe, sampled).parse_args()
     try:
-        settings = check(args, sampled)
+        try:
+            settings = check(args, sampled)
+        except OSError as error:  # a path that is too long, a folder that may not be looked into
+            raise ValueError(str(error)) from None
         study = make_study(settings)
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
@@ -218,12 +221,14 @@ class _StudyRun:
         return write_results(ledger, frame, self.settings.records.study(self.name), self.command)
 
     def _say_end(self, ledger: "Ledger", cut_off: int) -> None:
+        from rich.markup import escape
+
         from search.leaderboard import BEST, failures
         from search.progress import duration
 
         failed = failures(ledger)
         for number, config, reason in failed:
-            self.console.print(f"[red]trial {number} ({config}) failed: {reason}[/]")
+            self.console.print(f"[red]trial {number} ({config}) failed: {escape(reason)}[/]")
         shown = self.settings.shown_root
         finished, elapsed = len(ledger.finished()), duration(time.monotonic() - self.began)
         self.console.print(f"\n{finished} trials finished, {len(failed)} failed, in {elapsed}")

@@ -69,6 +69,8 @@ def _cell(column: str, value: Any) -> str:
         return "–"
     if column == "params":
         return f"{value / 1e6:.1f}M" if value >= 1e6 else f"{value / 1e3:.0f}k"
+    if column == "seconds" and value >= 1_000:
+        return f"{value:.0f}"
     forms = {"conv %": "{:.0f}%", "ER %": "{:.1f}%", "val PPL": "{:.2f}", "val acc %": "{:.1f}%", "seconds": "{:.1f}"}
     return forms.get(column, "{}").format(value)
 
@@ -78,7 +80,7 @@ def as_table(frame: pd.DataFrame, title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     for column in COLUMNS:
         side: Any = "left" if column in ("config", "mode") else "right"
-        heading = "#" if column == "trial" else column.removesuffix(" %")
+        heading = {"trial": "#", "val acc %": "acc", "seconds": "s"}.get(column, column.removesuffix(" %"))
         table.add_column(heading, justify=side, no_wrap=True, header_style="bold underline")
     for position, row in enumerate(frame.to_dict("records")):
         style = "dim" if row["config"] == BIGRAM_ROW else "bold green" if position == 0 else None

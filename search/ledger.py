@@ -95,8 +95,6 @@ class Ledger:
         )
         stored = self.optuna.user_attrs.get(DEFINITION)
         if stored is None:
-            for point in study.fixed_points:
-                self.optuna.enqueue_trial(study.space.params(point), skip_if_exists=True)
             self.optuna.set_user_attr(DEFINITION, wanted)
         elif stored != wanted:
             raise ValueError(
@@ -106,15 +104,39 @@ class Ledger:
         self._recover()
 
     def _recover(self) -> None:
-        """Trials that a killed driver left running are failed and asked for again, with their parameters."""
+        """Trials that a killed driver left running are interrupted."""
         for trial in self._trials(TrialState.RUNNING):
             self.interrupt(trial.number)
 
     def interrupt(self, number: int) -> None:
-        """A trial that was cut off: failed, and asked for again with the same parameters."""
-        params = self._trial(number).params
-        self._tell(number, None, TrialState.FAIL, {REASON: INTERRUPTED})
-        self.optuna.enqueue_trial(params, user_attrs={RETRY_OF: number})
+        """A trial that was cut off, and those that wait for its value: failed; `_queue` asks for it again."""
+        own_hash = self._trial(number).user_attrs.get(HASH, "")
+        for cut_off in (number, *self._parked.pop(own_hash, [])):
+            self._tell(cut_off, None, TrialState.FAIL, {REASON: INTERRUPTED})
+
+    def _queue(self) -> bool:
+        """Queue what comes before the sampler's proposals; whether anything is queued.
+
+        That is interrupted trials, with their parameters, then fixed points. It is read from the record each
+        time, so that they keep their order and a kill at any moment loses none.
+        """
+        if self._trials(TrialState.WAITING):
+            return True
+        made = {t.user_attrs.get(HASH) for t in self._made()}
+        for trial in self._trials(TrialState.FAIL):
+            own_hash = trial.user_attrs.get(HASH)  # none: it was cut off before it had parameters
+            if trial.user_attrs.get(REASON) == INTERRUPTED and own_hash is not None and own_hash not in made:
+                self.optuna.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+                return True
+        for point in self.study.fixed_points:
+            if self._config(point).config_hash() not in made:
+                self.optuna.enqueue_trial(self.study.space.params(point))
+                return True
+        return False
+
+    def _proposals(self) -> int:
+        """How many configurations were asked for; interrupted ones do not count, so that seeds stay the same."""
+        return sum(t.user_attrs.get(REASON) != INTERRUPTED for t in self._trials())
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False, states=states or None)  # none named: all
@@ -147,7 +169,7 @@ class Ledger:
         if self.open_trials() == 0:
             return None
         for _ in range(MAX_REPEATS):
-            if self.study.sampler is None and not self._trials(TrialState.WAITING):
+            if not self._queue() and self.study.sampler is None:
                 return None  # an exact grid: all asked for
             assignment = self._ask()
             if assignment is not None:
@@ -155,15 +177,14 @@ class Ledger:
         untried = self._untried()
         if not untried:
             return None
-        rng = random.Random(f"{self.study.base.seed}:untried:{len(self._trials())}")
+        rng = random.Random(f"{self.study.base.seed}:untried:{self._proposals()}")
         self.optuna.enqueue_trial(self.study.space.params(rng.choice(untried)))
         return self._ask()
 
     def _ask(self) -> Assignment | None:
         """Ask the sampler once; None where it proposed what is known already, which is answered on the spot."""
         if self.study.sampler is not None:
-            number = len(self._trials())
-            self.optuna.sampler = make_sampler(self.study.sampler, self.study.base.seed, number)
+            self.optuna.sampler = make_sampler(self.study.sampler, self.study.base.seed, self._proposals())
         trial = self.optuna.ask()
         config = self._config(self.study.space.suggest(trial))
         own_hash = config.config_hash()

@@ -4,6 +4,7 @@ Whatever a user can get wrong is found here, before anything is imported, starte
 """
 
 import argparse
+import http.client
 import math
 import os
 import re
@@ -93,6 +94,12 @@ def _name(text: str) -> str:
     return text
 
 
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder")
+    return Path(os.path.expanduser(text))
+
+
 def _tracking_uri(text: str) -> str:
     if not text.startswith(("http://", "https://", "sqlite:///", "postgresql", "mysql", "mssql")):
         raise argparse.ArgumentTypeError(
@@ -166,7 +173,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_record_options(group: argparse._ArgumentGroup) -> None:
     root = "folder of mlflow.db, optuna.db, artifacts, studies and cache (default: %(default)s)"
-    group.add_argument("--mlruns", type=Path, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
+    group.add_argument("--mlruns", type=_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
     uri = "an MLflow server that takes all runs instead of DIR/mlflow.db"
     group.add_argument("--tracking-uri", type=_tracking_uri, metavar="URI", help=uri)
 
@@ -194,7 +201,7 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
         _check_server(args.tracking_uri)
     if args.address is None:
         _check_machine(args.cpus_per_trial, args.gpus_per_trial)
-    spec = args.data or preset.data
+    spec = preset.data if args.data is None else args.data
     samples = args.samples or (preset.samples if spec == preset.data else None)
     base, data, embedding = _base(args, preset, spec, samples, sampled)
     return Settings(
@@ -218,7 +225,7 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
 def _base(
     args: argparse.Namespace, preset: Preset, spec: str, samples: int | None, sampled: bool
 ) -> tuple[RunConfig, DataSource, EmbeddingSource]:
-    wanted = args.embedding or preset.embedding
+    wanted = preset.embedding if args.embedding is None else args.embedding
     bigram = None
     if wanted == "bigram":
         changes = {"vocab_size": args.vocab_size, "embedding_dim": args.embedding_dim}
@@ -254,7 +261,7 @@ def _check_server(uri: str) -> None:
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
             pass
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ValueError(
             f"no MLflow server answers at {uri} ({reason}): start it, or leave --tracking-uri out"

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -89,7 +90,7 @@ class Display:
         """A trial ended without a result."""
         running = self._running.pop(number)
         self.done += 1
-        self._say(number, running.name, f"[bold red]failed[/]: {reason}")
+        self._say(number, running.name, f"[bold red]failed[/]: {escape(reason)}")
 
     def _say(self, number: int, name: str, text: str) -> None:
         # Fixed columns: the numbers of a run of lines stand under each other.

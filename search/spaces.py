@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from model.modes import CONTEXT_MODES, MAX_LAYERS, same_model_modes
 from trainables.artifacts import content_key
-from trainables.config import RunConfig
+from trainables.config import METHOD_VERSION, RunConfig
 
 SAMPLERS = ("gp", "tpe", "random")
 STARTUP_TRIALS = 6  # finished trials before gp and tpe start to model; the fixed points count
@@ -77,6 +77,7 @@ class Study:
         base = {key: value for key, value in self.base.flat().items() if key not in left_out}
         return {
             "entry": self.entry,
+            "method": METHOD_VERSION,
             **base,
             "space": asdict(self.space),
             "fixed_points": list(self.fixed_points),

@@ -20,6 +20,8 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=5000, help="(default: %(default)s)")
     args = parser.parse_args()
+    if not 1 <= args.port <= 65_535:
+        parser.error(f"argument --port: must be 1 to 65535, not {args.port}")
     records = Records.at(args.mlruns)
     if not records.mlflow_database.exists():
         print(

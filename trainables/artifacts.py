@@ -49,6 +49,8 @@ class ArtifactStore:
             if self._intact(folder):
                 return folder, True
             shutil.rmtree(folder, ignore_errors=True)
+            for left_behind in self.root.glob(f".{folder.name}.*/"):  # by a process that was killed meanwhile
+                shutil.rmtree(left_behind, ignore_errors=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=self.root))
             try:
                 make(scratch)
@@ -69,8 +71,9 @@ class ArtifactStore:
             return False
         try:
             files = json.loads((folder / MANIFEST).read_text())
-            intact = all(file_sha256(folder / name) == digest for name, digest in files.items())
-        except (OSError, ValueError, AttributeError):
+            present = {p.name: file_sha256(p) for p in folder.iterdir() if p.name != MANIFEST}
+            intact = bool(present == files)
+        except (OSError, ValueError):
             intact = False
         if not intact:
             log.warning("cached %s does not match its manifest: it is made again", folder.name)

@@ -36,6 +36,10 @@ class Phase1Config:
         _require(self.block >= 2, "phase1_block", "at least 2", self.block)
         _require(self.max_sweeps >= 2, "phase1_max_sweeps", "at least 2", self.max_sweeps)
         _require(self.learning_rate > 0, "phase1_learning_rate", "positive", self.learning_rate)
+        _require(self.grad_clip > 0, "phase1_grad_clip", "positive", self.grad_clip)
+        _require(self.noise >= 0, "phase1_noise", "0 or more", self.noise)
+        _require(self.threshold > 0, "phase1_threshold", "positive", self.threshold)
+        _require(0 < self.converged_share <= 1, "phase1_converged_share", "in (0, 1]", self.converged_share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,7 @@ class ContextsConfig:
     def __post_init__(self) -> None:
         _require(self.train in ("exact", "last_sweep"), "contexts_train", "exact or last_sweep", self.train)
         _require(self.tolerance > 0, "contexts_tolerance", "positive", self.tolerance)
+        _require(self.rank_rows >= 1, "contexts_rank_rows", "at least 1", self.rank_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,9 @@ class Phase2Config:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "phase2_batch_size", "at least 1", self.batch_size)
         _require(self.epochs >= 1, "phase2_epochs", "at least 1", self.epochs)
+        _require(self.patience >= 1, "phase2_patience", "at least 1", self.patience)
         _require(self.learning_rate > 0, "phase2_learning_rate", "positive", self.learning_rate)
+        _require(self.grad_clip > 0, "phase2_grad_clip", "positive", self.grad_clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +117,7 @@ class RunConfig:
         context_reads(self.context_mode, self.context_layers, self.token_layers)
         _require(self.context_dim >= 1, "context_dim", "at least 1", self.context_dim)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
+        _require(self.samples is None or self.samples >= 1, "samples", "at least 1", self.samples)
         bigram_given = self.bigram is not None
         _require(
             (self.embedding == "bigram") == bigram_given,

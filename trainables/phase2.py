@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.language_model import LanguageModel
@@ -46,7 +47,7 @@ class Phase2Result:
 
 def _hidden(model: LanguageModel, stream: Stream, start: int, stop: int) -> Tensor:
     contexts = [None if c is None else c[start:stop] for c in stream.contexts]
-    hidden: Tensor = model.token_block(model.embedded[stream.tokens[start:stop]], contexts)
+    hidden: Tensor = model.token_block(F.embedding(stream.tokens[start:stop], model.embedded), contexts)
     return hidden  # (stop-start, E)
 
 

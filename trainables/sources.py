@@ -74,7 +74,7 @@ def resolve_data(spec: str, samples: int | None) -> DataSource:
     for _ in lines:  # lines that are not taken must still decode: they are read in large blocks later
         pass
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "data"
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.")[:60] or "data"
     return DataSource("jsonl", spec, str(path), label, file_sha256(path)[:16])
 
 
@@ -163,7 +163,7 @@ def _require_three_splits(name: str, documents: Iterable[str]) -> None:
 
 
 def _jsonl_path(spec: str) -> Path:
-    path = Path(spec).expanduser().absolute()
+    path = Path(os.path.expanduser(spec)).absolute()
     if path.is_dir():
         raise ValueError(f"data {spec!r} is a folder; give one .jsonl or .jsonl.gz file")
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -219,7 +219,7 @@ def resolve_embedding(spec: str) -> EmbeddingSource:
     """
     if spec == "bigram":
         return EmbeddingSource("bigram", spec, "", "bigram")
-    folder = Path(spec).expanduser().absolute()
+    folder = Path(os.path.expanduser(spec)).absolute()
     if folder.is_dir():
         files = _model_files(folder, spec)
         fingerprint = content_key({file.name: file_sha256(file) for file in files})

@@ -52,7 +52,9 @@ class Tracker:
                 self.client = MlflowClient(tracking_uri or records.tracking_uri)
                 found = self.client.get_experiment_by_name(study)
                 if found is None:
-                    where = None if tracking_uri else (records.artifacts / study).as_uri()
+                    # only a server has a place of its own for files; a database would put them into the cwd
+                    served = (tracking_uri or "").startswith("http")
+                    where = None if served else (records.artifacts / study).as_uri()
                     experiment_id = self.client.create_experiment(study, artifact_location=where)
                 elif found.lifecycle_stage != "active":
                     raise ValueError(f"MLflow's experiment {study!r} was deleted: restore it there or give --name")
@@ -69,6 +71,8 @@ class Tracker:
         runs = self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
         if runs:
             self.client.update_run(runs[0].info.run_id, status="RUNNING")
+            if REASON_TAG in runs[0].data.tags:  # why it was cut off last time
+                self.client.delete_tag(runs[0].info.run_id, REASON_TAG)
             return runs[0]
         tags = {NAME_TAG: name, STUDY_TAG: self.study} | key | (tags or {})
         return self.client.create_run(self.experiment_id, tags=tags)

@@ -40,20 +40,31 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
     """
     args = build_parser(describe, sampled).parse_args()
     try:
-        try:
+        with _user_errors():
             settings = check(args, sampled)
-        except OSError as error:  # a path that is too long, a folder that may not be looked into
-            raise ValueError(str(error)) from None
-        study = make_study(settings)
+            study = make_study(settings)
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
         return _run(settings, study)
-    except ValueError as error:
+    except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues this study", file=sys.stderr)
         return INTERRUPTED
+
+
+class BadInputError(Exception):
+    """What the user can mend, in one sentence."""
+
+
+@contextmanager
+def _user_errors() -> "Iterator[None]":
+    """Around all that looks at what the user gave. A ValueError from elsewhere is a bug and keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:  # OSError: a path that is too long, a folder that may not be looked into
+        raise BadInputError(str(error)) from error
 
 
 @contextmanager
@@ -68,7 +79,7 @@ def _study_lock(folder: Path) -> "Iterator[None]":
         lock.acquire(timeout=0)
     except Timeout:
         who = holder.read_text().strip() if holder.exists() else "another process"
-        raise ValueError(f"study {folder.name!r} is being run by {who}") from None
+        raise BadInputError(f"study {folder.name!r} is being run by {who}") from None
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
@@ -91,12 +102,12 @@ def _run_locked(settings: Settings, study: Study, name: str, console: "Console")
     console.print(f"study [bold]{name}[/]: {study.trials} trials, records in {settings.shown_root}/")
     import ray
 
-    from search.tuner import plan_resources, start_ray
+    from search.cluster import plan_resources, start_ray
 
     try:
-        with console.status("starting Ray …"):
+        with console.status("starting Ray …"), _user_errors():
             start_ray(settings.address)
-        resources = plan_resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent)
+            resources = plan_resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent)
         return _StudyRun(settings, study, name, console, resources, began).go()
     finally:
         ray.shutdown()
@@ -119,8 +130,9 @@ class _StudyRun:
             from search.ledger import Ledger
             from trainables.tracking import Tracker
 
-            ledger = Ledger(self.study, self.name, self.settings.records.optuna_database)
-            tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
+            with _user_errors():
+                ledger = Ledger(self.study, self.name, self.settings.records.optuna_database)
+                tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
             inputs, summary = self._prepared(prepared)
         self._say_prepared(summary)
         tracker.start_study(self._study_params(summary))
@@ -171,7 +183,7 @@ class _StudyRun:
             return inputs, ray.get(summary)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):
-                raise error.cause from None
+                raise BadInputError(str(error.cause)) from error
             raise
 
     def _say_prepared(self, summary: dict[str, Any]) -> None:
@@ -196,13 +208,28 @@ class _StudyRun:
             **{f"version_{package}": version(package) for package in packages},
         }
 
+    @staticmethod
+    def _complete_mlflow(ledger: "Ledger", tracker: Any, runtime: dict[str, Any]) -> None:
+        """Finish MLflow's runs of trials that the ledger has as finished: a driver was killed between the two."""
+        from search.ledger import HASH, METRICS, trial_config
+        from search.tuner import trial_name
+
+        missing = {t.user_attrs[HASH]: t for t in ledger.finished()}
+        for config_hash in missing.keys() - tracker.finished_hashes():
+            trial = missing[config_hash]
+            config = trial_config(trial)
+            run_id = tracker.start_trial(trial.number, config_hash, trial_name(config), config.flat() | runtime)
+            tracker.finish_trial(run_id, trial.user_attrs[METRICS])
+
     def _run_trials(self, ledger: "Ledger", tracker: Any, inputs: Any, runtime: dict[str, Any]) -> int:
+        from search.progress import Display
+        from search.tuner import run_trials, trial_name
+
+        self._complete_mlflow(ledger, tracker, runtime)
         if ledger.open_trials() == 0:
             self.console.print("all trials of this study are finished: nothing to run")
             return 0
         from search.ledger import trial_config
-        from search.progress import Display
-        from search.tuner import run_trials, trial_name
 
         best = ledger.best()
         known = (best.value, trial_name(trial_config(best))) if best and best.value is not None else None

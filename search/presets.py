@@ -30,7 +30,7 @@ def demo() -> Preset:
         bigram=BigramConfig(vocab_size=512, embedding_dim=192, epochs=20),
         context_dim=48,
         context_dims=(32, 48, 64),
-        phase2=Phase2Config(batch_size=256, epochs=6),
+        phase2=Phase2Config(batch_size=256, epochs=5),
         summary="Python's own reference texts, bigram embedding, V=512, E=192, D=48; a CPU is enough",
     )
 

@@ -44,7 +44,7 @@ def test_imports_point_from_search_over_trainables_to_model(package: str, above:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("ray", {"trainables.two_phase", "search.tuner", "search.driver"}),
+        ("ray", {"trainables.two_phase", "search.cluster", "search.tuner", "search.driver"}),
         ("mlflow", {"trainables.tracking"}),
         ("datasets", {"trainables.corpus"}),
         ("transformers", {"trainables.corpus", "trainables.embeddings"}),

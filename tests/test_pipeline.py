@@ -16,7 +16,7 @@ TIMES = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS}
 FINAL = {
     value
     for key, value in vars(names).items()
-    if key.isupper() and not value.startswith(("sweep/", "epoch/"))
+    if key.isupper() and isinstance(value, str) and not value.startswith(names.SERIES)
 }  # fmt: skip
 
 

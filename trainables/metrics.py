@@ -24,6 +24,7 @@ PHASE2_PARAMS = "params/phase2_trained"
 BIGRAM_VAL_PPL = "embedding/bigram_val_ppl"
 
 # Series, logged once per sweep or epoch.
+SERIES = ("sweep/", "epoch/")  # what their names start with
 SWEEP_CONVERGENCE = "sweep/convergence"
 SWEEP_LOSS = "sweep/loss"
 EPOCH_TRAIN_PPL = "epoch/train_ppl"

@@ -16,7 +16,8 @@ from model.seeds import seeded
 from trainables.config import Phase1Config
 
 STATE_STD = 0.01  # of the random initial state
-ROWS_PER_PASS = 262_144  # positions whose activations are held at once; bounds memory, changes no number
+# Positions whose activations are held at once: bounded by memory on a GPU, by the cache on a CPU. Changes no number.
+ROWS_PER_PASS = {"cuda": 262_144, "cpu": 20_000}
 
 
 class DivergedError(RuntimeError):
@@ -46,9 +47,9 @@ class Phase1Result:
         return self.sweeps[-1].number
 
 
-def _passes(length: int, block: int) -> list[list[tuple[int, int]]]:
+def _passes(length: int, block: int, rows: int) -> list[list[tuple[int, int]]]:
     """Loss blocks grouped so that each group's blocks are equally long and fit in memory together."""
-    per_pass = max(1, ROWS_PER_PASS // block)
+    per_pass = max(1, rows // block)
     groups: list[list[tuple[int, int]]] = []
     for span in block_spans(length, block):
         last = groups[-1] if groups else None
@@ -73,7 +74,7 @@ def _sweep(
     loss, converged = state.new_zeros(()), torch.zeros((), dtype=torch.int64, device=state.device)
     table = block.token_table(embedded)  # (V, C*D)
     leaf = table.detach().requires_grad_()  # its gradient is summed over the passes, then sent on once
-    groups = _passes(len(tokens), config.block)
+    groups = _passes(len(tokens), config.block, ROWS_PER_PASS[tokens.device.type])
     num_blocks = sum(map(len, groups))
     for group in groups:
         start, stop = group[0][0], group[-1][1]

@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from trainables.metrics import SERIES
 from trainables.records import Records
 
 for _noisy in ("mlflow", "alembic"):  # they announce every table of a new database
@@ -46,6 +47,7 @@ class Tracker:
         """
         records.root.mkdir(parents=True, exist_ok=True)
         self.study = study
+        self._last_step: dict[str, dict[str, int]] = {}  # of reopened runs: series -> last step on record
         try:
             # A fresh database that two processes initialise at once fails in most of them.
             with FileLock(records.root / ".mlflow.lock"):
@@ -88,6 +90,9 @@ class Tracker:
         run = self._open({HASH_TAG: config_hash}, name, {PARENT_TAG: self.parent})
         run_id: str = run.info.run_id
         self.client.set_tag(run_id, TRIAL_TAG, str(number))
+        # A reopened run goes through its curves again: points that it has are not logged twice.
+        curves = [name for name in run.data.metrics if name.startswith(SERIES)]
+        self._last_step[run_id] = {name: self.client.get_metric_history(run_id, name)[-1].step for name in curves}
         if not run.data.params:
             self._params(run_id, params)
         return run_id
@@ -100,7 +105,8 @@ class Tracker:
     def log_series(self, run_id: str, points: Iterable[tuple[str, int, float]]) -> None:
         """Points (metric, step, value) of a trial's curves, in as few calls as MLflow takes."""
         now = int(time.time() * 1000)
-        listed = [Metric(name, value, now, step) for name, step, value in points]
+        known = self._last_step.get(run_id, {})
+        listed = [Metric(name, value, now, step) for name, step, value in points if step > known.get(name, -1)]
         for start in range(0, len(listed), MAX_METRICS):
             self.client.log_batch(run_id, metrics=listed[start : start + MAX_METRICS])
 
@@ -108,6 +114,18 @@ class Tracker:
         """The final figures, once, and the run's end."""
         self.log_series(run_id, [(name, 0, value) for name, value in figures.items()])
         self.client.set_terminated(run_id, "FINISHED")
+
+    def finished_hashes(self) -> set[str]:
+        """Configurations whose run has ended well."""
+        found: set[str] = set()
+        token = None
+        while token != "":
+            page = self.client.search_runs(
+                [self.experiment_id], "attributes.status = 'FINISHED'", page_token=token, max_results=1_000
+            )
+            found |= {run.data.tags[HASH_TAG] for run in page if HASH_TAG in run.data.tags}
+            token = page.token or ""
+        return found
 
     def fail_trial(self, run_id: str, reason: str, details: str, status: str = "FAILED") -> None:
         """End a run without figures; `details` (a traceback, say) becomes an artifact."""
@@ -122,7 +140,8 @@ class Tracker:
         for run in running:
             if run.info.run_id != self.parent:
                 self.client.set_terminated(run.info.run_id, "KILLED")
-        self.log_series(self.parent, [(name, 0, value) for name, value in figures.items()])
+        known = self.client.get_run(self.parent).data.metrics
+        self.log_series(self.parent, [(name, 0, value) for name, value in figures.items() if known.get(name) != value])
         for file in files:
             self.client.log_artifact(self.parent, str(file))
         self.client.set_terminated(self.parent, status)

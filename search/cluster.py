@@ -1,0 +1,66 @@
+"""The Ray cluster a study runs on, and what each trial gets of it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial asks of Ray, and how many may run at once."""
+
+    cpus: float
+    gpus: float
+    max_concurrent: int
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one trial."""
+        return max(1, int(self.cpus))
+
+
+def start_ray(address: str | None) -> None:
+    """Connect to a cluster, or start a local one without a dashboard.
+
+    Raises:
+        ValueError: the cluster cannot be reached.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if address is None:
+        # "local", or a cluster that a dead process left behind would be joined.
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return
+    if (Path.home() / ".ray" / "auth_token").exists():
+        # Clusters started after a token file was made want the token; without this the failure names no cause.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): check `ray status` there, "
+            "or leave --address out to run on this machine"
+        ) from error
+
+
+def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
+    """What each trial gets, after looking at the cluster: one GPU where there are any, unless said otherwise.
+
+    Raises:
+        ValueError: no node has what one trial asks for.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most_cpus = max(node.get("CPU", 0.0) for node in nodes)
+    most_gpus = max(node.get("GPU", 0.0) for node in nodes)
+    if gpus is None:
+        gpus = 1.0 if most_gpus >= 1 else 0.0
+    if gpus > most_gpus:
+        raise ValueError(f"--gpus-per-trial {gpus:g}: no machine of this Ray cluster has more than {most_gpus:g} GPUs")
+    if cpus > most_cpus:
+        raise ValueError(f"--cpus-per-trial {cpus:g}: no machine of this Ray cluster has more than {most_cpus:g} CPUs")
+    fitting = sum(
+        int(min(node.get("CPU", 0.0) // cpus, node.get("GPU", 0.0) // gpus if gpus else float("inf"))) for node in nodes
+    )
+    return Resources(cpus, gpus, min(fitting, max_concurrent or fitting))

@@ -22,6 +22,7 @@ class _Running:
     step: int = 0
     total: int = 0
     latest: str = ""
+    converged: str = ""
 
 
 def duration(seconds: float) -> str:
@@ -66,11 +67,11 @@ class Display:
         running.phase, running.step, running.total = report[PHASE], report[STEP], report[TOTAL]
         for name, _, value in report[SERIES]:
             if name == SWEEP_CONVERGENCE:
-                running.latest = f"converged {value:.0%}"
+                running.latest = running.converged = f"converged {value:.0%}"
             elif name == EPOCH_VAL_PPL:
                 running.latest = f"val PPL {value:.2f}"
         if changed and not self.console.is_terminal and running.phase == "phase 2":
-            self._say(number, running.name, f"phase 1 done, {running.latest}; phase 2")
+            self._say(number, running.name, f"phase 1 done, {running.converged}; phase 2")
 
     def finish(self, number: int, figures: dict[str, float]) -> None:
         """A trial ended with a result."""

@@ -4,18 +4,14 @@ Whatever a user can get wrong is found here, before anything is imported, starte
 """
 
 import argparse
-import http.client
 import math
 import os
 import re
-import shutil
-import subprocess
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
+from search.checks import check_machine, check_root, check_server
 from search.presets import PRESETS, Preset
 from search.spaces import SAMPLERS
 from trainables.config import RunConfig
@@ -196,11 +192,11 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
         ValueError: one sentence on what cannot work.
     """
     preset = PRESETS[args.preset]()
-    _check_root(args.mlruns)
+    check_root(args.mlruns)
     if args.tracking_uri and args.tracking_uri.startswith("http"):
-        _check_server(args.tracking_uri)
+        check_server(args.tracking_uri)
     if args.address is None:
-        _check_machine(args.cpus_per_trial, args.gpus_per_trial)
+        check_machine(args.cpus_per_trial, args.gpus_per_trial)
     spec = preset.data if args.data is None else args.data
     samples = args.samples or (preset.samples if spec == preset.data else None)
     base, data, embedding = _base(args, preset, spec, samples, sampled)
@@ -249,45 +245,3 @@ def _base(
         phase2=phase2,
     )
     return base, data, embedding
-
-
-def _check_root(root: Path) -> None:
-    existing = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"--mlruns {root}: {existing} is not a folder that can be written to")
-
-
-def _check_server(uri: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-            pass
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise ValueError(
-            f"no MLflow server answers at {uri} ({reason}): start it, or leave --tracking-uri out"
-        ) from None
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs that this process may use, without importing torch."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    present = sum(line.startswith("GPU ") for line in listed.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        present
-        if visible is None
-        else min(present, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
-    )
-
-
-def _check_machine(cpus: float, gpus: float | None) -> None:
-    if gpus and gpus > count_gpus():
-        raise ValueError(
-            f"--gpus-per-trial {gpus:g}: this machine has {count_gpus() or 'no'} usable GPUs; "
-            "leave the option out to train on the CPU, or give --address of a cluster that has them"
-        )
-    present = os.cpu_count() or 1
-    if cpus > present:
-        raise ValueError(f"--cpus-per-trial {cpus:g}: this machine has {present} CPUs")

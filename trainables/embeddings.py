@@ -22,7 +22,8 @@ from model.seeds import seeded
 from trainables.artifacts import ArtifactStore, content_key
 from trainables.config import BigramConfig
 from trainables.corpus import Corpus
-from trainables.sources import WEIGHTS, WEIGHTS_INDEX, EmbeddingSource
+from trainables.hub import WEIGHTS, WEIGHTS_INDEX
+from trainables.sources import EmbeddingSource
 
 TABLE, SCORE = "table.safetensors", "score.json"
 BIGRAM_VERSION = 1  # raise when the same settings would give another table: old caches then miss

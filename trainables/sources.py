@@ -17,15 +17,12 @@ from itertools import islice
 from pathlib import Path
 
 from trainables.artifacts import content_key, file_sha256
+from trainables.hub import hub_commit, model_files
 
 SPLIT_RULE = 1  # raise when the documents or their split change: the token ids of old caches then miss
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
 ULTRACHAT_TRAIN_ROWS = 50_000  # the validation rows follow
 PYDOC_DOCUMENT_BYTES = 2_000
-HUB_TIMEOUT = 5.0  # seconds
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}  # any one of them will do
-TOKENIZER_EXTRAS = {"merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 SPLITS = ("train", "validation", "test")
 
 
@@ -207,7 +204,7 @@ def _resolve_ultrachat(spec: str, samples: int | None) -> DataSource:
     prepared = root.glob(f"{ULTRACHAT.replace('/', '___')}/*/*/*/dataset_info.json")
     cached = sorted((info.parent for info in prepared), key=lambda folder: folder.stat().st_mtime)
     advice = "use --data pydoc or a .jsonl file, or load the dataset once with `datasets` to have it cached"
-    commit = cached[-1].name if cached else _hub_commit("dataset", ULTRACHAT, advice)
+    commit = cached[-1].name if cached else hub_commit("dataset", ULTRACHAT, advice)
     return DataSource("ultrachat", spec, ULTRACHAT, "ultrachat", content_key([ULTRACHAT, commit]), commit)
 
 
@@ -221,7 +218,7 @@ def resolve_embedding(spec: str) -> EmbeddingSource:
         return EmbeddingSource("bigram", spec, "", "bigram")
     folder = Path(os.path.expanduser(spec)).absolute()
     if folder.is_dir():
-        files = _model_files(folder, spec)
+        files = model_files(folder, spec)
         fingerprint = content_key({file.name: file_sha256(file) for file in files})
         return EmbeddingSource("causal_lm", spec, str(folder), fingerprint)
     if folder.exists():
@@ -229,68 +226,5 @@ def resolve_embedding(spec: str) -> EmbeddingSource:
     if spec.startswith((".", "~", "/")) or spec.count("/") > 1 or "\\" in spec:
         raise ValueError(f"embedding folder {spec!r} does not exist")
     advice = "use --embedding bigram, or a local folder with config.json, tokenizer and safetensors weights"
-    commit = _hub_commit("model", spec, advice)
+    commit = hub_commit("model", spec, advice)
     return EmbeddingSource("causal_lm", spec, spec, f"{spec}@{commit}", commit)
-
-
-def _require_model_files(names: set[str], spec: str) -> None:
-    weights = {WEIGHTS, WEIGHTS_INDEX}
-    parts = {"config.json": {"config.json"}, "tokenizer": TOKENIZERS, "safetensors weights": weights}
-    missing = [part for part, choices in parts.items() if not names & choices]
-    if missing:
-        raise ValueError(f"embedding {spec!r} has no {' and no '.join(missing)}")
-
-
-def _model_files(folder: Path, spec: str) -> list[Path]:
-    """The files of a model folder that determine its token ids and its table."""
-    from safetensors import SafetensorError, safe_open
-
-    names = {file.name for file in folder.iterdir() if file.is_file()}
-    _require_model_files(names, spec)
-    try:
-        model_type = json.loads((folder / "config.json").read_text())["model_type"]
-        index = {} if WEIGHTS in names else json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"]
-        shards = set(index.values()) or {WEIGHTS}
-        for shard in sorted(shards):
-            with safe_open(folder / shard, framework="np"):
-                pass  # opening it checks its header and its length
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
-        reason = f"config.json or the weights cannot be used ({type(error).__name__}: {error})"
-        raise ValueError(f"embedding {spec!r}: {reason}") from None
-    assert model_type
-    wanted = {"config.json", *TOKENIZERS, *TOKENIZER_EXTRAS, *shards}
-    return sorted(folder / name for name in names & wanted)
-
-
-def _hub_commit(kind: str, name: str, advice: str) -> str:
-    """The commit of a hub repository (`kind` model or dataset): of a model in the cache, else the newest.
-
-    Raises:
-        ValueError: no such repository, no access, or no answer; `advice` is what to do instead.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
-
-    try:
-        config = try_to_load_from_cache(name, "config.json", repo_type=kind)
-        if kind == "model" and isinstance(config, str):
-            folder = Path(config).parent
-            if (folder / WEIGHTS).exists() or (folder / WEIGHTS_INDEX).exists():
-                return folder.name
-        api = HfApi()
-        ask = api.model_info if kind == "model" else api.dataset_info
-        info = ask(name, timeout=HUB_TIMEOUT)
-    except HFValidationError:
-        raise ValueError(f"{name!r} is neither a folder here nor the form of a hub name; {advice}") from None
-    except GatedRepoError:
-        raise ValueError(f"the hub's {kind} {name!r} needs a login that may read it; {advice}") from None
-    except RepositoryNotFoundError:
-        raise ValueError(f"no such {kind} on the hub: {name!r}; {advice}") from None
-    except (HTTPError, OSError) as error:
-        state = f"not in the local cache and the Hugging Face hub cannot be reached ({error})"
-        raise ValueError(f"{kind} {name!r} is {state}; {advice}") from None
-    if kind == "model":
-        _require_model_files({file.rfilename for file in info.siblings or []}, name)
-    if info.sha is None:
-        raise ValueError(f"the hub names no commit of {kind} {name!r}; {advice}")
-    return info.sha

@@ -29,6 +29,7 @@ STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
     "role",
     "reason",
 )
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
 
@@ -57,7 +58,7 @@ class Tracker:
                     # only a server has a place of its own for files; a database would put them into the cwd
                     served = (tracking_uri or "").startswith("http")
                     where = None if served else (records.artifacts / study).as_uri()
-                    experiment_id = self.client.create_experiment(study, artifact_location=where)
+                    experiment_id = self.client.create_experiment(study, artifact_location=where, tags=KIND)
                 elif found.lifecycle_stage != "active":
                     raise ValueError(f"MLflow's experiment {study!r} was deleted: restore it there or give --name")
                 else:

@@ -1,0 +1,52 @@
+"""Looks at this machine and its surroundings before a study starts; imports nothing heavy, starts nothing."""
+
+import http.client
+import os
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+def check_root(root: Path) -> None:
+    """Raise ValueError if the records folder cannot be made or written to."""
+    existing = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"--mlruns {root}: {existing} is not a folder that can be written to")
+
+
+def check_server(uri: str) -> None:
+    """Raise ValueError if no MLflow server answers at `uri` within 5 seconds."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            pass
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise ValueError(
+            f"no MLflow server answers at {uri} ({reason}): start it, or leave --tracking-uri out"
+        ) from None
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use, without importing torch."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    present = sum(line.startswith("GPU ") for line in listed.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    return min(present, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
+
+
+def check_machine(cpus: float, gpus: float | None) -> None:
+    """Raise ValueError if one trial asks for more than this machine has; `gpus` None asks for what there is."""
+    if gpus and gpus > count_gpus():
+        raise ValueError(
+            f"--gpus-per-trial {gpus:g}: this machine has {count_gpus() or 'no'} usable GPUs; "
+            "leave the option out to train on the CPU, or give --address of a cluster that has them"
+        )
+    present = os.cpu_count() or 1
+    if cpus > present:
+        raise ValueError(f"--cpus-per-trial {cpus:g}: this machine has {present} CPUs")

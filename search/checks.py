@@ -3,6 +3,7 @@
 import http.client
 import os
 import shutil
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -26,6 +27,19 @@ def check_server(uri: str) -> None:
         raise ValueError(
             f"no MLflow server answers at {uri} ({reason}): start it, or leave --tracking-uri out"
         ) from None
+
+
+def check_cluster(address: str) -> None:
+    """Raise ValueError if nothing listens at a Ray address `host:port` or `ray://host:port`; Ray tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        if address == "auto":
+            return
+        raise ValueError(f"--address must be auto, host:port or ray://host:port, not {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"no Ray cluster listens at {address} ({error}): check `ray status` there") from None
 
 
 def count_gpus() -> int:

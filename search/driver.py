@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from search.cluster import Resources
     from search.ledger import Ledger
 
 OK, ALL_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -92,14 +93,22 @@ def _run(settings: Settings, study: Study) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
-    name = settings.name or study.default_name(settings.data.label)
-    with _study_lock(settings.records.study(name)):
-        return _run_locked(settings, study, name, console)
-
-
-def _run_locked(settings: Settings, study: Study, name: str, console: "Console") -> int:
     began = time.monotonic()
+    name = settings.name or study.default_name(settings.data.label)
     console.print(f"study [bold]{name}[/]: {study.trials} trials, records in {settings.shown_root}/")
+    with ExitStack() as stack:
+        if settings.address is None:
+            stack.enter_context(_study_lock(settings.records.study(name)))
+            resources = stack.enter_context(_ray(settings, console))
+        else:  # whether a cluster is there and has what is asked for is found out before anything is written
+            resources = stack.enter_context(_ray(settings, console))
+            stack.enter_context(_study_lock(settings.records.study(name)))
+        return _StudyRun(settings, study, name, console, resources, began).go()
+
+
+@contextmanager
+def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
+    """A connection to Ray, and what each trial gets there."""
     import ray
 
     from search.cluster import plan_resources, start_ray
@@ -108,7 +117,7 @@ def _run_locked(settings: Settings, study: Study, name: str, console: "Console")
         with console.status("starting Ray …"), _user_errors():
             start_ray(settings.address)
             resources = plan_resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent)
-        return _StudyRun(settings, study, name, console, resources, began).go()
+        yield resources
     finally:
         ray.shutdown()
 
@@ -117,7 +126,7 @@ class _StudyRun:
     """One locked study on a running Ray."""
 
     def __init__(
-        self, settings: Settings, study: Study, name: str, console: "Console", resources: Any, began: float
+        self, settings: Settings, study: Study, name: str, console: "Console", resources: "Resources", began: float
     ) -> None:
         self.settings, self.study, self.name, self.console = settings, study, name, console
         self.resources, self.began = resources, began

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
-from search.checks import check_machine, check_root, check_server
+from search.checks import check_cluster, check_machine, check_root, check_server
 from search.presets import PRESETS, Preset
 from search.spaces import SAMPLERS
 from trainables.config import RunConfig
@@ -197,6 +197,8 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
         check_server(args.tracking_uri)
     if args.address is None:
         check_machine(args.cpus_per_trial, args.gpus_per_trial)
+    else:
+        check_cluster(args.address)
     spec = preset.data if args.data is None else args.data
     samples = args.samples or (preset.samples if spec == preset.data else None)
     base, data, embedding = _base(args, preset, spec, samples, sampled)

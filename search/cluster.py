@@ -1,8 +1,6 @@
 """The Ray cluster a study runs on, and what each trial gets of it."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,14 +31,12 @@ def start_ray(address: str | None) -> None:
         # "local", or a cluster that a dead process left behind would be joined.
         ray.init(address="local", include_dashboard=False, **quiet)
         return
-    if (Path.home() / ".ray" / "auth_token").exists():
-        # Clusters started after a token file was made want the token; without this the failure names no cause.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): check `ray status` there, "
+            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): check `ray status` there, that "
+            "both hosts have the same ~/.ray/auth_token if it wants one (RAY_AUTH_MODE=token), "
             "or leave --address out to run on this machine"
         ) from error
 
@@ -52,15 +48,20 @@ def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) 
         ValueError: no node has what one trial asks for.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most_cpus = max(node.get("CPU", 0.0) for node in nodes)
     most_gpus = max(node.get("GPU", 0.0) for node in nodes)
     if gpus is None:
         gpus = 1.0 if most_gpus >= 1 else 0.0
-    if gpus > most_gpus:
-        raise ValueError(f"--gpus-per-trial {gpus:g}: no machine of this Ray cluster has more than {most_gpus:g} GPUs")
-    if cpus > most_cpus:
-        raise ValueError(f"--cpus-per-trial {cpus:g}: no machine of this Ray cluster has more than {most_cpus:g} CPUs")
-    fitting = sum(
-        int(min(node.get("CPU", 0.0) // cpus, node.get("GPU", 0.0) // gpus if gpus else float("inf"))) for node in nodes
-    )
+    fitting = sum(_trials_on(node, cpus, gpus) for node in nodes)
+    if fitting == 0:
+        most_cpus = max(node.get("CPU", 0.0) for node in nodes)
+        raise ValueError(
+            f"--gpus-per-trial {gpus:g} with --cpus-per-trial {cpus:g}: no machine of this Ray cluster has both "
+            f"(at most {most_gpus:g} GPUs, at most {most_cpus:g} CPUs)"
+        )
     return Resources(cpus, gpus, min(fitting, max_concurrent or fitting))
+
+
+def _trials_on(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many trials fit on a node; 1e-9 keeps 1 / 0.1 from being 9."""
+    by_cpu = int(node.get("CPU", 0.0) / cpus + 1e-9)
+    return by_cpu if gpus == 0 else min(by_cpu, int(node.get("GPU", 0.0) / gpus + 1e-9))

@@ -28,7 +28,8 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own live table: ours is shown instead
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # trials that ask for no GPU see none
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of what MLflow has
+    # No CSV, JSON and TensorBoard copies of what MLflow has. It empties Tune's ResultGrid, which nothing here reads.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "TOKENIZERS_PARALLELISM": "true",
 }
@@ -46,6 +47,9 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
             study = make_study(settings)
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
+        if settings.address is not None and (Path.home() / ".ray" / "auth_token").exists():
+            # A cluster that was started where a token file lies wants the token. Ray reads this when it is imported.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         return _run(settings, study)
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -135,28 +139,24 @@ class _StudyRun:
     def go(self) -> int:
         """Prepare, run what is open, and show the result."""
         prepared = self._start_preparing()  # on a worker, while the stores are opened here
-        with self.console.status("preparing token ids and embedding (cached for next time) …"):
+        with self.console.status("opening the records …"):
             from search.ledger import Ledger
             from trainables.tracking import Tracker
 
             with _user_errors():
                 ledger = Ledger(self.study, self.name, self.settings.records.optuna_database)
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
-            inputs, summary = self._prepared(prepared)
-        self._say_prepared(summary)
-        tracker.start_study(self._study_params(summary))
-        runtime = {
-            "device_name": summary["hardware"],
-            "threads": self.resources.threads,
-            "gpus": self.resources.gpus,
-        }
-        cut_off = 0
-        status = "FAILED"
+            if self.settings.address is None:  # across hosts the folder is a network folder
+                self.settings.records.use_write_ahead_logs()
+            summary: dict[str, Any] = {}
+            status, cut_off = "FAILED", 0
         try:
-            cut_off = self._run_trials(ledger, tracker, inputs, runtime)
+            with self.console.status("preparing token ids and embedding (cached for next time) …"):
+                inputs, summary = self._prepared(prepared)
+            cut_off = self._run(ledger, tracker, inputs, summary)
             status = "KILLED" if cut_off else "FINISHED"
-        finally:
-            files = self._report(ledger, summary)
+        finally:  # also where the inputs cannot be made: no run stays open
+            files = self._report(ledger, summary) if summary else []
             best = ledger.best()
             tracker.end_study(status, best.user_attrs["metrics"] if best else {}, files)
         self._say_end(ledger, cut_off)
@@ -211,6 +211,8 @@ class _StudyRun:
         packages = ("torch", "ray", "optuna")
         return {
             "command": self.command,
+            "data": self.settings.data.spec,
+            "embedding": self.settings.embedding.spec,
             "sampler": self.study.sampler or "grid",
             **self.study.definition(),
             **summary,
@@ -220,8 +222,8 @@ class _StudyRun:
     @staticmethod
     def _complete_mlflow(ledger: "Ledger", tracker: Any, runtime: dict[str, Any]) -> None:
         """Finish MLflow's runs of trials that the ledger has as finished: a driver was killed between the two."""
+        from search.leaderboard import trial_name
         from search.ledger import HASH, METRICS, trial_config
-        from search.tuner import trial_name
 
         missing = {t.user_attrs[HASH]: t for t in ledger.finished()}
         for config_hash in missing.keys() - tracker.finished_hashes():
@@ -230,9 +232,18 @@ class _StudyRun:
             run_id = tracker.start_trial(trial.number, config_hash, trial_name(config), config.flat() | runtime)
             tracker.finish_trial(run_id, trial.user_attrs[METRICS])
 
-    def _run_trials(self, ledger: "Ledger", tracker: Any, inputs: Any, runtime: dict[str, Any]) -> int:
+    def _run(self, ledger: "Ledger", tracker: Any, inputs: Any, summary: dict[str, Any]) -> int:
+        """Run what is open; how many trials were cut off."""
+        self._say_prepared(summary)
+        tracker.start_study(self._study_params(summary))
+        runtime = {
+            "device_name": summary["hardware"],
+            "threads": self.resources.threads,
+            "gpus": self.resources.gpus,
+        }
+        from search.leaderboard import trial_name
         from search.progress import Display
-        from search.tuner import run_trials, trial_name
+        from search.tuner import run_trials
 
         self._complete_mlflow(ledger, tracker, runtime)
         if ledger.open_trials() == 0:

@@ -8,9 +8,8 @@ configuration that is the same model as a finished one is answered with that one
 import hashlib
 import json
 import random
-import sqlite3
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from filelock import FileLock
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from search.spaces import STARTUP_TRIALS, Point, Study
+from search.spaces import SAMPLERS, Point, Study
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 
@@ -51,26 +50,19 @@ def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
     """
     digest = hashlib.sha256(f"{seed}:sampler:{number}".encode()).digest()
     own = int.from_bytes(digest[:4], "little")
-    if kind == "random":
-        return RandomSampler(seed=own)
+    kinds: dict[str, Callable[..., BaseSampler]] = {"gp": GPSampler, "tpe": TPESampler, "random": RandomSampler}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if kind == "gp":
-            return GPSampler(seed=own, n_startup_trials=STARTUP_TRIALS, deterministic_objective=False)
-        return TPESampler(seed=own, n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True)
+        return kinds[kind](seed=own, **SAMPLERS[kind])
 
 
 def open_storage(database: Path) -> optuna.storages.RDBStorage:
-    """The Optuna database, made if need be. Write-ahead logging lets a dashboard read while a study writes."""
+    """The Optuna database, made if need be."""
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(database.with_name(f".{database.name}.lock")):  # initialised by one process at a time
-        storage = optuna.storages.RDBStorage(
+        return optuna.storages.RDBStorage(
             f"sqlite:///{database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
         )
-        with sqlite3.connect(database) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
-    return storage
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:

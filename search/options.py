@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
+from typing import NoReturn
 
 from search.checks import check_cluster, check_machine, check_root, check_server
 from search.presets import PRESETS, Preset
@@ -19,6 +20,7 @@ from trainables.records import DEFAULT_ROOT, Records
 from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
 
 DEFAULT_TRIALS = 12
+DEFAULT_SAMPLER = "gp"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -105,13 +107,20 @@ def _tracking_uri(text: str) -> str:
     return text
 
 
+class _Parser(argparse.ArgumentParser):
+    """One sentence where argparse would print the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
 def build_parser(description: str, sampled: bool) -> argparse.ArgumentParser:
     """The parser of one entry.
 
     Args:
         sampled: whether the study samples; an exact grid has neither `--trials` nor `--sampler`.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = _Parser(description=description, allow_abbrev=False)
     _add_study_options(parser.add_argument_group("study"), sampled)
     _add_data_options(parser.add_argument_group("data and embedding"))
     _add_record_options(parser.add_argument_group("records"))
@@ -139,7 +148,7 @@ def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
         trials = "all trials, the four cells included; a larger N extends a finished study (default: %(default)s)"
         sampler = "who proposes the trials after the cells (default: %(default)s)"
         group.add_argument("--trials", type=_count, default=DEFAULT_TRIALS, metavar="N", help=trials)
-        group.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help=sampler)
+        group.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help=sampler)
     else:
         dims = f"values of D; every mode is run at each ({_each('context_dim')})"
     group.add_argument("--context-dims", type=_dims, metavar="D,D,…", help=dims)

@@ -1,5 +1,6 @@
 """What a person sees while a study runs: a live table on a terminal, plain lines elsewhere."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from rich.text import Text
 from trainables.metrics import CONVERGENCE, EPOCH_VAL_PPL, PHASE1_SHARED, SWEEP_CONVERGENCE, SWEEPS, VAL_PPL
 from trainables.two_phase import PHASE, SERIES, STEP, TOTAL
 
+SAY_EVERY = 30  # seconds between lines about a running trial where there is no live table
+
 
 @dataclass
 class _Running:
@@ -23,6 +26,7 @@ class _Running:
     total: int = 0
     latest: str = ""
     converged: str = ""
+    said: float = field(default_factory=time.monotonic)  # when a line about it was last printed
 
 
 def duration(seconds: float) -> str:
@@ -67,11 +71,19 @@ class Display:
         running.phase, running.step, running.total = report[PHASE], report[STEP], report[TOTAL]
         for name, _, value in report[SERIES]:
             if name == SWEEP_CONVERGENCE:
-                running.latest = running.converged = f"converged {value:.0%}"
+                running.latest = running.converged = f"converged {math.floor(100 * value)}%"
             elif name == EPOCH_VAL_PPL:
                 running.latest = f"val PPL {value:.2f}"
-        if changed and not self.console.is_terminal and running.phase == "phase 2":
+        if self.console.is_terminal:
+            return
+        if changed and running.phase == "phase 2":
             self._say(number, running.name, f"phase 1 done, {running.converged}; phase 2")
+        elif time.monotonic() - running.said > SAY_EVERY:
+            where = f"{running.phase} {running.step}/{running.total}, {running.latest}"
+            self._say(number, running.name, f"{where}; {self._time_left()}")
+        else:
+            return
+        running.said = time.monotonic()
 
     def finish(self, number: int, figures: dict[str, float]) -> None:
         """A trial ended with a result."""
@@ -82,7 +94,7 @@ class Display:
         if first:
             self.best = (value, running.name)
         how = "reused" if figures[PHASE1_SHARED] else "trained"
-        phase1 = f"phase 1 {how}: {figures[SWEEPS]:.0f} sweeps, {figures[CONVERGENCE]:.0%} converged"
+        phase1 = f"phase 1 {how}: {figures[SWEEPS]:.0f} sweeps, {math.floor(100 * figures[CONVERGENCE])}% converged"
         mark = "  [bold green]best so far[/]" if first else ""
         text = f"val PPL [bold]{value:.2f}[/]  ({phase1}; {duration(time.monotonic() - running.began)}){mark}"
         self._say(number, running.name, text)

@@ -11,8 +11,14 @@ from model.modes import CONTEXT_MODES, MAX_LAYERS, same_model_modes
 from trainables.artifacts import content_key
 from trainables.config import METHOD_VERSION, RunConfig
 
-SAMPLERS = ("gp", "tpe", "random")
 STARTUP_TRIALS = 6  # finished trials before gp and tpe start to model; the fixed points count
+# Every option that is not left to Optuna, since its defaults change between versions; part of a study's definition.
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "gp": {"n_startup_trials": STARTUP_TRIALS, "deterministic_objective": False},
+    "tpe": {"n_startup_trials": STARTUP_TRIALS, "multivariate": True, "group": True, "constant_liar": True},
+    "random": {},
+}
+SEARCHED = ("context_layers", "token_layers", "context_dim", "context_mode")  # fields of a RunConfig
 
 Point = dict[str, Any]  # the searched fields of a RunConfig
 
@@ -73,7 +79,7 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """What the study is. Two studies of equal definitions are one."""
         # data and embedding are named by content: the same file by another path is the same study
-        left_out = {*self.fixed_points[0], "data", "embedding"}
+        left_out = {*SEARCHED, "data", "embedding"}
         base = {key: value for key, value in self.base.flat().items() if key not in left_out}
         return {
             "entry": self.entry,
@@ -82,7 +88,7 @@ class Study:
             "space": asdict(self.space),
             "fixed_points": list(self.fixed_points),
             "sampler": self.sampler,
-            "startup_trials": STARTUP_TRIALS if self.sampler else None,
+            "sampler_options": SAMPLERS[self.sampler] if self.sampler else {},
         }
 
     def default_name(self, data_label: str) -> str:

@@ -14,20 +14,14 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from search.cluster import Resources
-from search.leaderboard import config_name
+from search.leaderboard import trial_name
 from search.ledger import Assignment, Ledger
 from search.progress import Display
-from trainables.config import RunConfig
 from trainables.tracking import Tracker
 from trainables.two_phase import DIVERGED, FINAL, SERIES, two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-
-
-def trial_name(config: RunConfig) -> str:
-    """A trial's name for people, e.g. `C2T1 D48 prev_and_current`."""
-    return f"{config_name(vars(config))} D{config.context_dim} {config.context_mode}"
 
 
 class _Unpickled:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from search.leaderboard import BEST, COLUMNS, CSV, as_table, config_name, failures, leaderboard, write_results
+from search.leaderboard import BEST, COLUMNS, CSV, CSV_ONLY, as_table, config_name, failures, leaderboard, write_results
 from search.ledger import Ledger
 from search.spaces import Study, context_modes
 from trainables import metrics as names
@@ -122,6 +122,9 @@ def test_a_row_says_what_was_run_and_what_came_back(ledger: Ledger) -> None:
         "val PPL": 20.0,
         "val acc %": 24.1,
         "seconds": 12.34,
+        "context_layers": 2,
+        "token_layers": 2,
+        "same model as": "",
     }
     assert row == pytest.approx(expected)
 
@@ -140,7 +143,7 @@ def test_a_repeated_configuration_has_one_row(ledger: Ledger) -> None:
 @pytest.mark.parametrize("bigram", [None, (40.0, 0.2)])
 def test_a_study_without_a_result_has_no_trial_to_show(empty: Ledger, bigram: tuple[float, float] | None) -> None:
     frame = leaderboard(empty, bigram)
-    assert list(frame.columns) == list(COLUMNS)
+    assert list(frame.columns) == [*COLUMNS, *CSV_ONLY]
     assert len(frame) == (bigram is not None)
     assert drawn(frame)
 
@@ -149,7 +152,9 @@ def test_the_csv_has_the_columns_and_the_unrounded_values(ledger: Ledger, tmp_pa
     write_results(ledger, leaderboard(ledger, (22.123456789, 0.2)), tmp_path / "results", "python search/x.py")
     with (tmp_path / "results" / CSV).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == [*COLUMNS, *CSV_ONLY]
+    assert rows[2]["same model as"] == ""
+    assert (rows[2]["context_layers"], rows[2]["token_layers"]) == ("2", "2")
     assert [row["config"] for row in rows] == ["C2T2", "bigram", "C2T2", "C2T2"]
     assert (rows[0]["trial"], rows[0]["params"], rows[0]["sweeps"]) == ("1", "131072", "14")
     assert [float(row["val PPL"]) for row in rows] == [20.0, 22.123456789, 25.0, 30.0]
@@ -199,7 +204,7 @@ def frame_of(**changes: Any) -> pd.DataFrame:
         "val acc %": 31.7,
         "seconds": 12.3,
     }
-    return pd.DataFrame([row | changes], columns=list(COLUMNS))
+    return pd.DataFrame([row | changes], columns=[*COLUMNS, *CSV_ONLY])
 
 
 SCALES: dict[str, dict[str, Any]] = {
@@ -240,7 +245,16 @@ def test_the_table_shows_what_the_bigram_has_none_of_as_a_dash(ledger: Ledger) -
 
 
 def test_a_configuration_is_named_as_in_the_reports() -> None:
-    assert config_name({"context_layers": 2, "token_layers": 1}) == "C2T1"
+    assert config_name(base_config().replace(context_layers=2, token_layers=1)) == "C2T1"
+
+
+def test_names_of_one_model_are_said_under_the_table() -> None:
+    frame = frame_of(config="C1T1", mode="layerwise", **{"same model as": "final_only = prev_and_current"})
+    assert drawn(frame)[-1].strip() == "Same model: C1T1 layerwise = final_only = prev_and_current."
+
+
+def test_a_share_below_the_threshold_is_not_rounded_up_to_it() -> None:
+    assert " 89% " in drawn(frame_of(**{"conv %": 89.58}))[2]
 
 
 def test_failures_say_number_configuration_and_reason(ledger: Ledger) -> None:

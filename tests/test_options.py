@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from search.options import Settings, build_parser, check
+from search.options import DEFAULT_SAMPLER, Settings, build_parser, check
 from search.presets import PRESETS
-from search.spaces import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLED, GRID, UI = "asym_layers.py", "context_modes.py", "ui.py"
@@ -246,7 +245,7 @@ def test_the_default_is_the_demo(cwd: Path) -> None:
     assert (default.data.kind, default.embedding.kind) == ("pydoc", "bigram")
     assert (default.base.bigram, default.base.phase2) == (demo.bigram, demo.phase2)
     assert (default.context_dims, default.base.context_dim) == (demo.context_dims, demo.context_dim)
-    assert (default.trials, default.sampler, default.base.seed) == (12, SAMPLERS[0], 0)
+    assert (default.trials, default.sampler, default.base.seed) == (12, DEFAULT_SAMPLER, 0)
 
 
 def test_checking_writes_nothing(cwd: Path) -> None:

@@ -112,3 +112,18 @@ def test_stored_figures_are_plain_json(chat_file: Path, chat_inputs: Inputs, tmp
     (artefact,) = tmp_path.glob("phase1-*")
     stored = json.loads((artefact / FIGURES).read_text())
     assert stored["metrics"][names.SWEEPS] == stored["sweeps"][-1]["number"]
+
+
+def test_weights_spoiled_by_the_last_step_are_a_divergence(
+    chat_file: Path, chat_inputs: Inputs, tmp_path: Path
+) -> None:
+    config = run_config(chat_file).replace(phase1_max_sweeps=2, phase1_learning_rate=1e30)
+    with pytest.raises(DivergedError, match="Phase 1 diverged"):
+        run(config, chat_inputs, ArtifactStore(tmp_path))
+
+
+def test_phase1_is_not_shared_with_another_table(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    run(run_config(chat_file), chat_inputs, store)
+    other = run(run_config(chat_file), dataclasses.replace(chat_inputs, digest="another"), store)
+    assert other.metrics[names.PHASE1_SHARED] == 0

@@ -52,6 +52,7 @@ class ArtifactStore:
             for left_behind in self.root.glob(f".{folder.name}.*/"):  # by a process that was killed meanwhile
                 shutil.rmtree(left_behind, ignore_errors=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=self.root))
+            scratch.chmod(0o755)  # others may read a shared cache
             try:
                 make(scratch)
                 self._seal(scratch)

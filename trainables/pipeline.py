@@ -3,8 +3,9 @@
 Phase 1 is looked up by content first: whatever run trained it, its weights and figures are reused.
 """
 
+import hashlib
 import json
-import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,15 +20,14 @@ from model.language_model import LanguageModel
 from model.losses import effective_rank
 from model.seeds import seeded
 from trainables import metrics as names
-from trainables.artifacts import ArtifactStore
+from trainables.artifacts import ArtifactStore, content_key
 from trainables.config import RunConfig
 from trainables.corpus import Corpus, load_corpus
 from trainables.embeddings import Embedding, load_embedding
-from trainables.phase1 import Phase1Result, Sweep, fit_phase1
+from trainables.phase1 import DivergedError, Phase1Result, Sweep, fit_phase1
 from trainables.phase2 import Epoch, Phase2Result, Stream, fit_phase2
 from trainables.sources import DataSource, EmbeddingSource
 
-log = logging.getLogger(__name__)
 WEIGHTS, FIGURES = "context_block.safetensors", "figures.json"
 
 
@@ -37,6 +37,7 @@ class Inputs:
 
     corpus: Corpus
     embedding: Embedding
+    digest: str  # of the training tokens and the table, byte for byte
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def prepare_inputs(
     """
     vocab_size = config.bigram.vocab_size if config.bigram else None
     corpus = load_corpus(data, config.samples, embedding, vocab_size, store)
-    return Inputs(corpus, load_embedding(embedding, corpus, config.bigram, store, device))
+    loaded = load_embedding(embedding, corpus, config.bigram, store, device)
+    digest = hashlib.sha256(corpus.train.tokens.tobytes())
+    digest.update(loaded.table.tobytes())
+    return Inputs(corpus, loaded, digest.hexdigest()[:16])
 
 
 class _Run:
@@ -80,6 +84,8 @@ class _Run:
         self, config: RunConfig, inputs: Inputs, store: ArtifactStore, device: torch.device, listen: Listener
     ) -> None:
         self.config, self.store, self.listen = config, store, listen
+        # By settings and by content: a table that was made again on other hardware differs in the last digits.
+        self.phase1_key = content_key([config.phase1_key(), inputs.digest])
         table = torch.tensor(inputs.embedding.table)
         self.model = LanguageModel(config.model_config(*table.shape), table, config.seed).to(device)
         self.train = torch.tensor(inputs.corpus.train.tokens, dtype=torch.int64, device=device)
@@ -108,6 +114,9 @@ class _Run:
             block, embedded = self.model.context_block, self.model.embedded
             self.train_contexts = last_sweep_contexts(block, embedded, self.train, last_state)
         self.val_contexts = self.model.contexts(self.validation, tolerance)
+        for contexts in (self.train_contexts, self.val_contexts):
+            if not contexts.final.isfinite().all():  # the last step spoiled the weights after its loss was fine
+                raise DivergedError("Phase 1 diverged: its contexts are not finite")
 
     def _rank(self, tokens: Tensor) -> float:
         """Effective rank of a stream's exact contexts, per cent of D."""
@@ -142,7 +151,7 @@ class _Run:
             return self._train_phase1(None) | {names.PHASE1_SHARED: 0.0}
         made: dict[str, float] = {}
         folder, shared = self.store.get_or_make(
-            "phase1", self.config.phase1_key(), lambda scratch: made.update(self._train_phase1(scratch))
+            "phase1", self.phase1_key, lambda scratch: made.update(self._train_phase1(scratch))
         )
         if shared:
             stored = json.loads((folder / FIGURES).read_text())
@@ -203,4 +212,7 @@ def run(
     }
     if inputs.embedding.bigram is not None:
         figures[names.BIGRAM_VAL_PPL] = inputs.embedding.bigram.val_ppl
+    unusable = [name for name, value in figures.items() if not math.isfinite(value)]
+    if unusable:
+        raise DivergedError(f"diverged: {', '.join(unusable)} not finite")
     return RunResult(current.model, figures)

@@ -1,5 +1,6 @@
 """Where everything lies under one records folder (`--mlruns DIR`). Importing this costs nothing."""
 
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,14 @@ class Records:
     def cache(self) -> Path:
         """Content-addressed token ids, embeddings and Phase-1 results."""
         return self.root / "cache"
+
+    def use_write_ahead_logs(self) -> None:
+        """Let the UI and a dashboard read the databases while a study writes. Not for network folders."""
+        for database in (self.mlflow_database, self.optuna_database):
+            if database.exists():
+                connection = sqlite3.connect(database)
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.close()
 
     def study(self, name: str) -> Path:
         """A study's results: leaderboard, best configuration."""

@@ -1,6 +1,5 @@
 """The Ray trainable: one trial is one `pipeline.run`, reported to Tune as it goes. No torch until it runs."""
 
-import logging
 import math
 import time
 from pathlib import Path
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from trainables.pipeline import Progress
     from trainables.sources import DataSource, EmbeddingSource
 
-log = logging.getLogger(__name__)
 REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in one of them
 
 # Keys of a report. Every report has all of them.
@@ -53,7 +51,10 @@ def choose_device(gpus: float) -> str:
     if gpus == 0:
         return "cpu"
     if not torch.cuda.is_available():
-        raise ValueError(f"a GPU was requested, but this PyTorch ({torch.__version__}) sees none")
+        raise ValueError(
+            f"this machine has a GPU, but this PyTorch ({torch.__version__}) cannot use it: "
+            "install a CUDA build, or train on the CPU with --gpus-per-trial 0"
+        )
     if gpus < 1:  # Ray's fractions are bookkeeping only: hold the trial to its share of the memory
         torch.cuda.set_per_process_memory_fraction(gpus)
     torch.set_float32_matmul_precision("high")

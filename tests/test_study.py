@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from search.ledger import CONFIG, HASH, METRICS, REPEAT_OF
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.records import Records
+from trainables.sources import split_of
 from trainables.tracking import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG
 
 ROOT = Path(__file__).parents[1]
@@ -256,3 +258,27 @@ def test_a_killed_worker_fails_its_trial_and_the_study_goes_on(chat_file: Path, 
     assert sorted(states) == sorted([TrialState.FAIL] + [TrialState.COMPLETE] * 3)
     _, children, _ = mlflow_runs(tmp_path)
     assert sorted(r.info.status for r in children) == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
+
+
+def test_the_databases_can_be_read_while_a_study_writes(finished: tuple[Path, str]) -> None:
+    records = Records.at(finished[0])
+    for database in (records.mlflow_database, records.optuna_database):
+        connection = sqlite3.connect(database)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        connection.close()
+
+
+def test_inputs_that_fail_late_are_one_sentence_and_leave_no_run_open(tmp_path: Path) -> None:
+    texts = {"train": "a line to train on", "test": "test", "validation": "v"}
+    for split in ("test", "validation"):  # a validation split of one token
+        texts[split] = next(c for c in map(chr, range(97, 400)) if split_of(c) == split)
+    texts["train"] = next(f"{n} lines to train on" for n in range(99) if split_of(f"{n} lines to train on") == "train")
+    data = tmp_path / "tiny.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts.values()))
+    done = start("search/context_modes.py", data, tmp_path / "r")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    parent, children, _ = mlflow_runs(tmp_path / "r")
+    assert parent.info.status == "FAILED"
+    assert children == []

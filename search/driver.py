@@ -194,6 +194,10 @@ class _StudyRun:
             if isinstance(error.cause, ValueError):
                 raise BadInputError(str(error.cause)) from error
             raise
+        except ray.exceptions.WorkerCrashedError as error:
+            raise BadInputError(
+                "the process that prepares the inputs died; is there enough memory for them?"
+            ) from error
 
     def _say_prepared(self, summary: dict[str, Any]) -> None:
         splits = {"train": "training", "val": "validation", "test": "test"}

@@ -60,6 +60,12 @@ def open_storage(database: Path) -> optuna.storages.RDBStorage:
     """The Optuna database, made if need be."""
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(database.with_name(f".{database.name}.lock")):  # initialised by one process at a time
+        if not database.exists():  # whole or not at all: one that was cut off half made could never be opened again
+            scratch = database.with_name(f".{database.name}.new")
+            for left_behind in database.parent.glob(f"{scratch.name}*"):
+                left_behind.unlink()
+            optuna.storages.RDBStorage(f"sqlite:///{scratch.resolve()}").engine.dispose()
+            scratch.rename(database)
         return optuna.storages.RDBStorage(
             f"sqlite:///{database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
         )

@@ -463,3 +463,9 @@ def test_with_several_trials_at_once_none_is_made_twice(
         end(ledger, running.pop(len(handed) % len(running)))
     assert len(handed) == len(set(handed)) == 6
     assert unended(ledger) == []
+
+
+def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / ".optuna.db.new").write_bytes(b"half a database")
+    open_storage(tmp_path / "optuna.db")
+    assert not list(tmp_path.glob(".optuna.db.new*"))

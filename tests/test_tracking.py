@@ -255,3 +255,11 @@ def test_four_processes_open_one_fresh_store_at_once(tmp_path: Path) -> None:
     client = MlflowClient(Records.at(tmp_path / "records").tracking_uri)
     found = [client.get_experiment_by_name(name) for name in names]
     assert [len(client.search_runs([e.experiment_id])) for e in found if e] == [2] * 4
+
+
+def test_a_store_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    """A kill in the middle leaves tables without the schema's version, which MLflow can never open again."""
+    (tmp_path / ".mlflow.new.db").write_bytes(b"half a database")
+    tracker = Tracker(Records.at(tmp_path), "s")
+    assert tracker.parent
+    assert not list(tmp_path.glob(".mlflow.new.db*"))

@@ -34,6 +34,17 @@ PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
 
 
+def _initialise(records: Records) -> None:
+    """Make the database whole or not at all: one that was cut off half made could never be opened again."""
+    if records.mlflow_database.exists():
+        return
+    scratch = records.mlflow_database.with_name(".mlflow.new.db")
+    for left_behind in records.root.glob(f"{scratch.name}*"):
+        left_behind.unlink()
+    MlflowClient(f"sqlite:///{scratch}").search_experiments(max_results=1)  # makes all tables
+    scratch.rename(records.mlflow_database)
+
+
 class Tracker:
     """One study's runs in MLflow."""
 
@@ -52,6 +63,8 @@ class Tracker:
         try:
             # A fresh database that two processes initialise at once fails in most of them.
             with FileLock(records.root / ".mlflow.lock"):
+                if tracking_uri is None:
+                    _initialise(records)
                 self.client = MlflowClient(tracking_uri or records.tracking_uri)
                 found = self.client.get_experiment_by_name(study)
                 if found is None:

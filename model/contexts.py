@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.compute import Compute
 from model.layers import ContextBlock
 from model.modes import Read, Reads
+from model.passes import ContextPass
 
 CHUNK = 64  # positions scanned one after another; 0.77**64 = 5e-8 of a start survives a C=1 chunk
 MAX_PASSES = 50
@@ -22,11 +24,10 @@ ROWS_PER_PASS = 262_144  # positions whose intermediate layers are computed at o
 
 @dataclass
 class StreamContexts:
-    """The contexts of one stream of N tokens, from which every mode reads."""
+    """The contexts of one stream of N tokens, from which every mode reads; kept as operands, `width` entries wide."""
 
-    states: Tensor  # (N+1, D) final contexts behind a zero row: [1:] current, [:-1] previous positions
-    block: ContextBlock
-    table: Tensor  # (V, C*D) the block's token table
+    states: Tensor  # (N+1, W) final contexts behind a zero row: [1:] current, [:-1] previous positions
+    weights: ContextPass  # in full precision
     tokens: Tensor  # (N,)
     passes: int  # chunked passes taken
     residual: float  # largest change of a chunk's start that was let stand
@@ -35,57 +36,91 @@ class StreamContexts:
     @property
     def final(self) -> Tensor:
         """The final layer's output at every position."""  # (N, D)
-        return self.states[1:]
+        return self.states[1:, : self.weights.block.context_dim]
 
     def read(self, reads: Reads) -> list[Tensor | None]:
-        """What each token layer reads: views where they can be.  # T times (N, D) or None"""
+        """What each token layer reads: views where they can be.  # T times (N, W) or None"""
         return [None if read is None else self._one(read) for read in reads]
 
     def _one(self, read: Read) -> Tensor:
-        if read.layer == len(self.block.layers):
-            return self.states[:-1] if read.shift else self.final
+        if read.layer == len(self.weights.block.layers):
+            return self.states[:-1] if read.shift else self.states[1:]
         assert read.shift == 0, "only the final context is read one position back"
-        return self.layer(read.layer)
+        if read.layer not in self._layers:
+            self._layers[read.layer] = _layer_outputs(self.weights, self.tokens, self.states[:-1], read.layer)
+        return self._layers[read.layer]
 
     def layer(self, number: int) -> Tensor:
         """The output of context layer `number` (1..C) at every position.  # (N, D)"""
-        if number == len(self.block.layers):
-            return self.final
-        if number not in self._layers:
-            self._layers[number] = _layer_outputs(self.block, self.table, self.tokens, self.states[:-1], number)
-        return self._layers[number]
+        return self._one(Read(number, 0))[:, : self.weights.block.context_dim]
 
 
 @torch.no_grad()
-def _layer_outputs(block: ContextBlock, table: Tensor, tokens: Tensor, previous: Tensor, number: int) -> Tensor:
-    """Layer `number`'s output where position t starts from `previous[t]`.  # (N, D)"""
-    outputs = torch.empty_like(previous)
+def _layer_outputs(weights: ContextPass, tokens: Tensor, previous: Tensor, number: int) -> Tensor:
+    """Layer `number`'s output where position t starts from `previous[t]`.  # (N, W), stored as `previous` is"""
+    outputs = torch.zeros_like(previous)
+    size = weights.block.context_dim
     for start in range(0, len(tokens), ROWS_PER_PASS):
         rows = slice(start, start + ROWS_PER_PASS)
-        outputs[rows] = block(previous[rows], F.embedding(tokens[rows], table))[number - 1]
+        before = previous[rows, :size].to(weights.hidden[0].dtype).contiguous()
+        outputs[rows, :size] = weights.forward(before, tokens[rows])[number - 1]
     return outputs
 
 
-def _scan(block: ContextBlock, table: Tensor, tokens: Tensor, starts: Tensor) -> Tensor:
-    """Run K chunks of L tokens side by side, one position at a time.  # (K, L), (K, D) -> (K, L, D)"""
-    outputs = starts.new_empty(tokens.shape[0], tokens.shape[1], starts.shape[1])
-    hidden = starts
-    for position in range(tokens.shape[1]):
-        hidden = block(hidden, F.embedding(tokens[:, position], table))[-1]
-        outputs[:, position] = hidden
-    return outputs
+class _Scan:
+    """Chunks of one stream, scanned side by side one position at a time."""
+
+    def __init__(self, weights: ContextPass, tokens: Tensor, chunk: int, like: Tensor, width: int) -> None:
+        self.weights, self.size = weights, weights.block.context_dim
+        self.num_chunks = -(-len(tokens) // chunk)
+        grid = F.pad(tokens, (0, self.num_chunks * chunk - len(tokens))).view(self.num_chunks, chunk)
+        self.columns = grid.T.contiguous()  # (L, K), the tail padded
+        self.states = like.new_zeros(1 + self.num_chunks * chunk, width)  # row 0: the zero start
+        self.outputs = self.states[1:].view(self.num_chunks, chunk, width)
+        exact = weights.hidden[0].dtype
+        self.starts = torch.zeros(self.num_chunks, self.size, dtype=exact, device=tokens.device)
+        self.ends = torch.zeros_like(self.starts)
+
+    def run(self, chunks: Tensor | slice) -> None:
+        """Scan some chunks from their starts."""
+        hidden = self.starts[chunks]
+        for position, tokens in enumerate(self.columns):
+            hidden = self.weights.forward(hidden, tokens[chunks])[-1]
+            self.outputs[chunks, position, : self.size] = hidden.to(self.outputs.dtype)
+        self.ends[chunks] = hidden
+
+    def moved(self) -> Tensor:
+        """By how much each chunk's start differs from its left neighbour's end.  # (K,)"""
+        change = self.starts.clone()
+        change[1:] -= self.ends[:-1]
+        return change.abs_().amax(dim=1)
+
+    def again(self, chunks: Tensor) -> None:
+        """Scan some chunks, never the first one, from where their left neighbours ended."""
+        if len(chunks) == self.num_chunks - 1:  # usual in the second pass: slices are views
+            self.starts[1:] = self.ends[:-1]
+            self.run(slice(1, None))
+        else:
+            self.starts[chunks] = self.ends[chunks - 1]
+            self.run(chunks)
 
 
 @torch.no_grad()
 def exact_contexts(
-    block: ContextBlock, embedded: Tensor, tokens: Tensor, tolerance: float, chunk: int = CHUNK
+    block: ContextBlock,
+    embedded: Tensor,
+    tokens: Tensor,
+    tolerance: float,
+    compute: Compute | None = None,
+    chunk: int = CHUNK,
 ) -> StreamContexts:
     """The recurrence of `block` over one stream, from zeros.
 
     Args:
-        embedded: normalised embedding rows.  # (V, E)
+        embedded: normalised embedding rows, as the parameters.  # (V, E)
         tokens: the stream.  # (N,) int
         tolerance: a chunk whose start changed by no more than this (largest entry) is not run again.
+        compute: how the contexts will be used: they are computed in full precision, and kept as its operands.
         chunk: positions per chunk.
 
     Returns:
@@ -93,59 +128,52 @@ def exact_contexts(
 
     Products are in full precision whatever the process is set to: rounded to TF32, a state never stands still.
     """
+    assert tokens.ndim == 1
+    assert len(tokens) > 0
+    compute = compute or Compute()
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        return _iterate(block, embedded, tokens, tolerance, chunk)
+        weights = ContextPass(block, embedded, compute.full())
+        width = compute.width(block.context_dim)
+        scan = _Scan(weights, tokens, chunk, compute.operand(embedded[:1]), width)
+        passes, residual = _iterate(scan, tolerance)
+        return StreamContexts(scan.states[: len(tokens) + 1], weights, tokens, passes, residual)
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-def _iterate(block: ContextBlock, embedded: Tensor, tokens: Tensor, tolerance: float, chunk: int) -> StreamContexts:
-    assert tokens.ndim == 1
-    assert len(tokens) > 0
-    table = block.token_table(embedded)
-    num_chunks = -(-len(tokens) // chunk)
-    grid = F.pad(tokens, (0, num_chunks * chunk - len(tokens))).view(num_chunks, chunk)  # (K, L), tail padded
-    states = table.new_zeros(1 + num_chunks * chunk, block.context_dim)  # row 0: the zero start
-    outputs = states[1:].view(num_chunks, chunk, -1)  # (K, L, D)
-    starts = table.new_zeros(num_chunks, block.context_dim)
-    wanted = torch.zeros_like(starts)
-
-    def moved() -> tuple[Tensor, Tensor]:
-        wanted[1:] = outputs[:-1, -1]
-        change = (wanted - starts).abs().amax(dim=1)  # (K,)
+def _iterate(scan: _Scan, tolerance: float) -> tuple[int, float]:
+    """Run `scan` until it stands still; passes taken, and the largest change that was let stand."""
+    scan.run(slice(None))
+    for passes in range(1, MAX_PASSES + 1):
+        change = scan.moved()
         # a NaN compares false with everything: count it as settled, the caller refuses it
-        return (change > tolerance).nonzero().flatten(), change
-
-    passes = 0
-    active = torch.arange(num_chunks, device=tokens.device)
-    while len(active) > 0 and passes < MAX_PASSES:
-        starts[active] = wanted[active]
-        outputs[active] = _scan(block, table, grid[active], starts[active])
-        passes += 1
-        active, change = moved()
-    if len(active) > 0:
-        for index in range(int(active[0]), num_chunks):
-            start = outputs[index - 1, -1][None]  # (1, D); chunk 0 has settled in the first pass
-            if (start - starts[index]).abs().max() > tolerance:
-                starts[index] = start[0]
-                outputs[index] = _scan(block, table, grid[index][None], start)[0]
-        active, change = moved()
-    residual = float(change.max())
-    return StreamContexts(states[: len(tokens) + 1], block, table, tokens, passes, residual)
+        active = (change > tolerance).nonzero().flatten()
+        if len(active) == 0:
+            return passes, float(change.max())
+        if passes < MAX_PASSES:
+            scan.again(active)
+    for index in range(int(active[0]), scan.num_chunks):
+        if (scan.ends[index - 1] - scan.starts[index]).abs().max() > tolerance:
+            scan.again(active.new_tensor([index]))
+    return passes, float(scan.moved().max())
 
 
 @torch.no_grad()
-def last_sweep_contexts(block: ContextBlock, embedded: Tensor, tokens: Tensor, state: Tensor) -> StreamContexts:
+def last_sweep_contexts(
+    block: ContextBlock, embedded: Tensor, tokens: Tensor, state: Tensor, compute: Compute | None = None
+) -> StreamContexts:
     """One noiseless sweep from Phase 1's last state, position 0 from zeros: the reports' training contexts.
 
     Args:
-        state: the final contexts after Phase 1's last sweep.  # (N, D)
+        state: the final contexts after Phase 1's last sweep.  # (N, W)
     """
-    table = block.token_table(embedded)
-    previous = F.pad(state[:-1], (0, 0, 1, 0))  # (N, D)
-    outputs = [_layer_outputs(block, table, tokens, previous, i + 1) for i in range(len(block.layers))]
-    residual = float((outputs[-1] - state).abs().max())
-    states = F.pad(outputs[-1], (0, 0, 1, 0))
-    return StreamContexts(states, block, table, tokens, 1, residual, {i + 1: o for i, o in enumerate(outputs[:-1])})
+    weights = ContextPass(block, embedded, (compute or Compute()).full())
+    previous = F.pad(state[:-1], (0, 0, 1, 0))  # (N, W)
+    layers = range(1, len(block.layers) + 1)
+    *inner, final = (_layer_outputs(weights, tokens, previous, number) for number in layers)
+    residual = float((final - state).abs().max())
+    return StreamContexts(
+        F.pad(final, (0, 0, 1, 0)), weights, tokens, 1, residual, {i + 1: o for i, o in enumerate(inner)}
+    )

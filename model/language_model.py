@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from model.compute import Compute
 from model.config import ModelConfig
 from model.contexts import StreamContexts, exact_contexts
 from model.layers import ContextBlock, TokenBlock
+from model.passes import TokenPass
 from model.seeds import seeded
 
 
@@ -36,14 +38,14 @@ class LanguageModel(nn.Module):
         self.token_block = TokenBlock(d, e, config.reads, seeded(seed, "token init"))
         self.to(table.dtype)
 
-    def contexts(self, tokens: Tensor, tolerance: float = 1e-4) -> StreamContexts:
-        """The exact contexts of one stream, run from zero."""  # tokens (N,)
-        return exact_contexts(self.context_block, self.embedded, tokens, tolerance)
+    def contexts(self, tokens: Tensor, tolerance: float, compute: Compute | None = None) -> StreamContexts:
+        """The exact contexts of one stream, run from zero, kept as operands of `compute`."""  # tokens (N,)
+        return exact_contexts(self.context_block, self.embedded, tokens, tolerance, compute)
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Next-token logits at every position of one stream."""  # (N,) -> (N, V)
-        contexts = self.contexts(tokens).read(self.config.reads)
-        hidden = self.token_block(self.embedded[tokens], contexts)
+    def logits(self, tokens: Tensor, tolerance: float = 1e-6) -> Tensor:
+        """Next-token logits at every position of one stream, in full precision."""  # (N,) -> (N, V)
+        contexts = self.contexts(tokens, tolerance).read(self.config.reads)
+        hidden = TokenPass(self.token_block, Compute()).forward(self.embedded[tokens], contexts)
         product: Tensor = hidden @ self.table.T
         return product
 

@@ -1,14 +1,9 @@
-"""The two blocks.
+"""The parameters of the two blocks. `model.passes` computes with them."""
 
-The ContextBlock splits `A [h; e]` into `A_h h + A_e e`. The embedding is frozen, so `A_e e + b` takes at most
-V values: a V-row table, computed once per change of the weights and gathered by token. Nothing is concatenated.
-The TokenBlock's inputs change at every step, and there one product of the concatenation is the faster one.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.modes import Reads
@@ -30,15 +25,10 @@ class _Layer(nn.Module):
 class ContextLayer(_Layer):
     """`h' = LayerNorm(h + GELU(A [h; e] + b))`; `weight` is A (D × (D+E)), the h columns first."""
 
-    def token_terms(self, embedded: Tensor) -> Tensor:
-        """`A_e e + b` for every row of `embedded`."""  # (V, E) -> (V, D)
-        return F.linear(embedded, self.weight[:, self.bias.shape[0] :], self.bias)
-
-    def forward(self, hidden: Tensor, token_term: Tensor) -> Tensor:
-        """One step from `hidden` with the gathered token term."""  # (n, D), (n, D) -> (n, D)
-        product = F.linear(hidden, self.weight[:, : self.bias.shape[0]])
-        out: Tensor = self.norm(hidden + F.gelu(product + token_term))
-        return out
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """A's columns for h (D, D) and for e (D, E): the embedding is frozen, so the second half is a table."""
+        size = len(self.bias)
+        return self.weight[:, :size], self.weight[:, size:]
 
 
 class ContextBlock(nn.Module):
@@ -50,36 +40,17 @@ class ContextBlock(nn.Module):
         in_dim = context_dim + embedding_dim
         self.layers = nn.ModuleList(ContextLayer(context_dim, in_dim, generator) for _ in range(num_layers))
 
-    def token_table(self, embedded: Tensor) -> Tensor:
-        """All layers' token terms side by side."""  # (V, E) -> (V, C*D)
-        return torch.cat([layer.token_terms(embedded) for layer in self.layers], dim=1)  # type: ignore[operator]
-
-    def forward(self, previous: Tensor, token_terms: Tensor) -> list[Tensor]:
-        """Every layer's output at n positions.
-
-        Args:
-            previous: the final context each position starts from.  # (n, D)
-            token_terms: rows of `token_table`, gathered by token.  # (n, C*D)
-
-        Returns:
-            C tensors, the last one the new final context.  # each (n, D)
-        """
-        outputs = []
-        hidden = previous
-        for layer, term in zip(self.layers, token_terms.split(self.context_dim, dim=1), strict=True):
-            hidden = layer(hidden, term)
-            outputs.append(hidden)
-        return outputs
+    def __iter__(self) -> Iterator[ContextLayer]:
+        return cast(Iterator[ContextLayer], iter(self.layers))
 
 
 class TokenLayer(_Layer):
     """`x' = LayerNorm(x + GELU(B [c; x] + b))`; `weight` is B, the c columns first, or E × E without context."""
 
-    def forward(self, hidden: Tensor, context: Tensor | None) -> Tensor:
-        """One layer over n positions."""  # (n, E), (n, D) | None -> (n, E)
-        inputs = hidden if context is None else torch.cat([context, hidden], dim=1)
-        out: Tensor = self.norm(hidden + F.gelu(F.linear(inputs, self.weight, self.bias)))
-        return out
+    @property
+    def reads_context(self) -> bool:
+        """Whether there are columns for a context."""
+        return self.weight.shape[1] > len(self.bias)
 
 
 class TokenBlock(nn.Module):
@@ -87,18 +58,10 @@ class TokenBlock(nn.Module):
 
     def __init__(self, context_dim: int, embedding_dim: int, reads: Reads, generator: torch.Generator | None = None):
         super().__init__()
+        self.context_dim = context_dim
         self.layers = nn.ModuleList(
             TokenLayer(embedding_dim, embedding_dim + (context_dim if read else 0), generator) for read in reads
         )
 
-    def forward(self, embedded: Tensor, contexts: Sequence[Tensor | None]) -> Tensor:
-        """The hidden state whose product with the tied table is the logits of the next token.
-
-        Args:
-            embedded: the normalised input embeddings.  # (n, E)
-            contexts: what each token layer reads.  # T times (n, D) or None
-        """
-        hidden = embedded
-        for layer, context in zip(self.layers, contexts, strict=True):
-            hidden = layer(hidden, context)
-        return hidden  # (n, E)
+    def __iter__(self) -> Iterator[TokenLayer]:
+        return cast(Iterator[TokenLayer], iter(self.layers))

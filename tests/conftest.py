@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # before Triton is imported anywhere: its kernels are then interpreted
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from model.config import ModelConfig
 from trainables.artifacts import ArtifactStore
 from trainables.config import BigramConfig, Phase2Config, RunConfig

@@ -29,7 +29,7 @@ def test_contexts_equal_the_sequential_scan(
     model = LanguageModel(model_config(context_layers), table.to(dtype), seed=2)
     expected = sequential_contexts(twin(model), tokens)  # (C, N, D)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-9
-    found = exact_contexts(model.context_block, model.embedded, tokens, tolerance, chunk)
+    found = exact_contexts(model.context_block, model.embedded, tokens, tolerance, chunk=chunk)
     for layer in range(context_layers):
         assert (found.layer(layer + 1) - expected[layer]).abs().max() < 10 * tolerance
     assert found.residual <= tolerance
@@ -40,7 +40,7 @@ def test_contexts_equal_the_sequential_scan(
 def test_every_mode_reads_what_the_textbook_reads(tokens: torch.Tensor, table: torch.Tensor, mode: str) -> None:
     model = LanguageModel(model_config(3, 3, mode), table, seed=2)
     expected = read_contexts(sequential_contexts(twin(model), tokens), model.config.reads)
-    for ours, theirs in zip(model.contexts(tokens).read(model.config.reads), expected, strict=True):
+    for ours, theirs in zip(model.contexts(tokens, 1e-5).read(model.config.reads), expected, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or theirs is None or (ours - theirs).abs().max() < 1e-4
 
@@ -61,7 +61,7 @@ def test_a_block_that_never_forgets_is_still_scanned_exactly(
 
 def test_one_token_and_the_previous_position_of_the_first(table: torch.Tensor) -> None:
     model = LanguageModel(model_config(2, 1, "previous_only"), table, seed=2)
-    (context,) = model.contexts(torch.tensor([3])).read(model.config.reads)
+    (context,) = model.contexts(torch.tensor([3]), 1e-5).read(model.config.reads)
     assert context is not None
     assert context.shape == (1, model.config.context_dim)
     assert context.abs().max() == 0

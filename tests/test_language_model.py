@@ -23,7 +23,7 @@ def test_every_configuration_builds_trains_and_evaluates(
     config = model_config(c, t, mode)
     model = LanguageModel(config, table, seed=1)
     assert model.num_parameters() == config.total_params == num_parameters(ReferenceModel(config, table))
-    contexts = model.contexts(tokens).read(config.reads)
+    contexts = model.contexts(tokens, 1e-5).read(config.reads)
     for context in contexts:
         assert context is None or context[1:].abs().sum(dim=1).min() > 0  # no context is ever all zero
     stream = Stream(tokens, contexts)

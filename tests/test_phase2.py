@@ -19,7 +19,7 @@ def streams(model: LanguageModel, tokens: torch.Tensor) -> tuple[Stream, Stream]
     """The first two thirds to train on, the rest to validate on."""
     cut = 2 * len(tokens) // 3
     parts = (tokens[:cut], tokens[cut:])
-    train, validation = (Stream(part, model.contexts(part).read(model.config.reads)) for part in parts)
+    train, validation = (Stream(part, model.contexts(part, 1e-5).read(model.config.reads)) for part in parts)
     return train, validation
 
 
@@ -52,11 +52,11 @@ def test_fit_equals_the_textbook(tokens: torch.Tensor, table: torch.Tensor, toke
 
 def test_validation_loss_does_not_depend_on_the_batch(tokens: torch.Tensor, table: torch.Tensor) -> None:
     model = LanguageModel(model_config(2, 3, "prev_and_current"), table, 1)
-    stream = Stream(tokens, model.contexts(tokens).read(model.config.reads))
+    stream = Stream(tokens, model.contexts(tokens, 1e-5).read(model.config.reads))
     whole, hits = evaluate(model, stream)
     assert len(whole) == len(tokens) - 1
     for rows in (1, 7, 128):
-        losses, correct = evaluate(model, stream, rows)
+        losses, correct = evaluate(model, stream, rows=rows)
         assert torch.allclose(losses, whole, atol=1e-5)
         assert torch.equal(correct, hits)
 

@@ -4,16 +4,18 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.compute import Compute
 from model.language_model import LanguageModel
-from model.layers import ContextBlock
 from model.losses import block_dispersion, block_spans
+from model.passes import ContextPass
 from model.seeds import seeded
 from trainables.config import Phase1Config
+from trainables.optimizer import FlatAdam
 
 STATE_STD = 0.01  # of the random initial state
 # Positions whose activations are held at once: bounded by memory on a GPU, by the cache on a CPU. Changes no number.
@@ -39,7 +41,7 @@ class Phase1Result:
 
     sweeps: list[Sweep]
     seconds: float
-    state: Tensor  # (N, D) the last sweep's outputs, noise included
+    state: Tensor  # (N, W) the last sweep's outputs, noise included, as operands
 
     @property
     def num_sweeps(self) -> int:
@@ -61,36 +63,43 @@ def _passes(length: int, block: int, rows: int) -> list[list[tuple[int, int]]]:
     return groups
 
 
-def _sweep(
-    block: ContextBlock,
-    embedded: Tensor,
-    tokens: Tensor,
-    state: Tensor,
-    config: Phase1Config,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (N, D) at all positions, the loss, and how many positions converged; fills the gradients."""
-    outputs = torch.empty_like(state)
-    loss, converged = state.new_zeros(()), torch.zeros((), dtype=torch.int64, device=state.device)
-    table = block.token_table(embedded)  # (V, C*D)
-    leaf = table.detach().requires_grad_()  # its gradient is summed over the passes, then sent on once
-    groups = _passes(len(tokens), config.block, ROWS_PER_PASS[tokens.device.type])
-    num_blocks = sum(map(len, groups))
-    for group in groups:
-        start, stop = group[0][0], group[-1][1]
-        noise = torch.empty(stop - start, block.context_dim, dtype=state.dtype, device=state.device)
-        for first, last in group:  # drawn block by block, so that the pass size changes no number
-            noise[first - start : last - start].normal_(0, config.noise, generator=generator)
-        before = state[start - 1 : stop - 1] if start else torch.cat([state[-1:], state[: stop - 1]])
-        out = block(noise.add_(before), F.embedding(tokens[start:stop], leaf))[-1]  # (n, D)
-        part = block_dispersion(out.view(len(group), -1, block.context_dim)).sum() / num_blocks
-        part.backward()
-        outputs[start:stop] = out.detach()
-        change = (outputs[start:stop] - state[start:stop]).square_().mean(dim=1)
-        converged += (change < config.threshold).sum()
-        loss += part.detach()
-    table.backward(leaf.grad)
-    return outputs, loss, converged
+class _Stream:
+    """What stays the same from sweep to sweep: tokens in passes of whole loss blocks, and the noise."""
+
+    def __init__(self, tokens: Tensor, model: LanguageModel, config: Phase1Config, seed: int, compute: Compute) -> None:
+        self.tokens, self.config, self.compute = tokens, config, compute
+        self.passes = _passes(len(tokens), config.block, ROWS_PER_PASS[tokens.device.type])
+        self.num_blocks = sum(map(len, self.passes))
+        vocab_size, size = len(model.embedded), model.config.context_dim
+        self.token_sums = [compute.ops.TokenSums(tokens[p[0][0] : p[-1][1]], vocab_size) for p in self.passes]
+        self.noise = compute.ops.Noise(seed, config.noise, size, tokens.device)
+
+    def sweep(self, weights: ContextPass, state: Tensor, number: int) -> Tensor:
+        """Run all positions from `state` (N, W) and leave their outputs there; fills the gradients.
+
+        Returns:
+            The loss and the share of converged positions.  # (2,) float64
+        """
+        ops, size = self.compute.ops, weights.block.context_dim
+        figures = torch.zeros(2, dtype=torch.float64, device=state.device)
+        carry = state[-1].clone()
+        weights.begin()
+        for spans, sums in zip(self.passes, self.token_sums, strict=True):
+            start, stop = spans[0][0], spans[-1][1]
+            rows = state[start:stop]
+            length = spans[0][1] - spans[0][0]
+            previous = self.noise.on_previous(carry, rows, number, start, length)
+            carry = rows[-1].clone()
+            tape: list[Any] = []
+            out = weights.forward(previous, self.tokens[start:stop], tape)[-1]
+            mean, deviation = ops.spread(out, len(spans))
+            losses, gradient = block_dispersion(mean, deviation, length)
+            weights.backward(gradient.times(1 / self.num_blocks), tape, sums)
+            figures[0] += losses.sum() / self.num_blocks
+            figures[1] += ops.settle(rows, out, self.config.threshold, size)
+        weights.finish()
+        figures[1] /= len(self.tokens)
+        return figures
 
 
 def fit_phase1(
@@ -99,6 +108,7 @@ def fit_phase1(
     config: Phase1Config,
     seed: int,
     on_sweep: Callable[[Sweep], None] = lambda sweep: None,
+    compute: Compute | None = None,
 ) -> Phase1Result:
     """Fit `model.context_block` in place.
 
@@ -108,23 +118,24 @@ def fit_phase1(
     Args:
         tokens: the training stream, on the model's device.  # (N,)
         on_sweep: called after every sweep.
+        compute: how; torch's operators in the model's own precision if not given.
 
     Raises:
         DivergedError: the loss is not finite.
     """
     began = time.perf_counter()
-    block, embedded = model.context_block, model.embedded
-    generator = seeded(seed, "sweep noise", tokens.device)
-    state = torch.empty(len(tokens), block.context_dim, dtype=embedded.dtype, device=tokens.device)
-    state.normal_(0, STATE_STD, generator=seeded(seed, "initial state", tokens.device))
-    optimizer = torch.optim.Adam(block.parameters(), lr=config.learning_rate, fused=True)
+    compute = compute or Compute()
+    block, embedded = model.context_block, compute.operand(model.embedded)
+    stream = _Stream(tokens, model, config, seed, compute)
+    size = block.context_dim
+    state = torch.zeros(len(tokens), compute.width(size), dtype=embedded.dtype, device=tokens.device)
+    state[:, :size].normal_(0, STATE_STD, generator=seeded(seed, "initial state", tokens.device))
+    optimizer = FlatAdam(block, config.learning_rate, config.grad_clip)
     sweeps: list[Sweep] = []
     for number in range(2, config.max_sweeps + 1):
-        optimizer.zero_grad()
-        state, loss, converged = _sweep(block, embedded, tokens, state, config, generator)
-        nn.utils.clip_grad_norm_(block.parameters(), config.grad_clip)
+        figures = stream.sweep(ContextPass(block, embedded, compute), state, number)
         optimizer.step()
-        sweep = Sweep(number, float(loss), int(converged) / len(tokens))
+        sweep = Sweep(number, *figures.tolist())
         if not math.isfinite(sweep.loss):
             raise DivergedError(f"Phase 1 diverged: the loss is {sweep.loss} at sweep {number}")
         sweeps.append(sweep)

@@ -1,18 +1,20 @@
 """Phase 2: train the TokenBlock on next-token prediction over frozen contexts and a frozen head."""
 
-import copy
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.compute import Compute
+from model.head import FrozenHead
 from model.language_model import LanguageModel
-from model.losses import frozen_head_cross_entropy, head_scores
+from model.passes import TokenPass
 from trainables.config import Phase2Config
+from trainables.optimizer import FlatAdam
 from trainables.phase1 import DivergedError
 
 EVAL_ROWS = 8_192  # positions evaluated at once; changes no number
@@ -23,7 +25,7 @@ class Stream:
     """One split's tokens and what each token layer reads, on the model's device."""
 
     tokens: Tensor  # (N,) int64
-    contexts: list[Tensor | None]  # T times (N, D) or None
+    contexts: list[Tensor | None]  # T times (N, W) or None, as operands
 
 
 @dataclass(frozen=True)
@@ -45,43 +47,55 @@ class Phase2Result:
     seconds: float
 
 
-def _hidden(model: LanguageModel, stream: Stream, start: int, stop: int) -> Tensor:
-    contexts = [None if c is None else c[start:stop] for c in stream.contexts]
-    hidden: Tensor = model.token_block(F.embedding(stream.tokens[start:stop], model.embedded), contexts)
-    return hidden  # (stop-start, E)
+class _Steps:
+    """A model laid out for passes over streams."""
+
+    def __init__(self, model: LanguageModel, compute: Compute) -> None:
+        self.block = model.token_block
+        self.weights = TokenPass(model.token_block, compute)
+        self.embedded = compute.operand(model.embedded)  # (V, E)
+        self.head = FrozenHead(model.table, compute)
+
+    def forward(self, stream: Stream, start: int, stop: int, tape: list[Any] | None = None) -> Tensor:
+        """Hidden states of some positions.  # (stop-start, E)"""
+        contexts = [None if c is None else c[start:stop] for c in stream.contexts]
+        return self.weights.forward(self.embedded[stream.tokens[start:stop]], contexts, tape)
+
+    def evaluate(self, stream: Stream, rows: int) -> tuple[Tensor, Tensor]:
+        losses, correct = [], []
+        last = len(stream.tokens) - 1
+        for start in range(0, last, rows):
+            stop = min(start + rows, last)
+            scores = self.head.scores(self.forward(stream, start, stop), stream.tokens[start + 1 : stop + 1])
+            losses.append(scores[0])
+            correct.append(scores[1])
+        return torch.cat(losses), torch.cat(correct)
+
+    def train(self, stream: Stream, optimizer: FlatAdam, batch_size: int) -> float:
+        """One pass over the stream in order; the mean loss over its positions."""
+        total = torch.zeros((), dtype=torch.float64, device=stream.tokens.device)
+        last = len(stream.tokens) - 1
+        for start in range(0, last, batch_size):
+            stop = min(start + batch_size, last)
+            tape: list[Any] = []
+            hidden = self.forward(stream, start, stop, tape)
+            losses, gradient = self.head.gradient(hidden, stream.tokens[start + 1 : stop + 1])
+            self.weights.backward(gradient, tape)
+            optimizer.step()
+            self.weights.reload()
+            total += losses.sum(dtype=torch.float64)
+        return float(total) / last
 
 
-@torch.no_grad()
-def evaluate(model: LanguageModel, stream: Stream, rows: int = EVAL_ROWS) -> tuple[Tensor, Tensor]:
+def evaluate(
+    model: LanguageModel, stream: Stream, compute: Compute | None = None, rows: int = EVAL_ROWS
+) -> tuple[Tensor, Tensor]:
     """Every next token of a stream, judged.
 
     Returns:
         Losses in nats and hits of the N-1 targets `tokens[1:]`.  # (N-1,) float, (N-1,) bool
     """
-    losses, correct = [], []
-    last = len(stream.tokens) - 1
-    for start in range(0, last, rows):
-        stop = min(start + rows, last)
-        scores = head_scores(_hidden(model, stream, start, stop), model.table, stream.tokens[start + 1 : stop + 1])
-        losses.append(scores[0])
-        correct.append(scores[1])
-    return torch.cat(losses), torch.cat(correct)
-
-
-def _train_epoch(model: LanguageModel, stream: Stream, optimizer: torch.optim.Adam, config: Phase2Config) -> float:
-    """One pass over the stream in order; the mean loss over its positions."""
-    total = torch.zeros((), dtype=torch.float64, device=stream.tokens.device)
-    last = len(stream.tokens) - 1
-    for start in range(0, last, config.batch_size):
-        stop = min(start + config.batch_size, last)
-        hidden = _hidden(model, stream, start, stop)
-        loss = frozen_head_cross_entropy(hidden, model.table, stream.tokens[start + 1 : stop + 1])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.token_block.parameters(), config.grad_clip)
-        optimizer.step()
-        total += loss.detach().double() * (stop - start)
-    return float(total) / last
+    return _Steps(model, compute or Compute()).evaluate(stream, rows)
 
 
 def fit_phase2(
@@ -90,6 +104,7 @@ def fit_phase2(
     validation: Stream,
     config: Phase2Config,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    compute: Compute | None = None,
 ) -> Phase2Result:
     """Train `model.token_block` in place and leave the best epoch's weights in it.
 
@@ -97,17 +112,19 @@ def fit_phase2(
         train: in batches of consecutive positions, in order.
         validation: judged whole after each epoch.
         on_epoch: called after every epoch.
+        compute: how, the streams' contexts included; torch's operators in the model's own precision if not given.
 
     Raises:
         DivergedError: a loss is not finite.
     """
     began = time.perf_counter()
-    optimizer = torch.optim.Adam(model.token_block.parameters(), lr=config.learning_rate, fused=True)
+    optimizer = FlatAdam(model.token_block, config.learning_rate, config.grad_clip)
+    steps = _Steps(model, compute or Compute())
     epochs: list[Epoch] = []
     best, best_loss, best_weights = None, math.inf, None
     for number in range(1, config.epochs + 1):
-        train_loss = _train_epoch(model, train, optimizer, config)
-        losses, correct = evaluate(model, validation)
+        train_loss = steps.train(train, optimizer, config.batch_size)
+        losses, correct = steps.evaluate(validation, EVAL_ROWS)
         val_loss = float(losses.double().mean())
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise DivergedError(
@@ -117,12 +134,12 @@ def fit_phase2(
         epochs.append(epoch)
         on_epoch(epoch)
         if val_loss < best_loss:
-            best, best_loss, best_weights = epoch, val_loss, copy.deepcopy(model.token_block.state_dict())
+            best, best_loss, best_weights = epoch, val_loss, optimizer.weights()
         elif number - best.number >= config.patience:  # type: ignore[union-attr]
             break
     assert best is not None
     assert best_weights is not None
-    model.token_block.load_state_dict(best_weights)
+    optimizer.load(best_weights)
     return Phase2Result(epochs, best, time.perf_counter() - began)
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.compute import Compute
 from model.contexts import StreamContexts, last_sweep_contexts
 from model.language_model import LanguageModel
 from model.losses import effective_rank
@@ -84,6 +85,7 @@ class _Run:
         self, config: RunConfig, inputs: Inputs, store: ArtifactStore, device: torch.device, listen: Listener
     ) -> None:
         self.config, self.store, self.listen = config, store, listen
+        self.compute = Compute.of(device)
         # By settings and by content: a table that was made again on other hardware differs in the last digits.
         self.phase1_key = content_key([config.phase1_key(), inputs.digest])
         table = torch.tensor(inputs.embedding.table)
@@ -109,11 +111,11 @@ class _Run:
         self.listen(Progress("contexts", 0, 1))
         tolerance = self.config.contexts.tolerance
         if last_state is None:
-            self.train_contexts = self.model.contexts(self.train, tolerance)
+            self.train_contexts = self.model.contexts(self.train, tolerance, self.compute)
         else:
             block, embedded = self.model.context_block, self.model.embedded
-            self.train_contexts = last_sweep_contexts(block, embedded, self.train, last_state)
-        self.val_contexts = self.model.contexts(self.validation, tolerance)
+            self.train_contexts = last_sweep_contexts(block, embedded, self.train, last_state, self.compute)
+        self.val_contexts = self.model.contexts(self.validation, tolerance, self.compute)
         for contexts in (self.train_contexts, self.val_contexts):
             if not contexts.final.isfinite().all():  # the last step spoiled the weights after its loss was fine
                 raise DivergedError("Phase 1 diverged: its contexts are not finite")
@@ -123,13 +125,15 @@ class _Run:
         known = {id(self.validation): self.val_contexts}
         if self.config.contexts.train == "exact":
             known[id(self.train)] = self.train_contexts
-        contexts = known.get(id(tokens)) or self.model.contexts(tokens, self.config.contexts.tolerance)
+        contexts = known.get(id(tokens)) or self.model.contexts(tokens, self.config.contexts.tolerance, self.compute)
         rows = self.config.contexts.rank_rows
         return 100 * effective_rank(contexts.final, rows, seeded(self.config.seed, "rank rows"))
 
     def _train_phase1(self, folder: Path | None) -> dict[str, float]:
         """Fit Phase 1 and compute the contexts on the way; weights and figures go into `folder`."""
-        result: Phase1Result = fit_phase1(self.model, self.train, self.config.phase1, self.config.seed, self._on_sweep)
+        result: Phase1Result = fit_phase1(
+            self.model, self.train, self.config.phase1, self.config.seed, self._on_sweep, self.compute
+        )
         self._fill_contexts(None if self.config.contexts.train == "exact" else result.state)
         figures = {
             names.SWEEPS: float(result.num_sweeps),
@@ -170,7 +174,7 @@ class _Run:
         train = Stream(self.train, self.train_contexts.read(reads))
         validation = Stream(self.validation, self.val_contexts.read(reads))
         self.listen(Progress("phase 2", 0, self.config.phase2.epochs))
-        return fit_phase2(self.model, train, validation, self.config.phase2, self._on_epoch)
+        return fit_phase2(self.model, train, validation, self.config.phase2, self._on_epoch, self.compute)
 
 
 def run(

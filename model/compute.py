@@ -1,0 +1,68 @@
+"""How a device computes: which kernels, which operand precision. Chosen once per process, never per call."""
+
+import importlib.util
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16  # bf16 rows of a multiple of 16 entries start on 32 bytes: what fast matrix products need
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Kernels and precision of all training passes on one device."""
+
+    fused: bool = False  # Triton kernels (model.fused); otherwise torch's own operators (model.plain)
+    bf16: bool = False  # operands of products and kept activations; sums, weights and Adam stay in fp32
+
+    @classmethod
+    def of(cls, device: torch.device | str) -> "Compute":
+        """The fastest that `device` has: bf16 where its products are in hardware, kernels where Triton is."""
+        if torch.device(device).type != "cuda" or importlib.util.find_spec("triton") is None:
+            return cls()
+        major, _ = torch.cuda.get_device_capability(device)
+        return cls(fused=True, bf16=major >= 8)
+
+    @property
+    def ops(self) -> Any:
+        """The module of operators: `model.fused` or `model.plain`, which have the same functions."""
+        if self.fused:
+            from model import fused
+
+            return fused
+        from model import plain
+
+        return plain
+
+    def full(self) -> "Compute":
+        """The same kernels on fp32 operands."""
+        return replace(self, bf16=False)
+
+    def width(self, size: int) -> int:
+        """Columns that hold `size` entries of a kept activation; those behind `size` are zero."""
+        return -(-size // ALIGNMENT) * ALIGNMENT if self.bf16 else size
+
+    def operand(self, tensor: Tensor) -> Tensor:
+        """`tensor` as an operand of products."""
+        return tensor.to(torch.bfloat16) if self.bf16 else tensor
+
+    def sums_dtype(self, operand: Tensor) -> torch.dtype:
+        """Of sums and losses over `operand`s."""
+        return torch.float32 if self.bf16 else operand.dtype
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """The matrix product of two operands, not rounded to bf16.  # (n, k), (k, m) -> (n, m)"""
+        if self.bf16 and left.is_cuda:
+            return torch.mm(left, right, out_dtype=torch.float32)
+        if self.bf16:  # only where the kernels are interpreted, in tests
+            return left.float() @ right.float()
+        return left @ right
+
+    def __str__(self) -> str:
+        kernels = "Triton kernels" if self.fused else "torch operators"
+        if self.bf16:
+            return f"bf16 products, {kernels}"
+        tf32 = torch.get_float32_matmul_precision() != "highest" and torch.cuda.is_available()
+        return f"{'tf32' if tf32 else 'fp32'} products, {kernels}"

@@ -1,0 +1,71 @@
+"""The frozen tied head: losses and the hidden state's gradient in two matrix products, none for the table."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.compute import Compute
+
+# Logits held at once: memory only, and on a GPU enough rows for full-speed products.
+LOGITS_PER_CHUNK = {"cuda": 1 << 29, "cpu": 1 << 26}
+COLUMNS = 64  # the vocabulary is padded to a multiple: odd sizes take bf16 products off their fast kernels
+
+
+class FrozenHead:
+    """`logits = hidden @ table.T` for losses, judgements and gradients of `hidden`."""
+
+    def __init__(self, table: Tensor, compute: Compute) -> None:
+        """Lay the table (V, E) out for products; it is not copied where it already is."""
+        self.compute, self.vocab_size = compute, len(table)
+        columns = -(-len(table) // COLUMNS) * COLUMNS if compute.bf16 else len(table)
+        self.weight = compute.operand(F.pad(table, (0, 0, 0, columns - len(table))))  # (columns, E), pads zero
+        self.rows_per_chunk = max(1, LOGITS_PER_CHUNK[table.device.type] // columns)
+
+    @torch.no_grad()
+    def gradient(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the next tokens, and the gradient of its mean.
+
+        Args:
+            hidden: the TokenBlock's output, an operand.  # (n, E)
+            targets: next tokens.  # (n,) int64
+
+        Returns:
+            Losses in nats, and d mean(losses) / d hidden.  # (n,) float, (n, E)
+        """
+        if hidden.device.type == "cpu" and not self.compute.fused:
+            return self._by_attention(hidden, targets)
+        losses = torch.empty(len(hidden), device=hidden.device, dtype=self.compute.sums_dtype(hidden))
+        gradient = torch.empty_like(hidden)
+        for start in range(0, len(hidden), self.rows_per_chunk):
+            rows = slice(start, start + self.rows_per_chunk)
+            logits = hidden[rows] @ self.weight.T
+            losses[rows] = self.compute.ops.softmax_gradient_(logits, targets[rows], self.vocab_size, 1 / len(hidden))
+            torch.mm(logits, self.weight, out=gradient[rows])
+        return losses, gradient
+
+    def _by_attention(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """With the table as keys and values, attention is the softmax's mean of the table: no logit leaves the cache.
+
+        d loss / d hidden = softmax(hidden W') W - W[target], and attention also returns the log of the sums.
+        """
+        query, keys = hidden[None, None], self.weight[None, None]
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        expected, log_sum = attend(query, keys, keys, 0.0, False, scale=1.0)
+        at_target = F.embedding(targets, self.weight)  # (n, E)
+        losses = log_sum.view(-1).to(hidden.dtype) - (hidden * at_target).sum(dim=1)
+        return losses, expected[0, 0].sub_(at_target).div_(len(hidden))
+
+    @torch.no_grad()
+    def scores(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Each position's loss in nats, and whether its most likely token is the target; logits are never rounded.
+
+        Args as in `gradient`.  # -> (n,) float, (n,) bool
+        """
+        losses = torch.empty(len(hidden), device=hidden.device, dtype=self.compute.sums_dtype(hidden))
+        correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        for start in range(0, len(hidden), self.rows_per_chunk):
+            rows = slice(start, start + self.rows_per_chunk)
+            logits = self.compute.product(hidden[rows], self.weight.T)[:, : self.vocab_size]  # (r, V)
+            losses[rows] = torch.logsumexp(logits, dim=1) - logits.gather(1, targets[rows, None])[:, 0]
+            correct[rows] = logits.argmax(dim=1) == targets[rows]
+        return losses, correct

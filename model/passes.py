@@ -1,0 +1,168 @@
+"""Forward and backward passes of both blocks, written out: what training runs instead of autograd.
+
+A pass lays a block's weights out as operands of one device (`Compute`), keeps what its backward needs, and sums
+gradients into the parameters' `.grad`. `model.layers` holds the parameters; both compute the same functions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.compute import Compute
+from model.layers import ContextBlock, TokenBlock
+from model.plain import BlockGradient
+
+
+def _grad(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+class ContextPass:
+    """One state of a ContextBlock's weights, for any number of passes over positions.
+
+    The token half `A_e e + b` of a layer takes V values, so it is a table (V, W), gathered by token; its gradient is
+    summed by token and sent on to `A_e` once, in `finish`.
+    """
+
+    def __init__(self, block: ContextBlock, embedded: Tensor, compute: Compute) -> None:
+        """Lay the weights out.
+
+        Args:
+            embedded: normalised embedding rows, an operand.  # (V, E)
+        """
+        self.block, self.embedded, self.compute = block, embedded, compute
+        self.width = compute.width(block.context_dim)
+        pad = self.width - block.context_dim
+        with torch.no_grad():
+            self.hidden, self.terms = [], []
+            for layer in block:
+                on_hidden, on_token = layer.halves()
+                self.hidden.append(compute.operand(F.pad(on_hidden, (0, pad, 0, pad))))  # (W, W)
+                weight = compute.operand(F.pad(on_token, (0, 0, 0, pad)))
+                bias = compute.operand(F.pad(layer.bias, (0, pad)))
+                self.terms.append(torch.addmm(bias, embedded, weight.T))  # (V, W)
+
+    @torch.no_grad()
+    def forward(self, previous: Tensor, tokens: Tensor, tape: list[Any] | None = None) -> list[Tensor]:
+        """Every layer's output at n positions, the last one the new final context.
+
+        Args:
+            previous: the final context each position starts from.  # (n, W)
+            tokens: (n,)
+            tape: where to keep what `backward` needs.
+
+        Returns:
+            C tensors.  # each (n, W)
+        """
+        outputs, x = [], previous
+        for layer, hidden, term in zip(self.block, self.hidden, self.terms, strict=True):
+            out, saved = self.compute.ops.residual_norm(
+                x, x @ hidden.T, term, tokens, layer.norm.weight, layer.norm.bias
+            )
+            if tape is not None:
+                tape.append((x, saved))
+            outputs.append(out)
+            x = out
+        return outputs
+
+    def begin(self) -> None:
+        """Set all gradients to zero."""
+        for parameter in self.block.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+        dtype = self.compute.sums_dtype(self.embedded)
+        self.hidden_grads = [torch.zeros_like(h, dtype=dtype) for h in self.hidden]
+        self.term_grads = [torch.zeros_like(t, dtype=dtype) for t in self.terms]
+
+    @torch.no_grad()
+    def backward(self, grad: BlockGradient | Tensor, tape: list[Any], sums: Any) -> None:
+        """Add one pass's gradients.
+
+        Args:
+            grad: of the final contexts.
+            sums: the pass's `ops.TokenSums`.
+        """
+        for i, layer in reversed(list(enumerate(self.block))):
+            x, saved = tape.pop()
+            norm = layer.norm
+            grad_x, grad_product, *sums_of = self.compute.ops.residual_norm_backward(
+                grad, saved, norm.weight, norm.bias
+            )
+            _grad(norm.weight).add_(sums_of[0])
+            _grad(norm.bias).add_(sums_of[1])
+            self.hidden_grads[i] += self.compute.product(grad_product.T, x)
+            sums.add_to(self.term_grads[i], grad_product)
+            if i > 0:
+                grad = grad_x.addmm_(grad_product, self.hidden[i])
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Bring the summed gradients to the parameters."""
+        size = self.block.context_dim
+        embedded = self.embedded.to(self.term_grads[0].dtype)
+        for layer, hidden, term in zip(self.block, self.hidden_grads, self.term_grads, strict=True):
+            _grad(layer.bias).add_(term.sum(dim=0)[:size])
+            _grad(layer.weight)[:, :size] += hidden[:size, :size]
+            _grad(layer.weight)[:, size:] += term[:, :size].T @ embedded
+
+
+class TokenPass:
+    """A TokenBlock's weights as operands, laid out anew before every step."""
+
+    def __init__(self, block: TokenBlock, compute: Compute) -> None:
+        self.block, self.compute, self.size = block, compute, block.context_dim
+        self.width = compute.width(self.size)
+        self.reload()
+
+    @torch.no_grad()
+    def reload(self) -> None:
+        """Take over the parameters' values."""
+        pad, self.weights = self.width - self.size, []
+        for layer in self.block:
+            weight = self.compute.operand(layer.weight)
+            if layer.reads_context and pad:
+                on_context, on_token = weight.split([self.size, weight.shape[1] - self.size], dim=1)
+                weight = torch.cat([F.pad(on_context, (0, pad)), on_token], dim=1)
+            self.weights.append(weight)  # (E, W+E) or (E, E)
+
+    @torch.no_grad()
+    def forward(self, embedded: Tensor, contexts: Sequence[Tensor | None], tape: list[Any] | None = None) -> Tensor:
+        """The hidden state whose product with the tied table is the logits of the next token.
+
+        Args:
+            embedded: the normalised input embeddings, operands.  # (n, E)
+            contexts: what each token layer reads.  # T times (n, W) or None
+            tape: where to keep what `backward` needs.
+        """
+        x = embedded
+        for layer, weight, context in zip(self.block, self.weights, contexts, strict=True):
+            inputs = x if context is None else torch.cat([context, x], dim=1)
+            out, saved = self.compute.ops.residual_norm(
+                x, inputs @ weight.T, layer.bias, None, layer.norm.weight, layer.norm.bias
+            )
+            if tape is not None:
+                tape.append((inputs, saved))
+            x = out
+        return x  # (n, E)
+
+    @torch.no_grad()
+    def backward(self, grad: Tensor, tape: list[Any]) -> None:
+        """Write the parameters' gradients, from the gradient of `forward`'s output.  # (n, E)"""
+        embedding_dim = grad.shape[1]
+        for i, layer in reversed(list(enumerate(self.block))):
+            inputs, saved = tape.pop()
+            grad_x, grad_product, *sums = self.compute.ops.residual_norm_backward(
+                grad, saved, layer.norm.weight, layer.norm.bias
+            )
+            _grad(layer.norm.weight).copy_(sums[0])
+            _grad(layer.norm.bias).copy_(sums[1])
+            _grad(layer.bias).copy_(sums[2])
+            grad_weight = self.compute.product(grad_product.T, inputs)  # (E, W+E) or (E, E)
+            _grad(layer.weight)[:, -embedding_dim:].copy_(grad_weight[:, -embedding_dim:])
+            if layer.reads_context:
+                _grad(layer.weight)[:, : self.size].copy_(grad_weight[:, : self.size])
+            if i > 0:
+                grad = grad_x.addmm_(grad_product, self.weights[i][:, -embedding_dim:])

@@ -1,0 +1,141 @@
+"""The operators of both blocks' training passes in torch's own functions: any device, any float type.
+
+`model.fused` has the same functions as Triton kernels; these are their oracle, and the fast path of a CPU.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.seeds import seeded
+
+NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class BlockGradient:
+    """The gradient of a loss over consecutive blocks of rows whose derivative is affine in each row."""
+
+    scale: Tensor  # (B,)
+    shift: Tensor  # (B, W)
+    length: int  # rows per block
+
+    def times(self, factor: float) -> "BlockGradient":
+        """The gradient of `factor` times the loss."""
+        return BlockGradient(self.scale * factor, self.shift * factor, self.length)
+
+    def dense(self, rows: Tensor) -> Tensor:
+        """The gradient of all rows: `scale * row + shift` of the row's block.  # (B*length, W)"""
+        blocks = rows.view(len(self.scale), self.length, -1)
+        return torch.addcmul(self.shift[:, None], blocks, self.scale[:, None, None]).view_as(rows)
+
+
+class Noise:
+    """Gaussian noise of all sweeps of one seed."""
+
+    def __init__(self, seed: int, std: float, size: int, device: torch.device) -> None:
+        """`size` entries of a row get noise: here all of them."""
+        self.std = std
+        self.generator = seeded(seed, "sweep noise", device)
+
+    def on_previous(self, carry: Tensor, state: Tensor, sweep: int, start: int, length: int) -> Tensor:
+        """What positions `start`.. read: the row before each, with noise. Calls must follow the stream.
+
+        Args:
+            carry: the row before the first one.  # (W,)
+            state: the rows of these positions.  # (n, W)
+            length: rows per loss block.
+        """
+        noise = torch.empty_like(state)
+        for rows in noise.split(length):  # block by block, so that the size of a pass changes no number
+            rows.normal_(0, self.std, generator=self.generator)
+        noise[0] += carry
+        noise[1:] += state[:-1]
+        return noise
+
+
+class Saved(NamedTuple):
+    """What `residual_norm_backward` needs of a forward."""
+
+    out: Tensor
+    normed: Tensor
+    activated: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
+def residual_norm(
+    x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Saved]:
+    """`LayerNorm(x + GELU(product + term))`, with exact GELU; `product` is overwritten.
+
+    Args:
+        x, product: (n, D)
+        term: a bias (D,), or a table (V, D) of which `tokens` (n,) picks the rows.
+        weight, bias: of the LayerNorm.  # (D,)
+    """
+    product += term if tokens is None else F.embedding(tokens, term)
+    total = F.gelu(product).add_(x)
+    out, mean, rstd = torch.native_layer_norm(total, [x.shape[1]], weight, bias, NORM_EPS)
+    return out, Saved(out, total, product, mean, rstd)
+
+
+def residual_norm_backward(
+    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `residual_norm`: of x and of product (n, D), of the LayerNorm's weight and bias and the term's sum.
+
+    The last three are summed over the rows.  # (D,)
+    """
+    if isinstance(grad, BlockGradient):
+        grad = grad.dense(saved.out)
+    grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+        grad, saved.normed, [grad.shape[1]], saved.mean, saved.rstd, weight, bias, [True, True, True]
+    )
+    grad_product = torch.ops.aten.gelu_backward(grad_x, saved.activated)
+    return grad_x, grad_product, grad_weight, grad_bias, grad_product.sum(0)
+
+
+def settle(state: Tensor, out: Tensor, threshold: float, size: int) -> Tensor:
+    """Overwrite `state` by `out`; how many rows' mean squared change is under `threshold`.  # (n, W) -> ()"""
+    change = torch.sub(out, state).square_().sum(dim=1)
+    state.copy_(out)
+    return (change < threshold * size).sum()
+
+
+def spread(rows: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
+    """Mean and Frobenius norm of the deviation of each of equally long blocks.  # (n, W) -> (B, W), (B,)"""
+    blocks = rows.view(num_blocks, -1, rows.shape[1])
+    mean = blocks.mean(dim=1)
+    return mean, torch.linalg.vector_norm(blocks - mean[:, None], dim=(1, 2))
+
+
+class TokenSums:
+    """Sums of rows by token, for one pass of a stream."""
+
+    def __init__(self, tokens: Tensor, vocab_size: int) -> None:
+        self.tokens, self.vocab_size = tokens, vocab_size
+
+    def add_to(self, table: Tensor, rows: Tensor) -> None:
+        """Add row t to `table[tokens[t]]`.  # (V, W), (n, W)"""
+        table += torch.ops.aten.embedding_dense_backward(rows, self.tokens, self.vocab_size, -1, False)
+
+
+def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int, scale: float) -> Tensor:
+    """Turn logits into the cross-entropy's gradient, in place; return each row's loss in nats.
+
+    Args:
+        logits: (n, columns); columns from `vocab_size` on never get probability.
+        targets: (n,)
+        scale: of the gradient.
+    """
+    logits = logits[:, :vocab_size]
+    logits -= logits.amax(dim=1, keepdim=True)
+    at_target = logits.gather(1, targets[:, None])
+    total = logits.exp_().sum(dim=1, keepdim=True)
+    logits *= scale / total
+    logits.scatter_add_(1, targets[:, None], torch.full_like(at_target, -scale))
+    return (total.log() - at_target)[:, 0]

@@ -1,0 +1,167 @@
+"""Every operator of the training passes: torch's against autograd, Triton's against torch's.
+
+Without a GPU the kernels are interpreted, on the CPU.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import plain
+from model.plain import BlockGradient
+
+fused = pytest.importorskip("model.fused", reason="needs Triton", exc_type=ImportError)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(torch.seed() % 1000)  # fresh inputs every time; the seed is in no result
+
+
+def draw(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=rng).to(dtype).to(DEVICE)
+
+
+def padded(rows: Tensor, stride: int) -> Tensor:
+    return F.pad(rows, (0, stride - rows.shape[1]))
+
+
+def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    error = (found.double().cpu() - expected.double().cpu()).norm() / expected.double().cpu().norm()
+    return bool(error < (1e-5 if dtype == torch.float32 else 1e-2))
+
+
+def textbook(x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    total = x + F.gelu(product + (term if tokens is None else term[tokens]))
+    return F.layer_norm(total, weight.shape, weight, bias, 1e-5)
+
+
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_plain_residual_norm_against_autograd(rng: torch.Generator, gather: bool, affine: bool) -> None:
+    n, d, vocab = 12, 7, 5
+    tokens = torch.randint(vocab, (n,), generator=rng) if gather else None
+    shapes = [(n, d), (n, d), (vocab, d) if gather else (d,), (d,), (d,)]
+    x, product, term, weight, bias = (torch.randn(*s, generator=rng, dtype=torch.float64) for s in shapes)
+    leaves = [t.clone().requires_grad_() for t in (x, product, term, weight, bias)]
+    expected = textbook(leaves[0], leaves[1], leaves[2], tokens, leaves[3], leaves[4])
+    out, saved = plain.residual_norm(x, product.clone(), term, tokens, weight, bias)
+    torch.testing.assert_close(out, expected)
+    if affine:
+        scale, shift = torch.randn(3, generator=rng).double(), torch.randn(3, d, generator=rng).double()
+        upper: Tensor | BlockGradient = BlockGradient(scale, shift, 4)
+        expected.backward(scale.repeat_interleave(4)[:, None] * expected.detach() + shift.repeat_interleave(4, 0))
+    else:
+        upper = torch.randn(n, d, generator=rng, dtype=torch.float64)
+        expected.backward(upper)
+    found = plain.residual_norm_backward(upper, saved, weight, bias)
+    term_grad = leaves[2].grad if not gather else leaves[1].grad.sum(0)
+    wanted = [leaves[0].grad, leaves[1].grad, leaves[3].grad, leaves[4].grad, term_grad]
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("n", "d", "stride"), [(60, 20, 32), (33, 50, 50), (3, 7, 16)])
+def test_fused_residual_norm(
+    rng: torch.Generator, dtype: torch.dtype, gather: bool, affine: bool, n: int, d: int, stride: int
+) -> None:
+    vocab = 11
+    tokens = torch.randint(vocab, (n,), generator=rng).to(DEVICE) if gather else None
+    x, product = draw(rng, n, d, dtype=dtype), draw(rng, n, d, dtype=dtype)
+    term = draw(rng, vocab, d, dtype=dtype) if gather else draw(rng, d)
+    weight, bias = draw(rng, d), draw(rng, d)
+    wide = padded(term, stride) if gather else term
+    out, saved = fused.residual_norm(padded(x, stride), padded(product, stride), wide, tokens, weight, bias)
+    expected, kept = plain.residual_norm(x.float(), product.float(), term.float(), tokens, weight, bias)
+    assert close(out[:, :d], expected, dtype)
+    assert (out[:, d:] == 0).all()
+    if affine:
+        length = n // 3
+        scale, shift = draw(rng, 3), draw(rng, 3, d)
+        found = fused.residual_norm_backward(BlockGradient(scale, padded(shift, stride), length), saved, weight, bias)
+        wanted = plain.residual_norm_backward(BlockGradient(scale, shift, length), kept, weight, bias)
+    else:
+        upper = draw(rng, n, d, dtype=dtype)
+        found = fused.residual_norm_backward(padded(upper, stride), saved, weight, bias)
+        wanted = plain.residual_norm_backward(upper.float(), kept, weight, bias)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert close(mine[..., :d], theirs, dtype)
+        assert (mine[..., d:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_settle_and_spread(rng: torch.Generator, dtype: torch.dtype) -> None:
+    n, d, stride = 130, 20, 32
+    state = draw(rng, n, d, dtype=dtype)
+    out = (state.float() + 0.17 * draw(rng, n, d)).to(dtype)
+    wide = padded(state, stride)
+    found = fused.settle(wide, padded(out, stride), 0.03, d)
+    expected = plain.settle(state.float(), out.float(), 0.03, d)
+    assert 0 < int(expected) < n
+    assert int(found) == int(expected)
+    assert torch.equal(wide, padded(out, stride))
+    for blocks in (1, 2, 13):
+        mean, deviation = fused.spread(wide, blocks)
+        wanted = plain.spread(out.float(), blocks)
+        assert close(mean[:, :d], wanted[0], torch.float32)
+        assert close(deviation, wanted[1], torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_sums_by_token(rng: torch.Generator, dtype: torch.dtype) -> None:
+    n, d, stride, vocab = 500, 20, 32, 40
+    tokens = (torch.rand(n, generator=rng) ** 4 * (vocab - 1)).long().to(DEVICE)  # one token has hundreds of rows
+    rows, table = draw(rng, n, d, dtype=dtype), draw(rng, vocab, d)
+    expected, wide = table.clone(), padded(table, stride)
+    plain.TokenSums(tokens, vocab).add_to(expected, rows.float())
+    fused.TokenSums(tokens, vocab).add_to(wide, padded(rows, stride))
+    assert close(wide[:, :d], expected, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [37, 64, 9000])
+def test_fused_softmax_gradient(rng: torch.Generator, dtype: torch.dtype, vocab: int) -> None:
+    n, columns = 9, -(-vocab // 64) * 64
+    logits = 5 * draw(rng, n, columns)
+    logits = logits.to(dtype)
+    targets = torch.randint(vocab, (n,), generator=rng).to(DEVICE)
+    leaf = logits[:, :vocab].float().clone().requires_grad_()
+    expected = F.cross_entropy(leaf, targets, reduction="none")
+    expected.sum().mul(0.5).backward()
+    for ops, rows in ((fused, logits.clone()), (plain, logits[:, :vocab].float().clone())):
+        found = ops.softmax_gradient_(rows, targets, vocab, 0.5)
+        assert close(found, expected.detach(), torch.float32)
+        assert close(rows[:, :vocab], leaf.grad, dtype)
+        assert (rows[:, vocab:] == 0).all()
+
+
+def test_fused_noise_is_normal_and_counted() -> None:
+    n, d, stride = 4_000, 20, 32
+    noise = fused.Noise(seed=3, std=0.1, size=d, device=torch.device(DEVICE))
+    state = torch.zeros(n, stride, device=DEVICE)
+    carry = torch.zeros(stride, device=DEVICE)
+    drawn = noise.on_previous(carry, state, sweep=2, start=0, length=100)
+    values = drawn[:, :d].double() / 0.1
+    assert (drawn[:, d:] == 0).all()
+    assert abs(values.mean()) < 4 / math.sqrt(n * d)
+    assert abs(values.square().mean() - 1) < 4 * math.sqrt(2 / (n * d))
+    assert abs((values**4).mean() - 3) < 4 * math.sqrt(96 / (n * d))
+    neighbours = (values[1:] * values[:-1]).mean(), (values[:, 1:] * values[:, :-1]).mean()
+    assert all(abs(c) < 4 / math.sqrt(n * (d - 1)) for c in neighbours)
+    assert torch.equal(noise.on_previous(carry, state[:100], 2, 50, 100), drawn[50:150])  # wherever the pass starts
+    other = noise.on_previous(carry, state, sweep=3, start=0, length=100)
+    assert abs((other * drawn)[:, :d].double().mean()) < 4 * 0.01 / math.sqrt(n * d)
+
+
+@pytest.mark.parametrize("ops", [plain, fused])
+def test_noise_is_added_to_the_row_before(rng: torch.Generator, ops: object) -> None:
+    state, carry = draw(rng, 10, 16), draw(rng, 16)
+    noise = ops.Noise(seed=3, std=0.0, size=16, device=torch.device(DEVICE))
+    assert torch.equal(noise.on_previous(carry, state, 2, 0, 4), torch.cat([carry[None], state[:-1]]))

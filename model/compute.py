@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALIGNMENT = 16  # bf16 rows of a multiple of 16 entries start on 32 bytes: what fast matrix products need
+ALIGNMENT = 16  # rows of a multiple of 16 entries: what fast matrix products and 16-byte loads need
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Compute:
 
     def width(self, size: int) -> int:
         """Columns that hold `size` entries of a kept activation; those behind `size` are zero."""
-        return -(-size // ALIGNMENT) * ALIGNMENT if self.bf16 else size
+        return -(-size // ALIGNMENT) * ALIGNMENT if self.fused else size
 
     def operand(self, tensor: Tensor) -> Tensor:
         """`tensor` as an operand of products."""

@@ -58,27 +58,25 @@ class StreamContexts:
 @torch.no_grad()
 def _layer_outputs(weights: ContextPass, tokens: Tensor, previous: Tensor, number: int) -> Tensor:
     """Layer `number`'s output where position t starts from `previous[t]`.  # (N, W), stored as `previous` is"""
-    outputs = torch.zeros_like(previous)
-    size = weights.block.context_dim
+    outputs = torch.empty_like(previous)
     for start in range(0, len(tokens), ROWS_PER_PASS):
         rows = slice(start, start + ROWS_PER_PASS)
-        before = previous[rows, :size].to(weights.hidden[0].dtype).contiguous()
-        outputs[rows, :size] = weights.forward(before, tokens[rows])[number - 1]
+        outputs[rows] = weights.forward(previous[rows].to(weights.terms[0].dtype), tokens[rows])[number - 1]
     return outputs
 
 
 class _Scan:
     """Chunks of one stream, scanned side by side one position at a time."""
 
-    def __init__(self, weights: ContextPass, tokens: Tensor, chunk: int, like: Tensor, width: int) -> None:
-        self.weights, self.size = weights, weights.block.context_dim
+    def __init__(self, weights: ContextPass, tokens: Tensor, chunk: int, kept: torch.dtype) -> None:
+        self.weights = weights
         self.num_chunks = -(-len(tokens) // chunk)
         grid = F.pad(tokens, (0, self.num_chunks * chunk - len(tokens))).view(self.num_chunks, chunk)
         self.columns = grid.T.contiguous()  # (L, K), the tail padded
-        self.states = like.new_zeros(1 + self.num_chunks * chunk, width)  # row 0: the zero start
+        width, like = weights.width, weights.terms[0]
+        self.states = like.new_zeros(1 + self.num_chunks * chunk, width, dtype=kept)  # row 0: the zero start
         self.outputs = self.states[1:].view(self.num_chunks, chunk, width)
-        exact = weights.hidden[0].dtype
-        self.starts = torch.zeros(self.num_chunks, self.size, dtype=exact, device=tokens.device)
+        self.starts = like.new_zeros(self.num_chunks, width)
         self.ends = torch.zeros_like(self.starts)
 
     def run(self, chunks: Tensor | slice) -> None:
@@ -86,7 +84,7 @@ class _Scan:
         hidden = self.starts[chunks]
         for position, tokens in enumerate(self.columns):
             hidden = self.weights.forward(hidden, tokens[chunks])[-1]
-            self.outputs[chunks, position, : self.size] = hidden.to(self.outputs.dtype)
+            self.outputs[chunks, position] = hidden.to(self.outputs.dtype)
         self.ends[chunks] = hidden
 
     def moved(self) -> Tensor:
@@ -135,8 +133,7 @@ def exact_contexts(
     torch.set_float32_matmul_precision("highest")
     try:
         weights = ContextPass(block, embedded, compute.full())
-        width = compute.width(block.context_dim)
-        scan = _Scan(weights, tokens, chunk, compute.operand(embedded[:1]), width)
+        scan = _Scan(weights, tokens, chunk, compute.operand(embedded[:1]).dtype)
         passes, residual = _iterate(scan, tolerance)
         return StreamContexts(scan.states[: len(tokens) + 1], weights, tokens, passes, residual)
     finally:

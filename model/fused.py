@@ -1,6 +1,6 @@
 """The operators of `model.plain` as Triton kernels, for CUDA devices: fp32 or bf16 rows, fp32 sums.
 
-Rows may be padded: of `W` entries the first `D` count (as many as the LayerNorm has), the rest are zero.
+Rows, terms and LayerNorm parameters may be padded: the first `size` of their `W` entries count, the rest are zero.
 """
 
 from typing import NamedTuple
@@ -13,15 +13,29 @@ from model import kernels
 from model.plain import BlockGradient
 from model.seeds import seed_of
 
-SUM_PROGRAMS = 1024  # of a kernel that sums over rows: enough to fill a GPU, few enough to add up at once
-PIECE = 64  # rows of one token that one program sums
-SOFTMAX_BLOCK = 8192  # logits in flight per row
+SUM_PROGRAMS = 2048  # of a kernel that sums over rows: enough to fill a GPU, few enough to add up at once
+STAGES = 3  # rows whose loads are under way while one is summed
+PIECE = 128  # rows of one token that one program sums
+SOFTMAX_BLOCK, SOFTMAX_WARPS = 4096, 32  # logits of a row in flight, by how many warps
 
 
-def _tile(stride: int) -> tuple[int, int, int]:
-    """Rows and columns of one program's tile, and its warps."""
+class _Tile(NamedTuple):
+    """Rows and columns of one program's tile, and its warps; measured on an H200."""
+
+    rows: int
+    block: int
+    warps: int
+
+
+def _forward_tile(stride: int) -> _Tile:
     block = triton.next_power_of_2(stride)
-    return max(1, 2048 // block), block, 4 if block <= 1024 else 8
+    return _Tile(max(1, 2048 // block), block, 8 if block <= 512 else 4)
+
+
+def _summing_tile(stride: int) -> _Tile:
+    """For kernels that walk over many rows and keep sums of their columns in registers."""
+    block = triton.next_power_of_2(stride)
+    return _Tile(max(1, 512 // block), block, 4)
 
 
 class Noise:
@@ -35,7 +49,7 @@ class Noise:
         rows, stride = state.shape
         out = torch.empty_like(state)
         quarter = triton.next_power_of_2(-(-stride // 4))
-        per_program = max(1, 1024 // quarter)
+        per_program = max(1, 512 // quarter)
         kernels.noisy_previous[(triton.cdiv(rows, per_program),)](
             out, state, carry, self.key, self.std, sweep, start, rows, self.size, stride,
             ROWS=per_program, QUARTER=quarter,
@@ -50,66 +64,78 @@ class Saved(NamedTuple):
     product: Tensor
     term: Tensor
     tokens: Tensor | None
+    means: Tensor
+    rstds: Tensor
 
 
 def residual_norm(
-    x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor
+    x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int
 ) -> tuple[Tensor, Saved]:
     """As `model.plain.residual_norm`; `product` is kept as it is."""
-    rows, stride = x.shape
-    per_program, block, warps = _tile(stride)
     out = torch.empty_like(x)
-    kernels.residual_norm[(triton.cdiv(rows, per_program),)](
-        out, x, product, term, term if tokens is None else tokens, weight, bias, rows, len(weight), stride,
-        GATHER=tokens is not None, ROWS=per_program, BLOCK=block, num_warps=warps,
+    return out, _residual_norm(out, x, product, term, tokens, weight, bias, size, None, 0.0)
+
+
+def settling_norm(
+    state: Tensor, threshold: float,
+    x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int,
+) -> tuple[Tensor, Saved]:  # fmt: skip
+    """As `model.plain.settling_norm`."""
+    still = torch.empty(len(x), dtype=torch.int8, device=x.device)
+    saved = _residual_norm(state, x, product, term, tokens, weight, bias, size, still, threshold * size)
+    return still.sum(dtype=torch.int64), saved
+
+
+def _residual_norm(
+    out: Tensor, x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor,
+    size: int, still: Tensor | None, limit: float,
+) -> Saved:  # fmt: skip
+    rows, stride = x.shape
+    tile = _forward_tile(stride)
+    means, rstds = torch.empty(2, rows, device=x.device)
+    kernels.residual_norm[(triton.cdiv(rows, tile.rows),)](
+        out, means, rstds, out if still is None else still, limit,
+        x, product, term, term if tokens is None else tokens, weight, bias, rows, size, stride,
+        GATHER=tokens is not None, SETTLE=still is not None,
+        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps,
     )  # fmt: skip
-    return out, Saved(x, product, term, tokens)
+    return Saved(x, product, term, tokens, means, rstds)
 
 
 def residual_norm_backward(
-    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor
+    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor, size: int, want_x: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `model.plain.residual_norm_backward`."""
-    x, product, term, tokens = saved
+    x, product, term, tokens, means, rstds = saved
     rows, stride = x.shape
-    per_program, block, warps = _tile(stride)
-    programs = min(SUM_PROGRAMS, triton.cdiv(rows, per_program))
-    partials = torch.empty(programs, 3, block, device=x.device)
-    grad_x, grad_product = torch.empty_like(x), torch.empty_like(x)
-    affine = isinstance(grad, BlockGradient)
+    tile = _summing_tile(stride)
+    programs = min(SUM_PROGRAMS, triton.cdiv(rows, tile.rows))
+    partials = torch.empty(programs, 3, tile.block, device=x.device)
+    grad_product = torch.empty_like(x)
+    grad_x = torch.empty_like(x) if want_x else grad_product
     if isinstance(grad, BlockGradient):
         dense, scale, shift, length = x, grad.scale, grad.shift, grad.length
     else:
         dense, scale, shift, length = grad, x, x, 1  # the last three are not read
     kernels.residual_norm_backward[(programs,)](
-        grad_x, grad_product, partials, dense, scale, shift, length,
-        x, product, term, term if tokens is None else tokens, weight, bias, rows, programs, len(weight), stride,
-        AFFINE=affine, GATHER=tokens is not None, ROWS=per_program, BLOCK=block, num_warps=warps,
+        grad_x, grad_product, partials, dense, scale, shift, length, means, rstds,
+        x, product, term, term if tokens is None else tokens, weight, bias, rows, programs, size, stride,
+        AFFINE=isinstance(grad, BlockGradient), GATHER=tokens is not None, WANT_X=want_x,
+        ROWS=tile.rows, BLOCK=tile.block, STAGES=STAGES, num_warps=tile.warps,
     )  # fmt: skip
-    sums = partials.sum(dim=0)[:, : len(weight)]
+    sums = partials.sum(dim=0)[:, :size]
     return grad_x, grad_product, sums[0], sums[1], sums[2]
-
-
-def settle(state: Tensor, out: Tensor, threshold: float, size: int) -> Tensor:
-    """As `model.plain.settle`."""
-    rows, stride = state.shape
-    per_program, block, warps = _tile(stride)
-    still = torch.empty(rows, dtype=torch.int8, device=state.device)
-    kernels.settle[(triton.cdiv(rows, per_program),)](
-        still, state, out, threshold * size, rows, size, stride, ROWS=per_program, BLOCK=block, num_warps=warps
-    )
-    return still.sum(dtype=torch.int64)
 
 
 def spread(rows: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
     """As `model.plain.spread`, from fp32 sums added up in fp64."""
     length, stride = len(rows) // num_blocks, rows.shape[1]
-    per_program, block, warps = _tile(stride)
-    pieces = max(1, min(length // 64, 2 * SUM_PROGRAMS // num_blocks))
-    sums = torch.empty(num_blocks, pieces, block, device=rows.device)
+    tile = _forward_tile(stride)
+    pieces = max(1, min(length // 64, SUM_PROGRAMS // num_blocks))
+    sums = torch.empty(num_blocks, pieces, tile.block, device=rows.device)
     squares = torch.empty(num_blocks, pieces, device=rows.device)
     kernels.block_moments[(num_blocks, pieces)](
-        sums, squares, rows, length, pieces, stride, ROWS=per_program, BLOCK=block, num_warps=warps
+        sums, squares, rows, length, pieces, stride, ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps
     )
     mean = sums.sum(dim=1, dtype=torch.float64)[:, :stride] / length
     deviation = squares.sum(dim=1, dtype=torch.float64) - length * mean.square().sum(dim=1)
@@ -140,11 +166,11 @@ class TokenSums:
         kernels.add_pieces[(len(self.tokens),)](table, partial, self.tokens, self.piece_begins, stride, BLOCK=block)
 
 
-def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int, scale: float) -> Tensor:
+def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """As `model.plain.softmax_gradient_`."""
-    losses = torch.empty(len(logits), device=logits.device)
+    losses, scales = torch.empty(2, len(logits), device=logits.device)
     block = min(SOFTMAX_BLOCK, triton.next_power_of_2(logits.shape[1]))
     kernels.softmax_gradient[(len(logits),)](
-        losses, logits, targets, vocab_size, logits.shape[1], scale, BLOCK=block, num_warps=8
+        losses, scales, logits, targets, vocab_size, logits.shape[1], BLOCK=block, num_warps=SOFTMAX_WARPS
     )
-    return losses
+    return losses, scales

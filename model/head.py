@@ -39,8 +39,9 @@ class FrozenHead:
         for start in range(0, len(hidden), self.rows_per_chunk):
             rows = slice(start, start + self.rows_per_chunk)
             logits = hidden[rows] @ self.weight.T
-            losses[rows] = self.compute.ops.softmax_gradient_(logits, targets[rows], self.vocab_size, 1 / len(hidden))
+            losses[rows], scales = self.compute.ops.softmax_gradient_(logits, targets[rows], self.vocab_size)
             torch.mm(logits, self.weight, out=gradient[rows])
+            gradient[rows] /= (scales * len(hidden))[:, None]
         return losses, gradient
 
     def _by_attention(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,8 +64,9 @@ class FrozenHead:
         """
         losses = torch.empty(len(hidden), device=hidden.device, dtype=self.compute.sums_dtype(hidden))
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-        for start in range(0, len(hidden), self.rows_per_chunk):
-            rows = slice(start, start + self.rows_per_chunk)
+        step = max(1, self.rows_per_chunk // 8)  # fp32 logits, and as much again beside them
+        for start in range(0, len(hidden), step):
+            rows = slice(start, start + step)
             logits = self.compute.product(hidden[rows], self.weight.T)[:, : self.vocab_size]  # (r, V)
             losses[rows] = torch.logsumexp(logits, dim=1) - logits.gather(1, targets[rows, None])[:, 0]
             correct[rows] = logits.argmax(dim=1) == targets[rows]

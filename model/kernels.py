@@ -1,23 +1,29 @@
 """Triton kernels behind `model.fused`. Sums over rows go through per-program partials: no atomics anywhere.
 
 Common arguments: `rows` n, `width` D (entries of a row that count), `stride` W (entries from row to row). What
-lies between D and W is written as zero. Counts are never specialised on, so that a last short batch compiles nothing.
+lies between D and W is zero, is read as such and written as such: a mask at W, a multiple of 16, leaves loads 16 bytes
+wide, one at D does not. Counts are never specialised on, so that a last short batch compiles nothing.
 """
 
 import triton
 import triton.language as tl
 
 NORM_EPS = tl.constexpr(1e-5)
+ROUNDS = tl.constexpr(7)  # of Philox: as many as pass all statistical tests (Salmon et al., 2011)
 
 
 @triton.jit
-def _gelu(v):
-    return 0.5 * v * (1 + tl.erf(v * 0.7071067811865476))
+def _gelu_parts(v):
+    """Phi(v), the standard normal distribution, and v * its density: GELU is v * Phi, its slope the sum of both.
 
-
-@triton.jit
-def _gelu_slope(v):
-    return 0.5 * (1 + tl.erf(v * 0.7071067811865476)) + v * 0.3989422804014327 * tl.exp(-0.5 * v * v)
+    erf as in Abramowitz & Stegun 7.1.26, within 1.5e-7; its exponential is the density's.
+    """
+    root = tl.rsqrt(1.0 + 0.23164188 * tl.abs(v))  # squared it is the series' 1 / (1 + p |v| / sqrt 2)
+    t = root * root
+    bell = tl.exp2(v * v * -0.7213475204444817)  # exp(-v^2 / 2)
+    series = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    tail = 0.5 * series * bell
+    return tl.where(v < 0, tail, 1.0 - tail), v * bell * 0.3989422804014327
 
 
 @triton.jit
@@ -25,7 +31,7 @@ def _normal_pair(a, b):
     return tl.pair_uniform_to_normal(tl.uint_to_uniform_float(a), tl.uint_to_uniform_float(b))
 
 
-@triton.jit(do_not_specialize=["rows", "sweep", "start"])
+@triton.jit(do_not_specialize=["seed", "rows", "sweep", "start"])
 def noisy_previous(
     out, state, carry, seed, std, sweep, start, rows, width, stride, ROWS: tl.constexpr, QUARTER: tl.constexpr
 ):
@@ -33,7 +39,7 @@ def noisy_previous(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, QUARTER)[None, :]
     lane = tl.zeros([ROWS, QUARTER], tl.uint32)
-    draws = tl.philox(seed, lane + (start + row).to(tl.uint32), lane + column.to(tl.uint32), lane + sweep, lane)
+    draws = tl.philox(seed, lane + (start + row).to(tl.uint32), lane + column.to(tl.uint32), lane + sweep, lane, ROUNDS)
     first, second = _normal_pair(draws[0], draws[1])
     third, fourth = _normal_pair(draws[2], draws[3])
     for quarter in tl.static_range(4):
@@ -48,96 +54,99 @@ def noisy_previous(
 
 
 @triton.jit
-def _normed(x, product, term, tokens, row, rows, column, inside, stride, width, GATHER: tl.constexpr):
-    """Pre-activation, normalised rows and inverse deviations of a tile."""
+def _add_pairs(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def _total(x, product, term, tokens, row, column, inside, rows, stride, GATHER: tl.constexpr):
+    """x + GELU(product + term) of a tile, and the GELU's slope; a pad gives 0 and a half."""
     place = row.to(tl.int64) * stride + column
     old = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     active = tl.load(product + place, mask=inside, other=0.0).to(tl.float32)
     if GATHER:
-        token = tl.load(tokens + row, mask=row < rows, other=0)
-        active += tl.load(term + token.to(tl.int64) * stride + column, mask=inside, other=0.0).to(tl.float32)
+        token = tl.load(tokens + row, mask=row < rows, other=0).to(tl.int64)
+        active += tl.load(term + token * stride + column, mask=inside, other=0.0).to(tl.float32)
     else:
         active += tl.load(term + column, mask=inside, other=0.0).to(tl.float32)
-    total = tl.where(inside, old + _gelu(active), 0.0)
-    centred = tl.where(inside, total - tl.sum(total, 1)[:, None] / width, 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / width + NORM_EPS)
-    return active, centred * rstd, rstd
+    share, bell = _gelu_parts(active)
+    return old + active * share, share + bell
 
 
 @triton.jit(do_not_specialize=["rows"])
 def residual_norm(
-    out, x, product, term, tokens, weight, bias, rows, width, stride,
-    GATHER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    out, means, rstds, still, limit, x, product, term, tokens, weight, bias, rows, width, stride,
+    GATHER: tl.constexpr, SETTLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm(x + GELU(product + term))."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    """LayerNorm(x + GELU(product + term)), each row's mean and inverse deviation; sums of a row need no second pass.
+
+    SETTLE: out holds older rows; mark those whose summed squared change is under `limit`.
+    """
+    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = line[:, None]
     column = tl.arange(0, BLOCK)[None, :]
-    inside = (row < rows) & (column < width)
-    _, normed, _ = _normed(x, product, term, tokens, row, rows, column, inside, stride, width, GATHER)
-    gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
-    shift = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)
-    value = tl.where(inside, normed * gain + shift, 0.0)
+    inside = (row < rows) & (column < stride)
+    total, _ = _total(x, product, term, tokens, row, column, inside, rows, stride, GATHER)
+    level, square = tl.reduce((total, total * total), 1, _add_pairs)
+    mean = level / width
+    rstd = tl.rsqrt(tl.maximum(square / width - mean * mean, 0.0) + NORM_EPS)
+    tl.store(means + line, mean, mask=line < rows)
+    tl.store(rstds + line, rstd, mask=line < rows)
+    gain = tl.load(weight + column, mask=column < stride, other=0.0)
+    shift = tl.load(bias + column, mask=column < stride, other=0.0)
+    value = (total - mean[:, None]) * rstd[:, None] * gain + shift  # a pad has neither gain nor shift
+    value = value.to(out.dtype.element_ty)
     place = row.to(tl.int64) * stride + column
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=(row < rows) & (column < stride))
+    if SETTLE:
+        change = value.to(tl.float32) - tl.load(out + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(still + line, (tl.sum(change * change, 1) < limit).to(tl.int8), mask=line < rows)
+    tl.store(out + place, value, mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "length", "programs"])
 def residual_norm_backward(
     grad_x, grad_product, partials, grad, scale, shift, length,
-    x, product, term, tokens, weight, bias, rows, programs, width, stride,
-    AFFINE: tl.constexpr, GATHER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    means, rstds, x, product, term, tokens, weight, bias, rows, programs, width, stride,
+    AFFINE: tl.constexpr, GATHER: tl.constexpr, WANT_X: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Both gradients; per program the sums over its rows for weight, bias and term: partials (programs, 3, BLOCK)."""
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK)[None, :]
-    kept = column < width
-    gain = tl.load(weight + column, mask=kept, other=0.0).to(tl.float32)
-    offset = tl.load(bias + column, mask=kept, other=0.0).to(tl.float32)
+    gain = tl.load(weight + column, mask=column < stride, other=0.0)
+    offset = tl.load(bias + column, mask=column < stride, other=0.0)
     weight_sum = tl.zeros([ROWS, BLOCK], tl.float32)
     bias_sum = tl.zeros([ROWS, BLOCK], tl.float32)
     term_sum = tl.zeros([ROWS, BLOCK], tl.float32)
-    for first in range(program * ROWS, rows, programs * ROWS):
+    for first in tl.range(program * ROWS, rows, programs * ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)[:, None]
-        inside = (row < rows) & kept
-        active, normed, rstd = _normed(x, product, term, tokens, row, rows, column, inside, stride, width, GATHER)
+        inside = (row < rows) & (column < stride)
+        total, slope = _total(x, product, term, tokens, row, column, inside, rows, stride, GATHER)
+        rstd = tl.load(rstds + row, mask=row < rows, other=0.0)
+        normed = (total - tl.load(means + row, mask=row < rows, other=0.0)) * rstd
         place = row.to(tl.int64) * stride + column
         if AFFINE:
             block = row // length
-            factor = tl.load(scale + block, mask=row < rows, other=0.0)
-            upper = factor * (normed * gain + offset) + tl.load(shift + block * stride + column, mask=inside, other=0.0)
-            upper = tl.where(inside, upper, 0.0)
+            upper = tl.load(scale + block, mask=row < rows, other=0.0) * (normed * gain + offset)
+            upper += tl.load(shift + block * stride + column, mask=inside, other=0.0)
         else:
             upper = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
         weight_sum += upper * normed
         bias_sum += upper
         scaled = upper * gain
-        along = tl.sum(scaled * normed, 1)[:, None] / width
-        level = tl.sum(scaled, 1)[:, None] / width
-        through = tl.where(inside, (scaled - level - normed * along) * rstd, 0.0)
-        inner = tl.where(inside, through * _gelu_slope(active), 0.0)
+        along, level = tl.reduce((scaled * normed, scaled), 1, _add_pairs)
+        through = (scaled - level[:, None] / width - normed * (along[:, None] / width)) * rstd
+        through = tl.where((row < rows) & (column < width), through, 0.0)
+        inner = through * slope
         term_sum += inner
-        stored = (row < rows) & (column < stride)
-        tl.store(grad_x + place, through.to(grad_x.dtype.element_ty), mask=stored)
-        tl.store(grad_product + place, inner.to(grad_product.dtype.element_ty), mask=stored)
+        if WANT_X:
+            tl.store(grad_x + place, through.to(grad_x.dtype.element_ty), mask=inside)
+        tl.store(grad_product + place, inner.to(grad_product.dtype.element_ty), mask=inside)
     lane = tl.arange(0, BLOCK)
     base = partials + program * 3 * BLOCK + lane
     tl.store(base, tl.sum(weight_sum, 0))
     tl.store(base + BLOCK, tl.sum(bias_sum, 0))
     tl.store(base + 2 * BLOCK, tl.sum(term_sum, 0))
-
-
-@triton.jit(do_not_specialize=["rows"])
-def settle(still, state, out, limit, rows, width, stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Overwrite state by out; mark the rows whose summed squared change is under `limit`."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = (row < rows) & (column < stride)
-    place = row.to(tl.int64) * stride + column
-    new = tl.load(out + place, mask=inside, other=0.0)
-    change = new.to(tl.float32) - tl.load(state + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(state + place, new, mask=inside)
-    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    tl.store(still + line, (tl.sum(change * change, 1) < limit).to(tl.int8), mask=line < rows)
 
 
 @triton.jit(do_not_specialize=["length", "pieces"])
@@ -182,25 +191,31 @@ def add_pieces(table, partial, tokens, begins, stride, BLOCK: tl.constexpr):
     tl.store(place, total, mask=column < stride)
 
 
-@triton.jit(do_not_specialize=["scale"])
-def softmax_gradient(losses, logits, targets, vocab, stride, scale, BLOCK: tl.constexpr):
-    """One row: its loss, and its logits overwritten by scale * (softmax - onehot). The second read hits the cache."""
+@triton.jit
+def softmax_gradient(losses, scales, logits, targets, vocab, stride, BLOCK: tl.constexpr):
+    """One row: its loss, and its logits overwritten by the gradient times the row's sum of exponentials, in `scales`.
+
+    The first read finds the largest logit, the second one comes from the cache; one exponential per logit.
+    """
     row = tl.program_id(0)
     line = logits + row.to(tl.int64) * stride
     target = tl.load(targets + row)
     at_target = tl.load(line + target).to(tl.float32)
-    top = -float("inf")
-    total = 0.0
+    highest = tl.full([BLOCK], -float("inf"), tl.float32)
+    for first in range(0, stride, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        value = tl.load(line + column, mask=column < vocab, other=-float("inf"))
+        highest = tl.maximum(highest, value.to(tl.float32))
+    top = tl.max(highest, 0)
+    total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, stride, BLOCK):
         column = first + tl.arange(0, BLOCK)
         value = tl.load(line + column, mask=column < vocab, other=-float("inf")).to(tl.float32)
-        higher = tl.maximum(top, tl.max(value, 0))
-        total = total * tl.exp(top - higher) + tl.sum(tl.exp(value - higher), 0)
-        top = higher
-    level = top + tl.log(total)
-    tl.store(losses + row, level - at_target)
-    for first in range(0, stride, BLOCK):
-        column = first + tl.arange(0, BLOCK)
-        value = tl.load(line + column, mask=column < vocab, other=-float("inf")).to(tl.float32)
-        share = tl.exp(value - level) - tl.where(column == target, 1.0, 0.0)
-        tl.store(line + column, (scale * share).to(logits.dtype.element_ty), mask=column < stride)
+        share = tl.exp(value - top)
+        total += share
+        tl.store(line + column, share.to(logits.dtype.element_ty), mask=column < stride)
+    whole = tl.sum(total, 0)
+    tl.store(losses + row, top + tl.log(whole) - at_target)
+    tl.store(scales + row, whole)
+    tl.debug_barrier()  # the target's entry must be written last
+    tl.store(line + target, (tl.exp(at_target - top) - whole).to(logits.dtype.element_ty))

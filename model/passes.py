@@ -36,38 +36,58 @@ class ContextPass:
         """
         self.block, self.embedded, self.compute = block, embedded, compute
         self.width = compute.width(block.context_dim)
-        pad = self.width - block.context_dim
+        size = block.context_dim
+        pad = self.width - size
         with torch.no_grad():
-            self.hidden, self.terms = [], []
+            self.hidden, self.terms, self.norms = [], [], []
             for layer in block:
                 on_hidden, on_token = layer.halves()
                 self.hidden.append(compute.operand(F.pad(on_hidden, (0, pad, 0, pad))))  # (W, W)
                 weight = compute.operand(F.pad(on_token, (0, 0, 0, pad)))
                 bias = compute.operand(F.pad(layer.bias, (0, pad)))
                 self.terms.append(torch.addmm(bias, embedded, weight.T))  # (V, W)
+                self.norms.append((F.pad(layer.norm.weight, (0, pad)), F.pad(layer.norm.bias, (0, pad)), size))
 
     @torch.no_grad()
-    def forward(self, previous: Tensor, tokens: Tensor, tape: list[Any] | None = None) -> list[Tensor]:
+    def forward(self, previous: Tensor, tokens: Tensor) -> list[Tensor]:
         """Every layer's output at n positions, the last one the new final context.
 
         Args:
             previous: the final context each position starts from.  # (n, W)
             tokens: (n,)
-            tape: where to keep what `backward` needs.
 
         Returns:
             C tensors.  # each (n, W)
         """
         outputs, x = [], previous
-        for layer, hidden, term in zip(self.block, self.hidden, self.terms, strict=True):
-            out, saved = self.compute.ops.residual_norm(
-                x, x @ hidden.T, term, tokens, layer.norm.weight, layer.norm.bias
-            )
-            if tape is not None:
-                tape.append((x, saved))
-            outputs.append(out)
-            x = out
+        for hidden, term, norm in zip(self.hidden, self.terms, self.norms, strict=True):
+            x, _ = self.compute.ops.residual_norm(x, x @ hidden.T, term, tokens, *norm)
+            outputs.append(x)
         return outputs
+
+    @torch.no_grad()
+    def advance(self, state: Tensor, threshold: float, previous: Tensor, tokens: Tensor) -> tuple[Tensor, list[Any]]:
+        """One step of the fixed-point iteration at n positions: `state` (n, W) becomes the new final contexts.
+
+        Args:
+            threshold: a mean squared change of a position under this counts as none.
+            previous, tokens: as in `forward`.
+
+        Returns:
+            How many positions hardly changed, and what `backward` needs.  # () int64
+        """
+        tape: list[Any] = []
+        x, count = previous, state.new_zeros(())
+        for hidden, term, norm in zip(self.hidden, self.terms, self.norms, strict=True):
+            arguments = (x, x @ hidden.T, term, tokens, *norm)
+            if len(tape) < len(self.hidden) - 1:
+                out, saved = self.compute.ops.residual_norm(*arguments)
+            else:
+                count, saved = self.compute.ops.settling_norm(state, threshold, *arguments)
+                out = state
+            tape.append((x, saved))
+            x = out
+        return count, tape
 
     def begin(self) -> None:
         """Set all gradients to zero."""
@@ -87,12 +107,11 @@ class ContextPass:
         """
         for i, layer in reversed(list(enumerate(self.block))):
             x, saved = tape.pop()
-            norm = layer.norm
             grad_x, grad_product, *sums_of = self.compute.ops.residual_norm_backward(
-                grad, saved, norm.weight, norm.bias
+                grad, saved, *self.norms[i], want_x=i > 0
             )
-            _grad(norm.weight).add_(sums_of[0])
-            _grad(norm.bias).add_(sums_of[1])
+            _grad(layer.norm.weight).add_(sums_of[0])
+            _grad(layer.norm.bias).add_(sums_of[1])
             self.hidden_grads[i] += self.compute.product(grad_product.T, x)
             sums.add_to(self.term_grads[i], grad_product)
             if i > 0:
@@ -141,7 +160,7 @@ class TokenPass:
         for layer, weight, context in zip(self.block, self.weights, contexts, strict=True):
             inputs = x if context is None else torch.cat([context, x], dim=1)
             out, saved = self.compute.ops.residual_norm(
-                x, inputs @ weight.T, layer.bias, None, layer.norm.weight, layer.norm.bias
+                x, inputs @ weight.T, layer.bias, None, layer.norm.weight, layer.norm.bias, x.shape[1]
             )
             if tape is not None:
                 tape.append((inputs, saved))
@@ -155,7 +174,7 @@ class TokenPass:
         for i, layer in reversed(list(enumerate(self.block))):
             inputs, saved = tape.pop()
             grad_x, grad_product, *sums = self.compute.ops.residual_norm_backward(
-                grad, saved, layer.norm.weight, layer.norm.bias
+                grad, saved, layer.norm.weight, layer.norm.bias, embedding_dim, want_x=i > 0
             )
             _grad(layer.norm.weight).copy_(sums[0])
             _grad(layer.norm.bias).copy_(sums[1])

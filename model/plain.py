@@ -68,7 +68,7 @@ class Saved(NamedTuple):
 
 
 def residual_norm(
-    x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor
+    x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int
 ) -> tuple[Tensor, Saved]:
     """`LayerNorm(x + GELU(product + term))`, with exact GELU; `product` is overwritten.
 
@@ -76,34 +76,48 @@ def residual_norm(
         x, product: (n, D)
         term: a bias (D,), or a table (V, D) of which `tokens` (n,) picks the rows.
         weight, bias: of the LayerNorm.  # (D,)
+        size: D.
     """
     product += term if tokens is None else F.embedding(tokens, term)
     total = F.gelu(product).add_(x)
-    out, mean, rstd = torch.native_layer_norm(total, [x.shape[1]], weight, bias, NORM_EPS)
+    out, mean, rstd = torch.native_layer_norm(total, [size], weight, bias, NORM_EPS)
     return out, Saved(out, total, product, mean, rstd)
 
 
 def residual_norm_backward(
-    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor
+    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor, size: int, want_x: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `residual_norm`: of x and of product (n, D), of the LayerNorm's weight and bias and the term's sum.
 
     The last three are summed over the rows.  # (D,)
+    The first may be anything unless `want_x`.
     """
     if isinstance(grad, BlockGradient):
         grad = grad.dense(saved.out)
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-        grad, saved.normed, [grad.shape[1]], saved.mean, saved.rstd, weight, bias, [True, True, True]
+        grad, saved.normed, [size], saved.mean, saved.rstd, weight, bias, [True, True, True]
     )
     grad_product = torch.ops.aten.gelu_backward(grad_x, saved.activated)
     return grad_x, grad_product, grad_weight, grad_bias, grad_product.sum(0)
 
 
-def settle(state: Tensor, out: Tensor, threshold: float, size: int) -> Tensor:
-    """Overwrite `state` by `out`; how many rows' mean squared change is under `threshold`.  # (n, W) -> ()"""
+def settling_norm(
+    state: Tensor, threshold: float,
+    x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int,
+) -> tuple[Tensor, Saved]:  # fmt: skip
+    """`residual_norm` into `state`, which holds older rows; and how many of them hardly changed.
+
+    Args:
+        state: (n, W)
+        threshold: a mean squared change of a row under this counts as none.
+
+    Returns:
+        The count, and what the backward needs.  # () int64
+    """
+    out, saved = residual_norm(x, product, term, tokens, weight, bias, size)
     change = torch.sub(out, state).square_().sum(dim=1)
     state.copy_(out)
-    return (change < threshold * size).sum()
+    return (change < threshold * size).sum(), saved
 
 
 def spread(rows: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
@@ -124,18 +138,19 @@ class TokenSums:
         table += torch.ops.aten.embedding_dense_backward(rows, self.tokens, self.vocab_size, -1, False)
 
 
-def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int, scale: float) -> Tensor:
-    """Turn logits into the cross-entropy's gradient, in place; return each row's loss in nats.
+def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Turn logits into the cross-entropy's gradient times each row's sum of exponentials, in place.
 
     Args:
         logits: (n, columns); columns from `vocab_size` on never get probability.
         targets: (n,)
-        scale: of the gradient.
+
+    Returns:
+        Each row's loss in nats, and that sum.  # (n,), (n,)
     """
     logits = logits[:, :vocab_size]
     logits -= logits.amax(dim=1, keepdim=True)
     at_target = logits.gather(1, targets[:, None])
     total = logits.exp_().sum(dim=1, keepdim=True)
-    logits *= scale / total
-    logits.scatter_add_(1, targets[:, None], torch.full_like(at_target, -scale))
-    return (total.log() - at_target)[:, 0]
+    logits.scatter_add_(1, targets[:, None], -total)
+    return (total.log() - at_target)[:, 0], total[:, 0]

@@ -49,7 +49,7 @@ def test_plain_residual_norm_against_autograd(rng: torch.Generator, gather: bool
     x, product, term, weight, bias = (torch.randn(*s, generator=rng, dtype=torch.float64) for s in shapes)
     leaves = [t.clone().requires_grad_() for t in (x, product, term, weight, bias)]
     expected = textbook(leaves[0], leaves[1], leaves[2], tokens, leaves[3], leaves[4])
-    out, saved = plain.residual_norm(x, product.clone(), term, tokens, weight, bias)
+    out, saved = plain.residual_norm(x, product.clone(), term, tokens, weight, bias, d)
     torch.testing.assert_close(out, expected)
     if affine:
         scale, shift = torch.randn(3, generator=rng).double(), torch.randn(3, d, generator=rng).double()
@@ -58,7 +58,7 @@ def test_plain_residual_norm_against_autograd(rng: torch.Generator, gather: bool
     else:
         upper = torch.randn(n, d, generator=rng, dtype=torch.float64)
         expected.backward(upper)
-    found = plain.residual_norm_backward(upper, saved, weight, bias)
+    found = plain.residual_norm_backward(upper, saved, weight, bias, d)
     term_grad = leaves[2].grad if not gather else leaves[1].grad.sum(0)
     wanted = [leaves[0].grad, leaves[1].grad, leaves[3].grad, leaves[4].grad, term_grad]
     for mine, theirs in zip(found, wanted, strict=True):
@@ -77,40 +77,62 @@ def test_fused_residual_norm(
     x, product = draw(rng, n, d, dtype=dtype), draw(rng, n, d, dtype=dtype)
     term = draw(rng, vocab, d, dtype=dtype) if gather else draw(rng, d)
     weight, bias = draw(rng, d), draw(rng, d)
-    wide = padded(term, stride) if gather else term
-    out, saved = fused.residual_norm(padded(x, stride), padded(product, stride), wide, tokens, weight, bias)
-    expected, kept = plain.residual_norm(x.float(), product.float(), term.float(), tokens, weight, bias)
+    wide = padded(term, stride) if gather else padded(term[None], stride)[0]
+    norm = (padded(weight[None], stride)[0], padded(bias[None], stride)[0], d)
+    out, saved = fused.residual_norm(padded(x, stride), padded(product, stride), wide, tokens, *norm)
+    expected, kept = plain.residual_norm(x.float(), product.float(), term.float(), tokens, weight, bias, d)
     assert close(out[:, :d], expected, dtype)
     assert (out[:, d:] == 0).all()
     if affine:
         length = n // 3
         scale, shift = draw(rng, 3), draw(rng, 3, d)
-        found = fused.residual_norm_backward(BlockGradient(scale, padded(shift, stride), length), saved, weight, bias)
-        wanted = plain.residual_norm_backward(BlockGradient(scale, shift, length), kept, weight, bias)
+        found = fused.residual_norm_backward(BlockGradient(scale, padded(shift, stride), length), saved, *norm)
+        wanted = plain.residual_norm_backward(BlockGradient(scale, shift, length), kept, weight, bias, d)
     else:
         upper = draw(rng, n, d, dtype=dtype)
-        found = fused.residual_norm_backward(padded(upper, stride), saved, weight, bias)
-        wanted = plain.residual_norm_backward(upper.float(), kept, weight, bias)
+        found = fused.residual_norm_backward(padded(upper, stride), saved, *norm)
+        wanted = plain.residual_norm_backward(upper.float(), kept, weight, bias, d)
     for mine, theirs in zip(found, wanted, strict=True):
         assert close(mine[..., :d], theirs, dtype)
         assert (mine[..., d:] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fused_settle_and_spread(rng: torch.Generator, dtype: torch.dtype) -> None:
-    n, d, stride = 130, 20, 32
-    state = draw(rng, n, d, dtype=dtype)
-    out = (state.float() + 0.17 * draw(rng, n, d)).to(dtype)
-    wide = padded(state, stride)
-    found = fused.settle(wide, padded(out, stride), 0.03, d)
-    expected = plain.settle(state.float(), out.float(), 0.03, d)
-    assert 0 < int(expected) < n
-    assert int(found) == int(expected)
-    assert torch.equal(wide, padded(out, stride))
+def test_fused_settling_norm(rng: torch.Generator, dtype: torch.dtype) -> None:
+    n, d, stride, vocab = 130, 20, 32, 11
+    tokens = torch.randint(vocab, (n,), generator=rng).to(DEVICE)
+    x, product, term = draw(rng, n, d, dtype=dtype), draw(rng, n, d, dtype=dtype), draw(rng, vocab, d, dtype=dtype)
+    weight, bias = draw(rng, d), draw(rng, d)
+    out, _ = plain.residual_norm(x.float(), product.float().clone(), term.float(), tokens, weight, bias, d)
+    norm = (padded(weight[None], stride)[0], padded(bias[None], stride)[0], d)
+    state = out + 0.3 * torch.rand(n, 1, generator=rng).to(DEVICE) * draw(rng, n, d)
+    wide = padded(state, stride).to(dtype)
+    before = wide[:, :d].float().clone()
+    found, saved = fused.settling_norm(
+        wide, 0.03, padded(x, stride), padded(product, stride), padded(term, stride), tokens, *norm
+    )
+    change = (wide[:, :d].float() - before).square().mean(dim=1)
+    assert 0 < int(found) == int((change < 0.03).sum()) < n
+    assert close(wide[:, :d], out, dtype)
+    assert (wide[:, d:] == 0).all()
+    mine = state.clone()
+    expected, _ = plain.settling_norm(
+        mine, 0.03, x.float(), product.float().clone(), term.float(), tokens, weight, bias, d
+    )
+    assert torch.equal(mine, out)
+    assert int(expected) == int(((out - state).square().mean(dim=1) < 0.03).sum())
+    upper = draw(rng, n, d, dtype=dtype)
+    grads = fused.residual_norm_backward(padded(upper, stride), saved, *norm)
+    assert close(grads[3][:d], upper.float().sum(0), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_spread(rng: torch.Generator, dtype: torch.dtype) -> None:
+    rows = draw(rng, 130, 20, dtype=dtype)
     for blocks in (1, 2, 13):
-        mean, deviation = fused.spread(wide, blocks)
-        wanted = plain.spread(out.float(), blocks)
-        assert close(mean[:, :d], wanted[0], torch.float32)
+        mean, deviation = fused.spread(padded(rows, 32), blocks)
+        wanted = plain.spread(rows.float(), blocks)
+        assert close(mean[:, :20], wanted[0], torch.float32)
         assert close(deviation, wanted[1], torch.float32)
 
 
@@ -134,11 +156,11 @@ def test_fused_softmax_gradient(rng: torch.Generator, dtype: torch.dtype, vocab:
     targets = torch.randint(vocab, (n,), generator=rng).to(DEVICE)
     leaf = logits[:, :vocab].float().clone().requires_grad_()
     expected = F.cross_entropy(leaf, targets, reduction="none")
-    expected.sum().mul(0.5).backward()
+    expected.sum().backward()
     for ops, rows in ((fused, logits.clone()), (plain, logits[:, :vocab].float().clone())):
-        found = ops.softmax_gradient_(rows, targets, vocab, 0.5)
+        found, scales = ops.softmax_gradient_(rows, targets, vocab)
         assert close(found, expected.detach(), torch.float32)
-        assert close(rows[:, :vocab], leaf.grad, dtype)
+        assert close(rows[:, :vocab] / scales[:, None], leaf.grad, dtype)
         assert (rows[:, vocab:] == 0).all()
 
 

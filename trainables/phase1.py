@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from trainables.optimizer import FlatAdam
 
 STATE_STD = 0.01  # of the random initial state
 # Positions whose activations are held at once: bounded by memory on a GPU, by the cache on a CPU. Changes no number.
-ROWS_PER_PASS = {"cuda": 262_144, "cpu": 20_000}
+ROWS_PER_PASS = {"cuda": 524_288, "cpu": 20_000}
 
 
 class DivergedError(RuntimeError):
@@ -35,13 +34,13 @@ class Sweep:
     convergence: float  # share of positions that moved less than the threshold
 
 
-@dataclass(frozen=True)
+@dataclass
 class Phase1Result:
     """How the fit went. The fitted weights are in the model."""
 
     sweeps: list[Sweep]
     seconds: float
-    state: Tensor  # (N, W) the last sweep's outputs, noise included, as operands
+    state: Tensor | None  # (N, W) the last sweep's outputs, noise included, as operands
 
     @property
     def num_sweeps(self) -> int:
@@ -80,7 +79,7 @@ class _Stream:
         Returns:
             The loss and the share of converged positions.  # (2,) float64
         """
-        ops, size = self.compute.ops, weights.block.context_dim
+        ops = self.compute.ops
         figures = torch.zeros(2, dtype=torch.float64, device=state.device)
         carry = state[-1].clone()
         weights.begin()
@@ -90,13 +89,12 @@ class _Stream:
             length = spans[0][1] - spans[0][0]
             previous = self.noise.on_previous(carry, rows, number, start, length)
             carry = rows[-1].clone()
-            tape: list[Any] = []
-            out = weights.forward(previous, self.tokens[start:stop], tape)[-1]
-            mean, deviation = ops.spread(out, len(spans))
+            still, tape = weights.advance(rows, self.config.threshold, previous, self.tokens[start:stop])
+            figures[1] += still
+            mean, deviation = ops.spread(rows, len(spans))
             losses, gradient = block_dispersion(mean, deviation, length)
             weights.backward(gradient.times(1 / self.num_blocks), tape, sums)
             figures[0] += losses.sum() / self.num_blocks
-            figures[1] += ops.settle(rows, out, self.config.threshold, size)
         weights.finish()
         figures[1] /= len(self.tokens)
         return figures

@@ -134,7 +134,10 @@ class _Run:
         result: Phase1Result = fit_phase1(
             self.model, self.train, self.config.phase1, self.config.seed, self._on_sweep, self.compute
         )
-        self._fill_contexts(None if self.config.contexts.train == "exact" else result.state)
+        state, result.state = result.state, None  # as large as the contexts themselves
+        if self.config.contexts.train == "exact":
+            state = None
+        self._fill_contexts(state)
         figures = {
             names.SWEEPS: float(result.num_sweeps),
             names.CONVERGENCE: result.sweeps[-1].convergence,

@@ -1,0 +1,316 @@
+"""Times each unit of a trial, fast path and textbook side by side: `python tests/bench.py [--json FILE]`.
+
+It sizes itself to the machine: the reports' dimensions on a GPU, the demo's on a CPU. The textbook path is
+tests/reference.py as it stands, in fp32 with torch's defaults, in the same process on the same tokens.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp())  # so that the first trial pays what a new machine pays
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+_STARTED = time.perf_counter()
+
+import torch  # noqa: E402
+
+import tests.reference as reference  # noqa: E402
+from model.compute import Compute  # noqa: E402
+from model.config import ModelConfig  # noqa: E402
+from model.language_model import LanguageModel  # noqa: E402
+from model.losses import effective_rank  # noqa: E402
+from search.presets import demo, reports  # noqa: E402
+from trainables import metrics as names  # noqa: E402
+from trainables.artifacts import ArtifactStore  # noqa: E402
+from trainables.config import Phase1Config, Phase2Config, RunConfig  # noqa: E402
+from trainables.corpus import Corpus, Split, load_corpus  # noqa: E402
+from trainables.embeddings import Embedding  # noqa: E402
+from trainables.optimizer import FlatAdam  # noqa: E402
+from trainables.phase1 import ContextPass, _Stream, fit_phase1  # noqa: E402
+from trainables.phase2 import Stream, _Steps  # noqa: E402
+from trainables.pipeline import Inputs, run  # noqa: E402
+from trainables.sources import resolve_data, resolve_embedding  # noqa: E402
+from trainables.two_phase import choose_device, hardware  # noqa: E402
+
+SWEEPS, EPOCHS = 14, 10  # of the trial; the reports' C2T2, where the initial state counts as a sweep
+
+
+@dataclass
+class Unit:
+    """One line of the table."""
+
+    unit: str
+    fast_s: float
+    textbook_s: float | None = None
+    ratio: float | None = None  # textbook / fast
+    tflops: float | None = None  # arithmetic that has to be done / fast_s
+    floor_s: float | None = None  # the same at the rate of a large matrix product, measured here
+    floor_share: float | None = None
+    note: str = ""
+
+
+class Bench:
+    """Sizes, data and the units on one device."""
+
+    def __init__(self, device: str, data: str | None, tokens: int | None) -> None:
+        self.device, self.cuda = torch.device(device), device == "cuda"
+        preset = reports() if self.cuda else demo()
+        self.e = preset.bigram.embedding_dim
+        self.d, self.batch = preset.context_dim, preset.phase2.batch_size
+        n, n_val = (2_403_563, 22_723) if self.cuda else (60_000, 7_500)
+        self.compute = Compute.of(device)
+        source = resolve_data(data or "pydoc", None)
+        with tempfile.TemporaryDirectory() as cache:
+            store = ArtifactStore(Path(cache))
+            found = load_corpus(source, None, resolve_embedding("bigram"), preset.bigram.vocab_size, store)
+        self.v = preset.bigram.vocab_size if self.cuda else found.vocab_size
+        self.tokens = self._stream(found.train, tokens or n)
+        self.val = self._stream(found.validation, n_val)
+        self.table = 0.05 * torch.randn(self.v, self.e, generator=torch.Generator().manual_seed(0))
+        self.table = self.table.to(self.device)
+        self.corpus, self.units = found, list[Unit]()
+        self.peak = self._peak()
+
+    def _stream(self, split: Split, length: int) -> torch.Tensor:
+        """The split's tokens, repeated to a length."""
+        own = torch.tensor(split.tokens, dtype=torch.int64)
+        return own.repeat(-(-length // len(own)))[:length].to(self.device)
+
+    def _peak(self) -> float:
+        """FLOP/s of a large product of operands."""
+        size = 8192 if self.cuda else 1024
+        a, b = (self.compute.operand(torch.randn(size, size, device=self.device)) for _ in range(2))
+        return 2 * size**3 / self.clock(lambda: a @ b, 10)
+
+    def sync(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def clock(self, work: Callable[[], object], repeats: int) -> float:
+        """Median seconds of a call, after one that does not count."""
+        return self.pair(work, None, repeats)[0]
+
+    def pair(self, fast: Callable[[], object], slow: Callable[[], object] | None, repeats: int) -> list[float]:
+        """Median seconds of both, in turns, after one call each that does not count."""
+        works = [fast] if slow is None else [fast, slow]
+        times: list[list[float]] = [[] for _ in works]
+        for turn in range(repeats + 1):
+            for work, kept in zip(works, times, strict=True):
+                self.sync()
+                began = time.perf_counter()
+                work()
+                self.sync()
+                if turn:
+                    kept.append(time.perf_counter() - began)
+        return [statistics.median(kept) for kept in times]
+
+    def add(self, unit: str, fast: float, textbook: float | None, flops: float | None, note: str = "") -> None:
+        floor = flops / self.peak if flops else None
+        line = Unit(
+            unit,
+            fast,
+            textbook,
+            textbook / fast if textbook else None,
+            flops / fast / 1e12 if flops else None,
+            floor,
+            floor / fast if floor else None,
+            note,
+        )
+        self.units.append(line)
+        print(_format(line), flush=True)
+
+    def model(self, c: int, t: int) -> LanguageModel:
+        config = ModelConfig(
+            vocab_size=self.v,
+            embedding_dim=self.e,
+            context_dim=self.d,
+            context_layers=c,
+            token_layers=t,
+            context_mode="layerwise",
+        )
+        return LanguageModel(config, self.table.cpu(), 0).to(self.device)
+
+    def sweep(self, c: int) -> None:
+        """One Phase-1 sweep with its optimiser step, whole stream."""
+        n, d, config = len(self.tokens), self.d, Phase1Config()
+        model = self.model(c, 1)
+        stream = _Stream(self.tokens, model, config, 0, self.compute)
+        embedded = self.compute.operand(model.embedded)
+        state = 0.01 * torch.randn(n, self.compute.width(d), device=self.device)
+        state[:, d:] = 0
+        state = self.compute.operand(state)
+        optimizer = FlatAdam(model.context_block, config.learning_rate, config.grad_clip)
+
+        def fast() -> None:
+            figures = stream.sweep(ContextPass(model.context_block, embedded, self.compute), state, 2)
+            optimizer.step()
+            figures.tolist()
+
+        book = reference.ReferenceModel(model.config, self.table)
+        start = torch.randn(n, d, device=self.device) * 0.01
+
+        def slow() -> None:
+            self._book_phase1(book, start, 2)
+
+        seconds = self.pair(fast, slow, 3 if self.cuda else 9)
+        split = 2 * n * d * d * (3 * c - 1) + 4 * self.v * self.e * d * c
+        self.add(f"Phase-1 sweep C={c}", *seconds, split)
+
+    def _book_phase1(self, book: reference.ReferenceModel, state: torch.Tensor, sweeps: int) -> None:
+        own = Phase1Config()
+        with _defaults():
+            reference.phase1(
+                book, self.tokens, state, lambda sweep: torch.randn_like(state) * own.noise, lr=own.learning_rate,
+                clip=own.grad_clip, block=own.block, threshold=own.threshold, converged_share=1.1, max_sweeps=sweeps,
+            )  # fmt: skip
+
+    def epoch(self, t: int) -> None:
+        """One Phase-2 epoch over the training stream, without the validation."""
+        n, c = len(self.tokens), t
+        model = self.model(c, t)
+        width = self.compute.width(self.d)
+        kept = self.compute.operand(torch.randn(n, width, device=self.device))
+        kept[:, self.d :] = 0
+        steps = _Steps(model, self.compute)
+        optimizer = FlatAdam(model.token_block, 1e-3, 1.0)
+        contexts = [kept if read else None for read in model.config.reads]
+        stream = Stream(self.tokens, contexts)
+        book = reference.ReferenceModel(model.config, self.table)
+        share = kept[:, : self.d].float()
+        rows = [None if c is None else share for c in contexts]
+
+        def slow() -> None:
+            with _defaults():
+                reference.phase2(
+                    book, self.tokens, self.val[:2], rows, [None if r is None else r[:2] for r in rows], lr=1e-3,
+                    clip=1.0, batch_size=self.batch, epochs=1, patience=1,
+                )  # fmt: skip
+
+        def fast() -> None:
+            steps.train(stream, optimizer, self.batch)
+
+        seconds = self.pair(fast, slow, 1 if self.cuda else 5)
+        if self.cuda:
+            seconds[0] = self.clock(fast, 5)
+        per_token = 4 * self.e * self.v + (3 * t - 1) * 2 * (self.e + self.d) * self.e + 2 * self.d * self.e
+        self.add(f"Phase-2 epoch T={t}, batch {self.batch:,}", *seconds, n * per_token)
+
+    def contexts(self) -> None:
+        """Exact contexts of a trained ContextBlock, both streams, and their effective rank."""
+        model = self.model(2, 2)
+        fit_phase1(model, self.tokens, Phase1Config(max_sweeps=SWEEPS), 0, compute=self.compute)
+        book = reference.ReferenceModel(model.config, self.table)
+        weights = [
+            [(x.weight, x.bias, x.norm.weight, x.norm.bias) for x in b]
+            for b in (model.context_block, model.token_block)
+        ]
+        book.load_weights(*weights)
+        sample = self.val[: 2_000 if self.cuda else None]
+        with _defaults():
+            per_token = self.clock(lambda: reference.sequential_contexts(book, sample), 1) / len(sample)
+        for name, tokens in (("validation", self.val), ("training", self.tokens)):
+            passes = model.contexts(tokens, 1e-4, self.compute).passes
+            fast = self.clock(lambda tokens=tokens: model.contexts(tokens, 1e-4, self.compute), 3)
+            note = f"{len(tokens):,} tokens, {passes} passes; textbook scaled from {len(sample):,}"
+            self.add(f"exact contexts, {name}", fast, per_token * len(tokens), None, note)
+        rows = model.contexts(self.tokens, 1e-4, self.compute).final
+        fast, slow = self.pair(
+            lambda: effective_rank(rows, 10_000, torch.Generator().manual_seed(0)),
+            lambda: reference.effective_rank(rows[:10_000].float()),
+            3,
+        )
+        self.add(f"effective rank, {min(10_000, len(rows)):,} x {self.d}", fast, slow, None)
+
+    def trial(self, name: str) -> float:
+        """A whole C2T2 trial through the pipeline; its seconds."""
+        config = RunConfig(
+            data="bench", data_fingerprint="", embedding="table", embedding_fingerprint="", context_layers=2,
+            token_layers=2, context_dim=self.d, context_mode="layerwise",
+            phase1=Phase1Config(max_sweeps=SWEEPS, converged_share=1.0),
+            phase2=Phase2Config(batch_size=self.batch, epochs=EPOCHS, patience=EPOCHS),
+        )  # fmt: skip
+        ids = [t.cpu().int().numpy() for t in (self.tokens, self.val)]
+        empty = self.corpus.test
+        train, validation = (Split(t, empty.document_starts[:1], empty.document_bytes[:1]) for t in ids)
+        corpus = Corpus(train, validation, empty, "", self.v, "")
+        inputs = Inputs(corpus, Embedding(self.table.cpu().numpy(), "table", None), name)
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        with tempfile.TemporaryDirectory() as folder:
+            result = run(config, inputs, ArtifactStore(Path(folder)), self.device).metrics
+        assert result[names.SWEEPS] == SWEEPS, "the trial must have as many sweeps as were announced"
+        peak = f", peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if self.cuda else ""
+        self.note = f"{SWEEPS} sweeps, {EPOCHS} epochs, val PPL {result[names.VAL_PPL]:.2f}{peak}"
+        return result[names.TOTAL_SECONDS]
+
+
+class _defaults:  # noqa: N801
+    """torch's default product precision: what the textbook runs in."""
+
+    def __enter__(self) -> None:
+        self.before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_float32_matmul_precision(self.before)
+
+
+def _format(unit: Unit) -> str:
+    def cell(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    return (
+        f"{unit.unit:34}{unit.fast_s:>10.4f}{cell(unit.textbook_s, '.3f'):>12}{cell(unit.ratio, '.1f'):>8}"
+        f"{cell(unit.tflops, '.3g'):>9}{cell(unit.floor_s, '.4f'):>10}{cell(unit.floor_share, '.0%'):>8}  {unit.note}"
+    )
+
+
+def main() -> None:
+    """Run all units and print, or write, the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--data", help="a .jsonl[.gz] file; default: Python's reference texts")
+    parser.add_argument("--tokens", type=int, help="length of the training stream; the text is repeated to it")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: as a trial has)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = choose_device(1 if options.device == "cuda" else 0)
+    bench = Bench(device, options.data, options.tokens)
+    machine = f"{hardware(float(bench.cuda))}, {options.threads} CPU threads, torch {torch.__version__}, " + (
+        f"python {platform.python_version()}, {bench.compute}"
+    )
+    print(f"{machine}; large products {bench.peak / 1e12:.3g} TFLOP/s")
+    print(f"N={len(bench.tokens):,} D={bench.d} E={bench.e} V={bench.v:,}")
+    heads = ("unit", "fast s", "textbook s", "ratio", "TFLOP/s", "floor s", "share")
+    print("{:34}{:>10}{:>12}{:>8}{:>9}{:>10}{:>8}".format(*heads))
+    first = bench.trial("first")
+    for layers in (1, 2):
+        bench.sweep(layers)
+    for layers in (1, 2):
+        bench.epoch(layers)
+    bench.contexts()
+    seconds = {unit.unit.split(",")[0]: unit for unit in bench.units}
+    parts = [(seconds["Phase-1 sweep C=2"], SWEEPS - 1), (seconds["Phase-2 epoch T=2"], EPOCHS)]
+    parts += [(seconds["exact contexts"], 1)]
+    book = sum((unit.textbook_s or 0) * times for unit, times in parts)
+    floor = sum((unit.floor_s or 0) * times for unit, times in parts)
+    warm = bench.trial("second")
+    bench.add("whole C2T2 trial", warm, book, floor * bench.peak, bench.note + "; textbook: its units added up")
+    bench.add("first trial's extra", first - warm, None, None, "compilation, libraries' start")
+    if options.json:
+        lines = [asdict(unit) for unit in bench.units]
+        options.json.write_text(json.dumps({"machine": machine, "units": lines}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from model import kernels
 from model.plain import BlockGradient
 from model.seeds import seed_of
 
-SUM_PROGRAMS = 2048  # of a kernel that sums over rows: enough to fill a GPU, few enough to add up at once
+SUM_PROGRAMS = 4096  # of a kernel that sums over rows: enough to fill a GPU, few enough to add up at once
 STAGES = 3  # rows whose loads are under way while one is summed
 PIECE = 128  # rows of one token that one program sums
 SOFTMAX_BLOCK, SOFTMAX_WARPS = 4096, 32  # logits of a row in flight, by how many warps
@@ -27,15 +27,10 @@ class _Tile(NamedTuple):
     warps: int
 
 
-def _forward_tile(stride: int) -> _Tile:
+def _row_tile(stride: int) -> _Tile:
+    """For sums along rows: inside one warp where a row fits."""
     block = triton.next_power_of_2(stride)
-    return _Tile(max(1, 2048 // block), block, 8 if block <= 512 else 4)
-
-
-def _summing_tile(stride: int) -> _Tile:
-    """For kernels that walk over many rows and keep sums of their columns in registers."""
-    block = triton.next_power_of_2(stride)
-    return _Tile(max(1, 512 // block), block, 4)
+    return _Tile(max(1, 512 // block), block, 1 if block <= 512 else 4)
 
 
 class Noise:
@@ -91,7 +86,7 @@ def _residual_norm(
     size: int, still: Tensor | None, limit: float,
 ) -> Saved:  # fmt: skip
     rows, stride = x.shape
-    tile = _forward_tile(stride)
+    tile = _row_tile(stride)
     means, rstds = torch.empty(2, rows, device=x.device)
     kernels.residual_norm[(triton.cdiv(rows, tile.rows),)](
         out, means, rstds, out if still is None else still, limit,
@@ -108,8 +103,8 @@ def residual_norm_backward(
     """As `model.plain.residual_norm_backward`."""
     x, product, term, tokens, means, rstds = saved
     rows, stride = x.shape
-    tile = _summing_tile(stride)
-    programs = min(SUM_PROGRAMS, triton.cdiv(rows, tile.rows))
+    tile = _row_tile(stride)
+    programs = min(SUM_PROGRAMS // tile.warps, triton.cdiv(rows, tile.rows))
     partials = torch.empty(programs, 3, tile.block, device=x.device)
     grad_product = torch.empty_like(x)
     grad_x = torch.empty_like(x) if want_x else grad_product
@@ -130,12 +125,12 @@ def residual_norm_backward(
 def spread(rows: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
     """As `model.plain.spread`, from fp32 sums added up in fp64."""
     length, stride = len(rows) // num_blocks, rows.shape[1]
-    tile = _forward_tile(stride)
-    pieces = max(1, min(length // 64, SUM_PROGRAMS // num_blocks))
-    sums = torch.empty(num_blocks, pieces, tile.block, device=rows.device)
+    block = triton.next_power_of_2(stride)
+    pieces = max(1, min(length // 64, SUM_PROGRAMS // 2 // num_blocks))
+    sums = torch.empty(num_blocks, pieces, block, device=rows.device)
     squares = torch.empty(num_blocks, pieces, device=rows.device)
     kernels.block_moments[(num_blocks, pieces)](
-        sums, squares, rows, length, pieces, stride, ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps
+        sums, squares, rows, length, pieces, stride, ROWS=max(1, 4096 // block), BLOCK=block
     )
     mean = sums.sum(dim=1, dtype=torch.float64)[:, :stride] / length
     deviation = squares.sum(dim=1, dtype=torch.float64) - length * mean.square().sum(dim=1)
@@ -174,3 +169,9 @@ def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple
         losses, scales, logits, targets, vocab_size, logits.shape[1], BLOCK=block, num_warps=SOFTMAX_WARPS
     )
     return losses, scales
+
+
+def divide_rows_(rows: Tensor, by: Tensor, factor: float) -> None:
+    """As `model.plain.divide_rows_`."""
+    stride = rows.shape[1]
+    kernels.divide_rows[(len(rows),)](rows, by, float(factor), stride, BLOCK=triton.next_power_of_2(stride))

@@ -41,7 +41,7 @@ class FrozenHead:
             logits = hidden[rows] @ self.weight.T
             losses[rows], scales = self.compute.ops.softmax_gradient_(logits, targets[rows], self.vocab_size)
             torch.mm(logits, self.weight, out=gradient[rows])
-            gradient[rows] /= (scales * len(hidden))[:, None]
+            self.compute.ops.divide_rows_(gradient[rows], scales, len(hidden))
         return losses, gradient
 
     def _by_attention(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

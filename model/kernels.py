@@ -28,7 +28,13 @@ def _gelu_parts(v):
 
 @triton.jit
 def _normal_pair(a, b):
-    return tl.pair_uniform_to_normal(tl.uint_to_uniform_float(a), tl.uint_to_uniform_float(b))
+    """Two normal numbers from two random words: Box & Muller, with the angle's sine and cosine by double angle."""
+    radius = tl.sqrt(-1.3862943611198906 * tl.log2((a.to(tl.float32) + 0.5) * 2.3283064365386963e-10))
+    half = b.to(tl.int32, bitcast=True).to(tl.float32) * 2.3283064365386963e-10  # of the angle, in [-1/2, 1/2) pi
+    x = half * half
+    sine = half * ((((0.0821459 * x - 0.5992645) * x + 2.550164) * x - 5.1677128) * x + 3.1415927)
+    cosine = ((((-0.0258069 * x + 0.2353306) * x - 1.3352628) * x + 4.0587121) * x - 4.9348022) * x + 1.0
+    return radius * (cosine * cosine - sine * sine), radius * (2.0 * sine * cosine)
 
 
 @triton.jit(do_not_specialize=["seed", "rows", "sweep", "start"])
@@ -219,3 +225,13 @@ def softmax_gradient(losses, scales, logits, targets, vocab, stride, BLOCK: tl.c
     tl.store(scales + row, whole)
     tl.debug_barrier()  # the target's entry must be written last
     tl.store(line + target, (tl.exp(at_target - top) - whole).to(logits.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["factor"])
+def divide_rows(rows, by, factor, stride, BLOCK: tl.constexpr):
+    """Divide a row by factor * by[row]."""
+    row = tl.program_id(0)
+    place = rows + row.to(tl.int64) * stride + tl.arange(0, BLOCK)
+    inside = tl.arange(0, BLOCK) < stride
+    value = tl.load(place, mask=inside, other=0.0).to(tl.float32) / (factor * tl.load(by + row))
+    tl.store(place, value.to(rows.dtype.element_ty), mask=inside)

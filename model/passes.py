@@ -129,11 +129,12 @@ class ContextPass:
 
 
 class TokenPass:
-    """A TokenBlock's weights as operands, laid out anew before every step."""
+    """A TokenBlock's weights as operands; after a step of the parameters they are laid out anew by `reload`."""
 
     def __init__(self, block: TokenBlock, compute: Compute) -> None:
         self.block, self.compute, self.size = block, compute, block.context_dim
         self.width = compute.width(self.size)
+        self.weights: list[Tensor] = []
         self.reload()
 
     @torch.no_grad()

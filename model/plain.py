@@ -154,3 +154,8 @@ def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple
     total = logits.exp_().sum(dim=1, keepdim=True)
     logits.scatter_add_(1, targets[:, None], -total)
     return (total.log() - at_target)[:, 0], total[:, 0]
+
+
+def divide_rows_(rows: Tensor, by: Tensor, factor: float) -> None:
+    """Divide each row by `factor` times its entry of `by`, in place.  # (n, E), (n,)"""
+    rows /= (factor * by)[:, None]

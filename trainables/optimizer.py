@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+GPU_SLICE = 1 << 14  # entries that one block of the fused kernel takes: a single tensor would keep few of them busy
+
 
 class FlatAdam:
     """Makes all parameters of a module views of one tensor, and steps that.
@@ -22,7 +24,11 @@ class FlatAdam:
             parameter.data = self.flat.data[here].view_as(parameter)
             parameter.grad = self.flat.grad[here].view_as(parameter)
             at += parameter.numel()
-        self.adam = torch.optim.Adam([self.flat], lr=learning_rate, fused=True)
+        size = GPU_SLICE if self.flat.is_cuda else at
+        slices = [nn.Parameter(values) for values in self.flat.data.split(size)]
+        for part, grad in zip(slices, self.flat.grad.split(size), strict=True):
+            part.grad = grad
+        self.adam = torch.optim.Adam(slices, lr=learning_rate, fused=True, capturable=self.flat.is_cuda)
 
     @torch.no_grad()
     def step(self) -> None:

@@ -18,6 +18,7 @@ from trainables.optimizer import FlatAdam
 from trainables.phase1 import DivergedError
 
 EVAL_ROWS = 8_192  # positions evaluated at once; changes no number
+EAGER_STEPS = 3  # of an epoch on a GPU before the step is recorded: libraries must be warm by then
 
 
 @dataclass(frozen=True)
@@ -55,36 +56,75 @@ class _Steps:
         self.weights = TokenPass(model.token_block, compute)
         self.embedded = compute.operand(model.embedded)  # (V, E)
         self.head = FrozenHead(model.table, compute)
-
-    def forward(self, stream: Stream, start: int, stop: int, tape: list[Any] | None = None) -> Tensor:
-        """Hidden states of some positions.  # (stop-start, E)"""
-        contexts = [None if c is None else c[start:stop] for c in stream.contexts]
-        return self.weights.forward(self.embedded[stream.tokens[start:stop]], contexts, tape)
+        self.total = torch.zeros((), dtype=torch.float64, device=model.table.device)
+        self.recorded: _Recording | None = None
 
     def evaluate(self, stream: Stream, rows: int) -> tuple[Tensor, Tensor]:
         losses, correct = [], []
         last = len(stream.tokens) - 1
         for start in range(0, last, rows):
             stop = min(start + rows, last)
-            scores = self.head.scores(self.forward(stream, start, stop), stream.tokens[start + 1 : stop + 1])
+            contexts = [None if c is None else c[start:stop] for c in stream.contexts]
+            hidden = self.weights.forward(self.embedded[stream.tokens[start:stop]], contexts)
+            scores = self.head.scores(hidden, stream.tokens[start + 1 : stop + 1])
             losses.append(scores[0])
             correct.append(scores[1])
         return torch.cat(losses), torch.cat(correct)
 
+    def step(self, tokens: Tensor, contexts: list[Tensor | None], optimizer: FlatAdam) -> None:
+        """One optimiser step on consecutive positions; adds the sum of their losses to `self.total`.
+
+        Args:
+            tokens: the positions' and the one after the last.  # (n+1,)
+            contexts: T times (n, W) or None
+        """
+        tape: list[Any] = []
+        self.weights.reload()
+        hidden = self.weights.forward(self.embedded[tokens[:-1]], contexts, tape)
+        losses, gradient = self.head.gradient(hidden, tokens[1:])
+        self.weights.backward(gradient, tape)
+        optimizer.step()
+        self.total += losses.sum(dtype=torch.float64)
+
     def train(self, stream: Stream, optimizer: FlatAdam, batch_size: int) -> float:
-        """One pass over the stream in order; the mean loss over its positions."""
-        total = torch.zeros((), dtype=torch.float64, device=stream.tokens.device)
+        """One pass over the stream, always the same one, in order; the mean loss over its positions."""
+        self.total.zero_()
         last = len(stream.tokens) - 1
-        for start in range(0, last, batch_size):
+        for number, start in enumerate(range(0, last, batch_size)):
             stop = min(start + batch_size, last)
-            tape: list[Any] = []
-            hidden = self.forward(stream, start, stop, tape)
-            losses, gradient = self.head.gradient(hidden, stream.tokens[start + 1 : stop + 1])
-            self.weights.backward(gradient, tape)
-            optimizer.step()
-            self.weights.reload()
-            total += losses.sum(dtype=torch.float64)
-        return float(total) / last
+            whole = stop - start == batch_size
+            if number == EAGER_STEPS and whole and self.total.is_cuda and self.recorded is None:
+                self.recorded = _Recording(self, stream, optimizer, batch_size)
+            if self.recorded is not None and whole:
+                self.recorded.replay(start)
+            else:
+                contexts = [None if c is None else c[start:stop] for c in stream.contexts]
+                self.step(stream.tokens[start : stop + 1], contexts, optimizer)
+        self.weights.reload()
+        return float(self.total) / last
+
+
+class _Recording:
+    """A step on a GPU as one CUDA graph: the same kernels, without the gaps between them."""
+
+    def __init__(self, steps: _Steps, stream: Stream, optimizer: FlatAdam, batch_size: int) -> None:
+        """Record a step of `batch_size` positions of `stream`; nothing is computed yet."""
+        self.stream, self.batch_size = stream, batch_size
+        self.tokens = stream.tokens[: batch_size + 1].clone()
+        read = {c.data_ptr(): c for c in stream.contexts if c is not None}  # layers that read the same share a copy
+        self.copies = {where: (c, c[:batch_size].clone()) for where, c in read.items()}
+        contexts = [None if c is None else self.copies[c.data_ptr()][1] for c in stream.contexts]
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            steps.step(self.tokens, contexts, optimizer)
+
+    def replay(self, start: int) -> None:
+        """Run the step on the positions from `start` on."""
+        stop = start + self.batch_size
+        self.tokens.copy_(self.stream.tokens[start : stop + 1])
+        for source, copy in self.copies.values():
+            copy.copy_(source[start:stop])
+        self.graph.replay()
 
 
 def evaluate(

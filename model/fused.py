@@ -87,7 +87,7 @@ def _residual_norm(
 ) -> Saved:  # fmt: skip
     rows, stride = x.shape
     tile = _row_tile(stride)
-    means, rstds = torch.empty(2, rows, device=x.device)
+    means, rstds = torch.empty(rows, device=x.device), torch.empty(rows, device=x.device)
     kernels.residual_norm[(triton.cdiv(rows, tile.rows),)](
         out, means, rstds, out if still is None else still, limit,
         x, product, term, term if tokens is None else tokens, weight, bias, rows, size, stride,
@@ -163,7 +163,8 @@ class TokenSums:
 
 def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """As `model.plain.softmax_gradient_`."""
-    losses, scales = torch.empty(2, len(logits), device=logits.device)
+    losses = torch.empty(len(logits), device=logits.device)
+    scales = torch.empty_like(losses)  # apart: an odd length must not move it off 16 bytes, or kernels compile anew
     block = min(SOFTMAX_BLOCK, triton.next_power_of_2(logits.shape[1]))
     kernels.softmax_gradient[(len(logits),)](
         losses, scales, logits, targets, vocab_size, logits.shape[1], BLOCK=block, num_warps=SOFTMAX_WARPS

@@ -32,8 +32,6 @@ class FrozenHead:
         Returns:
             Losses in nats, and d mean(losses) / d hidden.  # (n,) float, (n, E)
         """
-        if hidden.device.type == "cpu" and not self.compute.fused:
-            return self._by_attention(hidden, targets)
         losses = torch.empty(len(hidden), device=hidden.device, dtype=self.compute.sums_dtype(hidden))
         gradient = torch.empty_like(hidden)
         for start in range(0, len(hidden), self.rows_per_chunk):
@@ -43,18 +41,6 @@ class FrozenHead:
             torch.mm(logits, self.weight, out=gradient[rows])
             self.compute.ops.divide_rows_(gradient[rows], scales, len(hidden))
         return losses, gradient
-
-    def _by_attention(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """With the table as keys and values, attention is the softmax's mean of the table: no logit leaves the cache.
-
-        d loss / d hidden = softmax(hidden W') W - W[target], and attention also returns the log of the sums.
-        """
-        query, keys = hidden[None, None], self.weight[None, None]
-        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        expected, log_sum = attend(query, keys, keys, 0.0, False, scale=1.0)
-        at_target = F.embedding(targets, self.weight)  # (n, E)
-        losses = log_sum.view(-1).to(hidden.dtype) - (hidden * at_target).sum(dim=1)
-        return losses, expected[0, 0].sub_(at_target).div_(len(hidden))
 
     @torch.no_grad()
     def scores(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -181,8 +181,10 @@ class TokenPass:
             _grad(layer.norm.bias).copy_(sums[1])
             _grad(layer.bias).copy_(sums[2])
             grad_weight = self.compute.product(grad_product.T, inputs)  # (E, W+E) or (E, E)
-            _grad(layer.weight)[:, -embedding_dim:].copy_(grad_weight[:, -embedding_dim:])
-            if layer.reads_context:
+            if grad_weight.shape == layer.weight.shape:
+                _grad(layer.weight).copy_(grad_weight)
+            else:
                 _grad(layer.weight)[:, : self.size].copy_(grad_weight[:, : self.size])
+                _grad(layer.weight)[:, self.size :].copy_(grad_weight[:, self.width :])
             if i > 0:
                 grad = grad_x.addmm_(grad_product, self.weights[i][:, -embedding_dim:])

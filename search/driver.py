@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -207,7 +208,8 @@ class _StudyRun:
         size = f"V={summary['vocab_size']:,}, E={summary['embedding_dim']}"
         self.console.print(f"embedding {self.settings.embedding.spec}: {size}{bigram}")
         what = f"{self.resources.gpus:g} GPU" if self.resources.gpus else f"{self.resources.threads} CPU thread(s)"
-        self.console.print(f"{self.resources.max_concurrent} trial(s) at once, {what} each, on {summary['hardware']}\n")
+        where = f"{summary['hardware']}: {summary['compute']}"
+        self.console.print(f"{self.resources.max_concurrent} trial(s) at once, {what} each, on {where}\n")
 
     def _study_params(self, summary: dict[str, Any]) -> dict[str, Any]:
         from importlib.metadata import version
@@ -244,6 +246,7 @@ class _StudyRun:
             "device_name": summary["hardware"],
             "threads": self.resources.threads,
             "gpus": self.resources.gpus,
+            "compute": summary["compute"],
         }
         from search.leaderboard import trial_name
         from search.progress import Display
@@ -259,7 +262,21 @@ class _StudyRun:
         known = (best.value, trial_name(trial_config(best))) if best and best.value is not None else None
         done = self.study.trials - ledger.open_trials()
         display = Display(self.console, self.study.trials, done, known)
-        return run_trials(ledger, tracker, display, inputs, self.settings.records.cache, self.resources, runtime)
+        with self._traces() as traces:
+            cache = self.settings.records.cache
+            return run_trials(ledger, tracker, display, inputs, cache, self.resources, runtime, traces)
+
+    @contextmanager
+    def _traces(self) -> "Iterator[Path | None]":
+        """Where the profiled trial leaves its traces until they are artifacts; seen from all nodes, as the cache is."""
+        if not self.settings.profile:
+            yield None
+            return
+        folder = self.settings.records.study(self.name) / "profile"
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _report(self, ledger: "Ledger", summary: dict[str, Any]) -> list[Path]:
         from search.leaderboard import as_table, leaderboard, write_results

@@ -42,6 +42,7 @@ class Settings:
     cpus_per_trial: float
     gpus_per_trial: float | None  # None: one where there are GPUs
     max_concurrent: int | None
+    profile: bool  # record the first trial that is run
 
 
 def _count(text: str) -> int:
@@ -181,6 +182,8 @@ def _add_record_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--mlruns", type=_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
     uri = "an MLflow server that takes all runs instead of DIR/mlflow.db"
     group.add_argument("--tracking-uri", type=_tracking_uri, metavar="URI", help=uri)
+    profile = "record the first trial's beginning with torch.profiler; the traces are artifacts of its MLflow run"
+    group.add_argument("--profile", action="store_true", help=profile)
 
 
 def _add_resource_options(group: argparse._ArgumentGroup) -> None:
@@ -226,6 +229,7 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
         cpus_per_trial=args.cpus_per_trial,
         gpus_per_trial=args.gpus_per_trial,
         max_concurrent=args.max_concurrent,
+        profile=args.profile,
     )
 
 

@@ -18,7 +18,7 @@ from search.leaderboard import trial_name
 from search.ledger import Assignment, Ledger
 from search.progress import Display
 from trainables.tracking import Tracker
-from trainables.two_phase import DIVERGED, FINAL, SERIES, two_phase
+from trainables.two_phase import DIVERGED, FINAL, PROFILE, SERIES, two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -34,9 +34,9 @@ class _Unpickled:
 class _LedgerSearcher(_Unpickled, Searcher):
     """Hands the ledger's next configuration to Tune. It is told nothing: the callback tells the ledger."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, profile: Path | None) -> None:
         super().__init__()
-        self._ledger = ledger
+        self._ledger, self._profile = ledger, profile
         self.assigned: dict[str, Assignment] = {}  # by Ray's trial id
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -44,7 +44,8 @@ class _LedgerSearcher(_Unpickled, Searcher):
         if assignment is None:
             return str(Searcher.FINISHED)
         self.assigned[trial_id] = assignment
-        return assignment.config.flat()
+        profile = {PROFILE: str(self._profile)} if self._profile and len(self.assigned) == 1 else {}
+        return assignment.config.flat() | profile
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing to learn here."""
@@ -96,7 +97,7 @@ class _Recorder(_Unpickled, Callback):
         elif last.get(FINAL):
             self._open.discard(number)
             self._ledger.complete(number, last[FINAL])
-            self._tracker.finish_trial(self._runs[number], last[FINAL])
+            self._tracker.finish_trial(self._runs[number], last[FINAL], trial.config.get(PROFILE))
             self._display.finish(number, last[FINAL])
         # else it was stopped from outside: `interrupt_open` records it
 
@@ -145,9 +146,13 @@ def run_trials(
     cache: Path,
     resources: Resources,
     runtime: dict[str, Any],
+    profile: Path | None,
 ) -> int:
-    """Run trials until the ledger has no more; how many were cut off (by Ctrl-C, say)."""
-    searcher = _LedgerSearcher(ledger)
+    """Run trials until the ledger has no more; how many were cut off (by Ctrl-C, say).
+
+    The first one is recorded into the folder `profile`, if given.
+    """
+    searcher = _LedgerSearcher(ledger, profile)
     recorder = _Recorder(ledger, tracker, display, searcher, runtime)
     trainable = tune.with_parameters(
         two_phase, inputs=[inputs], cache=str(cache), threads=resources.threads, gpus=resources.gpus

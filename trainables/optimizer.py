@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 GPU_SLICE = 1 << 14  # entries that one block of the fused kernel takes: a single tensor would keep few of them busy
 
@@ -9,38 +10,43 @@ GPU_SLICE = 1 << 14  # entries that one block of the fused kernel takes: a singl
 class FlatAdam:
     """Makes all parameters of a module views of one tensor, and steps that.
 
-    The same numbers as `clip_grad_norm_` and `torch.optim.Adam` on the parameters one by one, up to rounding.
+    The same numbers as `clip_grad_norm_` and `torch.optim.Adam` on the parameters one by one, up to rounding; it calls
+    the optimiser's function, since its object takes longer than the arithmetic of a small model's step.
     """
 
     def __init__(self, module: nn.Module, learning_rate: float, grad_clip: float) -> None:
         """`grad_clip` is the largest norm of the whole gradient. Every parameter has a zero `.grad` afterwards."""
         parameters = list(module.parameters())
-        self.flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
-        self.flat.grad = torch.zeros_like(self.flat)
+        self.flat = torch.cat([p.detach().reshape(-1) for p in parameters])
+        self.grad = torch.zeros_like(self.flat)
         self.grad_clip = grad_clip
         at = 0
         for parameter in parameters:
             here = slice(at, at + parameter.numel())
-            parameter.data = self.flat.data[here].view_as(parameter)
-            parameter.grad = self.flat.grad[here].view_as(parameter)
+            parameter.data = self.flat[here].view_as(parameter)
+            parameter.grad = self.grad[here].view_as(parameter)
             at += parameter.numel()
+        self.learning_rate = learning_rate
         size = GPU_SLICE if self.flat.is_cuda else at
-        slices = [nn.Parameter(values) for values in self.flat.data.split(size)]
-        for part, grad in zip(slices, self.flat.grad.split(size), strict=True):
-            part.grad = grad
-        self.adam = torch.optim.Adam(slices, lr=learning_rate, fused=True, capturable=self.flat.is_cuda)
+        self.values, self.grads = self.flat.split(size), self.grad.split(size)
+        self.means = torch.zeros_like(self.flat).split(size)
+        self.squares = torch.zeros_like(self.flat).split(size)
+        self.counts = [torch.zeros((), device=self.flat.device) for _ in self.values]
 
     @torch.no_grad()
     def step(self) -> None:
         """One step down the gradient in the parameters' `.grad`."""
-        assert self.flat.grad is not None
-        norm = torch.linalg.vector_norm(self.flat.grad)
-        self.flat.grad *= (self.grad_clip / (norm + 1e-6)).clamp(max=1.0)
-        self.adam.step()
+        norm = torch.linalg.vector_norm(self.grad)
+        self.grad *= (self.grad_clip / (norm + 1e-6)).clamp(max=1.0)
+        adam(
+            list(self.values), list(self.grads), list(self.means), list(self.squares), [], self.counts, fused=True,
+            capturable=self.flat.is_cuda, amsgrad=False, maximize=False, lr=self.learning_rate, beta1=0.9,
+            beta2=0.999, eps=1e-8, weight_decay=0.0,
+        )  # fmt: skip
 
     def weights(self) -> Tensor:
         """A copy of all parameters."""
-        return self.flat.detach().clone()
+        return self.flat.clone()
 
     @torch.no_grad()
     def load(self, weights: Tensor) -> None:

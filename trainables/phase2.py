@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.compute import Compute
@@ -65,7 +66,7 @@ class _Steps:
         for start in range(0, last, rows):
             stop = min(start + rows, last)
             contexts = [None if c is None else c[start:stop] for c in stream.contexts]
-            hidden = self.weights.forward(self.embedded[stream.tokens[start:stop]], contexts)
+            hidden = self.weights.forward(F.embedding(stream.tokens[start:stop], self.embedded), contexts)
             scores = self.head.scores(hidden, stream.tokens[start + 1 : stop + 1])
             losses.append(scores[0])
             correct.append(scores[1])
@@ -80,7 +81,7 @@ class _Steps:
         """
         tape: list[Any] = []
         self.weights.reload()
-        hidden = self.weights.forward(self.embedded[tokens[:-1]], contexts, tape)
+        hidden = self.weights.forward(F.embedding(tokens[:-1], self.embedded), contexts, tape)
         losses, gradient = self.head.gradient(hidden, tokens[1:])
         self.weights.backward(gradient, tape)
         optimizer.step()

@@ -86,8 +86,9 @@ class _Run:
     ) -> None:
         self.config, self.store, self.listen = config, store, listen
         self.compute = Compute.of(device)
-        # By settings and by content: a table that was made again on other hardware differs in the last digits.
-        self.phase1_key = content_key([config.phase1_key(), inputs.digest])
+        # By settings, by content (a table that was made again on other hardware differs in the last digits) and by how
+        # it is computed: a run repeats itself bit by bit, whoever trained its Phase 1.
+        self.phase1_key = content_key([config.phase1_key(), inputs.digest, device.type, str(self.compute)])
         table = torch.tensor(inputs.embedding.table)
         self.model = LanguageModel(config.model_config(*table.shape), table, config.seed).to(device)
         self.train = torch.tensor(inputs.corpus.train.tokens, dtype=torch.int64, device=device)

@@ -124,8 +124,10 @@ class Tracker:
         for start in range(0, len(listed), MAX_METRICS):
             self.client.log_batch(run_id, metrics=listed[start : start + MAX_METRICS])
 
-    def finish_trial(self, run_id: str, figures: dict[str, float]) -> None:
-        """The final figures, once, and the run's end."""
+    def finish_trial(self, run_id: str, figures: dict[str, float], traces: str | None = None) -> None:
+        """The final figures, once, and the run's end; a folder of `traces` becomes artifacts."""
+        if traces:
+            self.client.log_artifacts(run_id, traces, "profile")
         self.log_series(run_id, [(name, 0, value) for name, value in figures.items()])
         self.client.set_terminated(run_id, "FINISHED")
 

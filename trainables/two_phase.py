@@ -19,6 +19,8 @@ REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in o
 # Keys of a report. Every report has all of them.
 PHASE, STEP, TOTAL, SERIES, FINAL, DIVERGED = "phase", "step", "total", "series", "final", "diverged"
 
+PROFILE = "profile"  # key beside a trial's configuration: the folder its traces go to
+
 
 class _Reporter:
     """Collects a run's progress and hands it to Tune, never more often than `REPORT_EVERY`."""
@@ -65,7 +67,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     """One trial.
 
     Args:
-        config: a flat `RunConfig`.
+        config: a flat `RunConfig`; with `PROFILE`, the run's beginning is recorded.
         inputs: one reference to the study's `pipeline.Inputs`, in the object store once.
         cache: folder of shared Phase-1 results.
         threads: CPU threads of the computation; recorded, since the last digits depend on it.
@@ -76,12 +78,15 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     from trainables.artifacts import ArtifactStore
     from trainables.phase1 import DivergedError
     from trainables.pipeline import run
+    from trainables.profiling import Profiler
 
     torch.set_num_threads(threads)
     device = choose_device(gpus)
     report = _Reporter()
+    folder = config.pop(PROFILE, None)
+    listen = Profiler(Path(folder), report) if folder else report
     try:
-        result = run(RunConfig.from_flat(config), ray.get(inputs[0]), ArtifactStore(Path(cache)), device, report)
+        result = run(RunConfig.from_flat(config), ray.get(inputs[0]), ArtifactStore(Path(cache)), device, listen)
     except DivergedError as error:  # an outcome, not a fault: the worker goes on with the next trial
         report.send(diverged=str(error))
     else:
@@ -99,11 +104,13 @@ def prepare(
     """Make a study's inputs where trials run; returned to the object store, with what the driver wants to know."""
     import torch
 
+    from model.compute import Compute
     from trainables.artifacts import ArtifactStore
     from trainables.pipeline import prepare_inputs
 
     torch.set_num_threads(threads)
-    inputs = prepare_inputs(config, data, embedding, ArtifactStore(Path(cache)), choose_device(gpus))
+    device = choose_device(gpus)
+    inputs = prepare_inputs(config, data, embedding, ArtifactStore(Path(cache)), device)
     corpus, bigram = inputs.corpus, inputs.embedding.bigram
     vocab_size, embedding_dim = inputs.embedding.table.shape
     return inputs, {
@@ -115,6 +122,7 @@ def prepare(
         "bigram_val_ppl": bigram.val_ppl if bigram else None,
         "bigram_val_acc": bigram.val_acc if bigram else None,
         "hardware": hardware(gpus),
+        "compute": str(Compute.of(device)),
     }
 
 

@@ -1,6 +1,7 @@
 """Every operator of the training passes: torch's against autograd, Triton's against torch's.
 
-Without a GPU the kernels are interpreted, on the CPU.
+Then both passes as a whole, kernels and all, against autograd on the textbook model. Without a GPU the kernels are
+interpreted, on the CPU.
 """
 
 import math
@@ -8,10 +9,21 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import model_config
+from reference import context_sweep, dispersion_loss, read_contexts, sequential_contexts, token_forward
+from test_contexts import twin
 from torch import Tensor
 
 from model import plain
+from model.compute import Compute
+from model.head import FrozenHead
+from model.language_model import LanguageModel
+from model.passes import ContextPass, TokenPass
 from model.plain import BlockGradient
+from trainables import phase1 as phase1_module
+from trainables.config import Phase1Config
+from trainables.optimizer import FlatAdam
+from trainables.phase1 import _Stream
 
 fused = pytest.importorskip("model.fused", reason="needs Triton", exc_type=ImportError)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,3 +199,67 @@ def test_noise_is_added_to_the_row_before(rng: torch.Generator, ops: object) -> 
     state, carry = draw(rng, 10, 16), draw(rng, 16)
     noise = ops.Noise(seed=3, std=0.0, size=16, device=torch.device(DEVICE))
     assert torch.equal(noise.on_previous(carry, state, 2, 0, 4), torch.cat([carry[None], state[:-1]]))
+
+
+COMPUTES = [Compute(), Compute(fused=True), Compute(fused=True, bf16=True)]
+BF16_LOSS = 1e-3 if DEVICE == "cuda" else 5e-3  # interpreted kernels cut bf16 off where hardware rounds
+
+
+def agrees(found: list[Tensor], expected: list[Tensor], compute: Compute) -> bool:
+    mine, theirs = (torch.cat([t.double().flatten().cpu() for t in ts]) for ts in (found, expected))
+    near = (mine - theirs).norm() < (2e-2 if compute.bf16 else 1e-5) * theirs.norm()
+    return bool(near and torch.cosine_similarity(mine, theirs, dim=0) > 0.999)
+
+
+@pytest.mark.parametrize("compute", COMPUTES, ids=str)
+@pytest.mark.parametrize("context_layers", [1, 3])
+@pytest.mark.parametrize("block", [50, 75])  # a last block of one row more, a last block that is short
+def test_a_sweep_equals_autograd(
+    tokens: Tensor, table: Tensor, compute: Compute, context_layers: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(phase1_module.ROWS_PER_PASS, DEVICE, 110)  # several passes
+    model = LanguageModel(model_config(context_layers), table, seed=1).to(DEVICE)
+    book, tokens, size = twin(model).to(DEVICE), tokens.to(DEVICE), model.config.context_dim
+    stream = _Stream(tokens, model, Phase1Config(block=block), 5, compute)
+    embedded = compute.operand(model.embedded)
+    state = torch.zeros(len(tokens), compute.width(size), dtype=embedded.dtype, device=DEVICE)
+    state[:, :size] = torch.randn(len(tokens), size, device=DEVICE)
+    before = state[:, :size].float().clone()
+    # the noise that the sweep will draw, from a generator of its own
+    noise = compute.ops.Noise(5, 0.1, size, torch.device(DEVICE))
+    zeros, drawn = torch.zeros_like(state, dtype=torch.float32), []
+    for spans in stream.passes:
+        start, stop, length = spans[0][0], spans[-1][1], spans[0][1] - spans[0][0]
+        drawn.append(noise.on_previous(zeros[0], zeros[start:stop], 2, start, length)[:, :size])
+    out = context_sweep(book, tokens, before, torch.cat(drawn))
+    loss = dispersion_loss(out, block)
+    loss.backward()
+    optimizer = FlatAdam(model.context_block, 1e-3, 1.0)
+    figures = stream.sweep(ContextPass(model.context_block, embedded, compute), state, 2)
+    assert float(figures[0]) == pytest.approx(float(loss), rel=BF16_LOSS if compute.bf16 else 1e-5)
+    assert agrees([state[:, :size]], [out.detach()], compute)
+    assert float(figures[1]) == pytest.approx(float(((out - before).square().mean(1) < 0.03).float().mean()), abs=0.01)
+    expected = [p.grad for layer in book.context_layers for p in layer.parameters()]
+    assert agrees([p.grad for p in model.context_block.parameters()], expected, compute)
+    assert optimizer.grad.norm() > 0
+
+
+@pytest.mark.parametrize("compute", COMPUTES, ids=str)
+@pytest.mark.parametrize("mode", ["layerwise", "prev_and_current"])
+def test_a_training_step_equals_autograd(tokens: Tensor, table: Tensor, compute: Compute, mode: str) -> None:
+    model = LanguageModel(model_config(2, 3, mode), table, seed=1).to(DEVICE)
+    book, tokens, reads = twin(model).to(DEVICE), tokens[:40].to(DEVICE), model.config.reads
+    contexts = read_contexts(sequential_contexts(book, tokens), reads)
+    hidden = token_forward(book, tokens, contexts)[:-1]
+    loss = F.cross_entropy(hidden @ book.table.T, tokens[1:])
+    loss.backward()
+    pad = compute.width(model.config.context_dim) - model.config.context_dim
+    rows = [None if c is None else compute.operand(F.pad(c[:-1], (0, pad))) for c in contexts]
+    FlatAdam(model.token_block, 1e-3, 1.0)
+    weights, tape = TokenPass(model.token_block, compute), []
+    found = weights.forward(F.embedding(tokens[:-1], compute.operand(model.embedded)), rows, tape)
+    losses, gradient = FrozenHead(model.table, compute).gradient(found, tokens[1:])
+    weights.backward(gradient, tape)
+    assert float(losses.mean()) == pytest.approx(float(loss), rel=BF16_LOSS if compute.bf16 else 1e-5)
+    expected = [p.grad for layer in book.token_layers for p in layer.parameters()]
+    assert agrees([p.grad for p in model.token_block.parameters()], expected, compute)

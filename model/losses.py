@@ -1,5 +1,7 @@
 """Phase 1's loss and measure: dispersion (OACD) and effective rank."""
 
+import random
+
 import torch
 from torch import Tensor
 
@@ -39,20 +41,20 @@ def block_dispersion(mean: Tensor, deviation: Tensor, length: int) -> tuple[Tens
     return losses, BlockGradient(-pull, shift, length)
 
 
-def effective_rank(contexts: Tensor, max_rows: int, generator: torch.Generator) -> float:
+def effective_rank(contexts: Tensor, max_rows: int, seed: int) -> float:
     """Exponential of the entropy of the normalised singular values (Roy & Vetterli, 2007), over D.
 
     Args:
         contexts: not centred.  # (N, D)
         max_rows: this many rows, drawn without replacement, if there are more.
-        generator: on the CPU.
+        seed: of the draw.
 
     Returns:
         A share in (0, 1]; the reports quote it as per cent of D.
     """
     if len(contexts) > max_rows:
-        rows = torch.randperm(len(contexts), generator=generator)[:max_rows]
-        contexts = contexts[rows.to(contexts.device)]
+        rows = random.Random(seed).sample(range(len(contexts)), max_rows)  # its time does not grow with the stream
+        contexts = contexts[torch.tensor(rows, device=contexts.device)]
     # The Gram matrix is D × D however many rows there are; fp64 keeps singular values down to 1e-8 of the largest.
     wide = contexts.double()
     singular = torch.linalg.eigvalsh(wide.T @ wide).clamp(min=0).sqrt()

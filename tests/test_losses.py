@@ -38,12 +38,12 @@ def test_a_block_of_one_row_joins_its_neighbour() -> None:
 
 def test_effective_rank_equals_its_definition() -> None:
     rows = torch.randn(200, 10, generator=generator()) * torch.logspace(0, -3, 10)
-    assert effective_rank(rows, 1_000, generator()) == pytest.approx(float(reference.effective_rank(rows.double())))
-    assert effective_rank(torch.eye(10), 1_000, generator()) == pytest.approx(1.0)
-    assert effective_rank(torch.ones(50, 10), 1_000, generator()) == pytest.approx(0.1, abs=1e-3)
+    assert effective_rank(rows, 1_000, 0) == pytest.approx(float(reference.effective_rank(rows.double())))
+    assert effective_rank(torch.eye(10), 1_000, 0) == pytest.approx(1.0)
+    assert effective_rank(torch.ones(50, 10), 1_000, 0) == pytest.approx(0.1, abs=1e-3)
 
 
 def test_effective_rank_draws_rows_once_per_seed() -> None:
     rows = torch.randn(500, 10, generator=generator())
-    drawn = [effective_rank(rows, 40, generator(seed)) for seed in (1, 1, 2)]
+    drawn = [effective_rank(rows, 40, seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]

@@ -19,7 +19,7 @@ from model.compute import Compute
 from model.contexts import StreamContexts, last_sweep_contexts
 from model.language_model import LanguageModel
 from model.losses import effective_rank
-from model.seeds import seeded
+from model.seeds import seed_of
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore, content_key
 from trainables.config import RunConfig
@@ -128,7 +128,7 @@ class _Run:
             known[id(self.train)] = self.train_contexts
         contexts = known.get(id(tokens)) or self.model.contexts(tokens, self.config.contexts.tolerance, self.compute)
         rows = self.config.contexts.rank_rows
-        return 100 * effective_rank(contexts.final, rows, seeded(self.config.seed, "rank rows"))
+        return 100 * effective_rank(contexts.final, rows, seed_of(self.config.seed, "rank rows"))
 
     def _train_phase1(self, folder: Path | None) -> dict[str, float]:
         """Fit Phase 1 and compute the contexts on the way; weights and figures go into `folder`."""

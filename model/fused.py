@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from model import kernels
+from model import triton_kernels as kernels
 from model.plain import BlockGradient
 from model.seeds import seed_of
 

@@ -1,5 +1,6 @@
 """Whole studies as a user starts them, through Ray; then what Optuna and MLflow have on record."""
 
+import gzip
 import json
 import os
 import signal
@@ -57,7 +58,7 @@ def mlflow_runs(root: Path) -> tuple[Run, list[Run], MlflowClient]:
 def finished(chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished study of six trials: its records and what it printed."""
     root = tmp_path_factory.mktemp("records") / "mlruns"
-    done = start("search/asym_layers.py", chat_file, root, "--trials", "6", "--epochs", "2")
+    done = start("search/asym_layers.py", chat_file, root, "--trials", "6", "--epochs", "2", "--profile")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return root, done.stdout
@@ -94,6 +95,32 @@ def test_optuna_and_mlflow_agree_trial_by_trial(finished: tuple[Path, str]) -> N
         epochs = client.get_metric_history(run.info.run_id, names.EPOCH_VAL_PPL)
         assert min(m.value for m in epochs) == pytest.approx(trial.value)
     assert not by_hash
+
+
+def test_how_trials_compute_is_shown_once_and_recorded(finished: tuple[Path, str]) -> None:
+    root, output = finished
+    assert output.count("fp32 products, torch operators") == 1
+    _, children, _ = mlflow_runs(root)
+    assert {run.data.params["compute"] for run in children} == {"fp32 products, torch operators"}
+
+
+def test_the_first_trial_is_profiled(finished: tuple[Path, str], tmp_path: Path) -> None:
+    root, _ = finished
+    _, children, client = mlflow_runs(root)
+    profiled = {run.data.tags[TRIAL_TAG]: client.list_artifacts(run.info.run_id, "profile") for run in children}
+    assert [number for number, files in profiled.items() if files] == ["0"]
+    (run,) = (run for run in children if run.data.tags[TRIAL_TAG] == "0")
+    expected = {  # a function that each part calls and the others do not
+        "phase_1": "normal_",
+        "contexts": "nonzero",
+        "phase_2": "_fused_adam_",
+    }
+    assert {f"profile/{part}.json.gz" for part in expected} == {file.path for file in profiled["0"]}
+    for part, operator in expected.items():
+        with gzip.open(client.download_artifacts(run.info.run_id, f"profile/{part}.json.gz", str(tmp_path))) as file:
+            events = json.load(file)["traceEvents"]
+        assert any(operator in event.get("name", "") for event in events), part
+    assert not (Records.at(root).study("small") / "profile").exists()
 
 
 def test_the_four_cells_come_first_and_share_phase1(finished: tuple[Path, str]) -> None:

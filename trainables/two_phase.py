@@ -78,7 +78,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     from trainables.artifacts import ArtifactStore
     from trainables.phase1 import DivergedError
     from trainables.pipeline import run
-    from trainables.profiling import Profiler
+    from trainables.traces import Profiler
 
     torch.set_num_threads(threads)
     device = choose_device(gpus)

@@ -1,0 +1,27 @@
+"""The benchmark runs and says what it is asked to; no test asserts a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_benchmark_writes_every_unit(tmp_path: Path) -> None:
+    script, report = Path(__file__).with_name("bench.py"), tmp_path / "bench.json"
+    command = [sys.executable, str(script), "--device", "cpu", "--tokens", "6000", "--json", str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(report.read_text())
+    assert "fp32 products, torch operators" in written["machine"]
+    units = {unit["unit"]: unit for unit in written["units"]}
+    for word in ("sweep", "epoch", "contexts", "trial"):
+        assert any(word in name for name in units), word
+    for name, unit in units.items():
+        if "extra" not in name:
+            assert unit["fast_s"] > 0
+            assert unit["ratio"] == pytest.approx(unit["textbook_s"] / unit["fast_s"])
+        assert name in done.stdout

@@ -16,14 +16,17 @@ class Compute:
 
     fused: bool = False  # Triton kernels (model.fused); otherwise torch's own operators (model.plain)
     bf16: bool = False  # operands of products and kept activations; sums, weights and Adam stay in fp32
+    tf32: bool = False  # the device may round other fp32 operands to TF32, where torch is told so
 
     @classmethod
     def of(cls, device: torch.device | str) -> "Compute":
-        """The fastest that `device` has: bf16 where its products are in hardware, kernels where Triton is."""
-        if torch.device(device).type != "cuda" or importlib.util.find_spec("triton") is None:
+        """The fastest that `device` has: NVIDIA's GPUs of compute capability 8.0 (2020) or more have bf16 products in
+        hardware and are what Triton is made for; older ones and CPUs get torch's operators in fp32.
+        """
+        if torch.device(device).type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
             return cls()
-        major, _ = torch.cuda.get_device_capability(device)
-        return cls(fused=True, bf16=major >= 8)
+        kernels = importlib.util.find_spec("triton") is not None
+        return cls(fused=kernels, bf16=kernels, tf32=True)
 
     @property
     def ops(self) -> Any:
@@ -62,7 +65,4 @@ class Compute:
 
     def __str__(self) -> str:
         kernels = "Triton kernels" if self.fused else "torch operators"
-        if self.bf16:
-            return f"bf16 products, {kernels}"
-        tf32 = torch.get_float32_matmul_precision() != "highest" and torch.cuda.is_available()
-        return f"{'tf32' if tf32 else 'fp32'} products, {kernels}"
+        return f"{'bf16' if self.bf16 else 'tf32' if self.tf32 else 'fp32'} products, {kernels}"

@@ -54,7 +54,7 @@ def test_contexts_are_exact_although_training_rounds(tokens: torch.Tensor, table
     model = LanguageModel(model_config(2), table, seed=2)
     expected = sequential_contexts(twin(model), tokens)[-1]
     model.to(device)
-    for compute, tolerance in ((Compute(), 1e-4), (Compute(fused=True), 1e-4), (Compute(True, True), 2e-2)):
+    for compute, tolerance in ((Compute(), 1e-4), (Compute(fused=True), 1e-4), (Compute.of("cuda"), 2e-2)):
         found = model.contexts(tokens.to(device), 1e-5, compute)
         assert (found.final.float().cpu() - expected).abs().max() < tolerance
 

@@ -58,7 +58,9 @@ def mlflow_runs(root: Path) -> tuple[Run, list[Run], MlflowClient]:
 def finished(chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished study of six trials: its records and what it printed."""
     root = tmp_path_factory.mktemp("records") / "mlruns"
-    done = start("search/asym_layers.py", chat_file, root, "--trials", "6", "--epochs", "2", "--profile")
+    done = start(
+        "search/asym_layers.py", chat_file, root, "--trials", "6", "--epochs", "2", "--profile", "--max-concurrent", "1"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return root, done.stdout

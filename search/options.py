@@ -182,7 +182,10 @@ def _add_record_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--mlruns", type=_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
     uri = "an MLflow server that takes all runs instead of DIR/mlflow.db"
     group.add_argument("--tracking-uri", type=_tracking_uri, metavar="URI", help=uri)
-    profile = "record the first trial's beginning with torch.profiler; the traces are artifacts of its MLflow run (default: not)"
+    profile = (
+        "record the first trial's beginning with torch.profiler; the traces are artifacts of its MLflow run "
+        "(default: not)"
+    )
     group.add_argument("--profile", action="store_true", help=profile)
 
 

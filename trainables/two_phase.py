@@ -84,13 +84,17 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     device = choose_device(gpus)
     report = _Reporter()
     folder = config.pop(PROFILE, None)
-    listen = Profiler(Path(folder), report) if folder else report
+    profiler = Profiler(Path(folder), report) if folder else None
+    store, listen = ArtifactStore(Path(cache)), profiler or report
     try:
-        result = run(RunConfig.from_flat(config), ray.get(inputs[0]), ArtifactStore(Path(cache)), device, listen)
+        result = run(RunConfig.from_flat(config), ray.get(inputs[0]), store, device, listen)
     except DivergedError as error:  # an outcome, not a fault: the worker goes on with the next trial
         report.send(diverged=str(error))
     else:
         report.send(final=result.metrics)
+    finally:
+        if profiler:  # the worker is used again: nothing may go on recording
+            profiler.stop()
 
 
 def prepare(

@@ -1,6 +1,8 @@
-"""How a device computes: which kernels, which operand precision. Chosen once per process, never per call."""
+"""How a device computes: which kernels, which operand precision. Chosen once per run, never per call."""
 
 import importlib.util
+import os
+import shutil
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +27,9 @@ class Compute:
         """
         if torch.device(device).type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
             return cls()
-        kernels = importlib.util.find_spec("triton") is not None
+        # Triton builds a launcher for each kernel, with a C compiler
+        compiler = any(map(shutil.which, (os.environ.get("CC", ""), "clang", "gcc")))
+        kernels = compiler and importlib.util.find_spec("triton") is not None
         return cls(fused=kernels, bf16=kernels, tf32=True)
 
     @property

@@ -6,6 +6,8 @@ fitted ContextBlock forgets its start within a chunk, so two passes are usual, e
 What still moves after `MAX_PASSES` is scanned chunk after chunk, so the result is always the recurrence.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -55,9 +57,21 @@ class StreamContexts:
         return self._one(Read(number, 0))[:, : self.weights.block.context_dim]
 
 
+@contextmanager
+def _full_products() -> Iterator[None]:
+    """Products in full precision whatever the process is set to: rounded to TF32, a state never stands still."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @torch.no_grad()
+@_full_products()
 def _layer_outputs(weights: ContextPass, tokens: Tensor, previous: Tensor, number: int) -> Tensor:
-    """Layer `number`'s output where position t starts from `previous[t]`.  # (N, W), stored as `previous` is"""
+    """Layer `number`'s output where position t starts from the kept `previous[t]`.  # (N, W), kept as that is"""
     outputs = torch.empty_like(previous)
     for start in range(0, len(tokens), ROWS_PER_PASS):
         rows = slice(start, start + ROWS_PER_PASS)
@@ -104,6 +118,7 @@ class _Scan:
 
 
 @torch.no_grad()
+@_full_products()
 def exact_contexts(
     block: ContextBlock,
     embedded: Tensor,
@@ -124,20 +139,14 @@ def exact_contexts(
     Returns:
         The contexts, the number of passes, and the largest start change that was let stand.
 
-    Products are in full precision whatever the process is set to: rounded to TF32, a state never stands still.
     """
     assert tokens.ndim == 1
     assert len(tokens) > 0
     compute = compute or Compute()
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        weights = ContextPass(block, embedded, compute.full())
-        scan = _Scan(weights, tokens, chunk, compute.operand(embedded[:1]).dtype)
-        passes, residual = _iterate(scan, tolerance)
-        return StreamContexts(scan.states[: len(tokens) + 1], weights, tokens, passes, residual)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    weights = ContextPass(block, embedded, compute.full())
+    scan = _Scan(weights, tokens, chunk, compute.operand(embedded[:1]).dtype)
+    passes, residual = _iterate(scan, tolerance)
+    return StreamContexts(scan.states[: len(tokens) + 1], weights, tokens, passes, residual)
 
 
 def _iterate(scan: _Scan, tolerance: float) -> tuple[int, float]:
@@ -158,6 +167,7 @@ def _iterate(scan: _Scan, tolerance: float) -> tuple[int, float]:
 
 
 @torch.no_grad()
+@_full_products()
 def last_sweep_contexts(
     block: ContextBlock, embedded: Tensor, tokens: Tensor, state: Tensor, compute: Compute | None = None
 ) -> StreamContexts:

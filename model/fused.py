@@ -132,8 +132,9 @@ def spread(rows: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
     kernels.block_moments[(num_blocks, pieces)](
         sums, squares, rows, length, pieces, stride, ROWS=max(1, 4096 // block), BLOCK=block
     )
-    mean = sums.sum(dim=1, dtype=torch.float64)[:, :stride] / length
-    deviation = squares.sum(dim=1, dtype=torch.float64) - length * mean.square().sum(dim=1)
+    offset = sums.sum(dim=1, dtype=torch.float64)[:, :stride] / length  # of the mean from each block's first row
+    deviation = squares.sum(dim=1, dtype=torch.float64) - length * offset.square().sum(dim=1)
+    mean = rows.view(num_blocks, length, stride)[:, 0] + offset
     return mean.float(), deviation.clamp(min=0).sqrt().float()
 
 
@@ -166,8 +167,10 @@ def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple
     losses = torch.empty(len(logits), device=logits.device)
     scales = torch.empty_like(losses)  # apart: an odd length must not move it off 16 bytes, or kernels compile anew
     block = min(SOFTMAX_BLOCK, triton.next_power_of_2(logits.shape[1]))
+    # The kernel works in place: no more threads than entries, or several would hold, and overwrite, the same one.
+    warps = max(1, min(SOFTMAX_WARPS, block // 128))
     kernels.softmax_gradient[(len(logits),)](
-        losses, scales, logits, targets, vocab_size, logits.shape[1], BLOCK=block, num_warps=SOFTMAX_WARPS
+        losses, scales, logits, targets, vocab_size, logits.shape[1], BLOCK=block, num_warps=warps
     )
     return losses, scales
 

@@ -18,7 +18,8 @@ class FrozenHead:
         """Lay the table (V, E) out for products; it is not copied where it already is."""
         self.compute, self.vocab_size = compute, len(table)
         columns = -(-len(table) // COLUMNS) * COLUMNS if compute.bf16 else len(table)
-        self.weight = compute.operand(F.pad(table, (0, 0, 0, columns - len(table))))  # (columns, E), pads zero
+        padded = table if columns == len(table) else F.pad(table, (0, 0, 0, columns - len(table)))
+        self.weight = compute.operand(padded)  # (columns, E), pads zero
         self.rows_per_chunk = max(1, LOGITS_PER_CHUNK[table.device.type] // columns)
 
     @torch.no_grad()

@@ -36,7 +36,8 @@ def block_dispersion(mean: Tensor, deviation: Tensor, length: int) -> tuple[Tens
         The losses (B,), and d sum(losses) / dX: affine in each row, so no tensor of X's size is made.
     """
     losses = -deviation / length + MEAN_WEIGHT * mean.square().sum(dim=1)
-    pull = 1 / (length * deviation)  # -(x - mean) / (n ||X - mean||) + 0.2 mean / n
+    # -(x - mean) / (n ||X - mean||) + 0.2 mean / n; the norm's gradient at 0 is 0, as in autograd
+    pull = torch.where(deviation > 0, 1 / (length * deviation), 0.0)
     shift = mean * (pull + 2 * MEAN_WEIGHT / length)[:, None]
     return losses, BlockGradient(-pull, shift, length)
 

@@ -90,9 +90,9 @@ class ContextPass:
         return count, tape
 
     def begin(self) -> None:
-        """Set all gradients to zero."""
+        """Set all gradients to zero; the parameters have some (`trainables.optimizer.FlatAdam` sees to that)."""
         for parameter in self.block.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+            _grad(parameter).zero_()
         dtype = self.compute.sums_dtype(self.embedded)
         self.hidden_grads = [torch.zeros_like(h, dtype=dtype) for h in self.hidden]
         self.term_grads = [torch.zeros_like(t, dtype=dtype) for t in self.terms]

@@ -50,7 +50,7 @@ class Noise:
             length: rows per loss block.
         """
         noise = torch.empty_like(state)
-        for rows in noise.split(length):  # block by block, so that the size of a pass changes no number
+        for rows in noise.split(length):  # block by block, so that the size of a pass changes no noise
             rows.normal_(0, self.std, generator=self.generator)
         noise[0] += carry
         noise[1:] += state[:-1]

@@ -84,7 +84,7 @@ def residual_norm(
     out, means, rstds, still, limit, x, product, term, tokens, weight, bias, rows, width, stride,
     GATHER: tl.constexpr, SETTLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm(x + GELU(product + term)), each row's mean and inverse deviation; sums of a row need no second pass.
+    """LayerNorm(x + GELU(product + term)), and each row's mean and inverse deviation.
 
     SETTLE: out holds older rows; mark those whose summed squared change is under `limit`.
     """
@@ -93,14 +93,14 @@ def residual_norm(
     column = tl.arange(0, BLOCK)[None, :]
     inside = (row < rows) & (column < stride)
     total, _ = _total(x, product, term, tokens, row, column, inside, rows, stride, GATHER)
-    level, square = tl.reduce((total, total * total), 1, _add_pairs)
-    mean = level / width
-    rstd = tl.rsqrt(tl.maximum(square / width - mean * mean, 0.0) + NORM_EPS)
+    mean = tl.sum(total, 1) / width
+    centred = tl.where(column < width, total - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / width + NORM_EPS)
     tl.store(means + line, mean, mask=line < rows)
     tl.store(rstds + line, rstd, mask=line < rows)
     gain = tl.load(weight + column, mask=column < stride, other=0.0)
     shift = tl.load(bias + column, mask=column < stride, other=0.0)
-    value = (total - mean[:, None]) * rstd[:, None] * gain + shift  # a pad has neither gain nor shift
+    value = centred * rstd[:, None] * gain + shift  # a pad has neither gain nor shift
     value = value.to(out.dtype.element_ty)
     place = row.to(tl.int64) * stride + column
     if SETTLE:
@@ -157,15 +157,22 @@ def residual_norm_backward(
 
 @triton.jit(do_not_specialize=["length", "pieces"])
 def block_moments(sums, squares, rows, length, pieces, stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Column sums and the sum of squares of each piece of each block: sums (B, pieces, BLOCK), squares (B, pieces)."""
+    """Column sums and the sum of squares of each piece of each block, as differences from the block's first row.
+
+    sums (B, pieces, BLOCK), squares (B, pieces).
+    """
     block, piece = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, BLOCK)[None, :]
+    first_row = rows + (block * length).to(tl.int64) * stride + column
+    origin = tl.load(first_row, mask=column < stride, other=0.0).to(tl.float32)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
     square = tl.zeros([ROWS, BLOCK], tl.float32)
     for first in range(piece * ROWS, length, pieces * ROWS):
         row = first + tl.arange(0, ROWS)[:, None]
         place = (block * length + row).to(tl.int64) * stride + column
-        value = tl.load(rows + place, mask=(row < length) & (column < stride), other=0.0).to(tl.float32)
+        inside = (row < length) & (column < stride)
+        value = tl.load(rows + place, mask=inside, other=0.0).to(tl.float32)
+        value = tl.where(inside, value - origin, 0.0)
         total += value
         square += value * value
     at = block * pieces + piece

@@ -246,7 +246,6 @@ class _StudyRun:
             "device_name": summary["hardware"],
             "threads": self.resources.threads,
             "gpus": self.resources.gpus,
-            "compute": summary["compute"],
         }
         from search.leaderboard import trial_name
         from search.progress import Display

@@ -18,7 +18,7 @@ from search.leaderboard import trial_name
 from search.ledger import Assignment, Ledger
 from search.progress import Display
 from trainables.tracking import Tracker
-from trainables.two_phase import DIVERGED, FINAL, PROFILE, SERIES, two_phase
+from trainables.two_phase import COMPUTE, DIVERGED, FINAL, PROFILE, SERIES, two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -97,7 +97,7 @@ class _Recorder(_Unpickled, Callback):
         elif last.get(FINAL):
             self._open.discard(number)
             self._ledger.complete(number, last[FINAL])
-            self._tracker.finish_trial(self._runs[number], last[FINAL], trial.config.get(PROFILE))
+            self._tracker.finish_trial(self._runs[number], last[FINAL], last[COMPUTE], trial.config.get(PROFILE))
             self._display.finish(number, last[FINAL])
         # else it was stopped from outside: `interrupt_open` records it
 

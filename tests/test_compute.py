@@ -1,4 +1,5 @@
 import importlib.util
+import shutil
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ def test_what_a_gpu_gets(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
     assert str(Compute.of("cuda")) == shown
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # Triton cannot build its launchers
+    assert str(Compute.of("cuda")).endswith("torch operators")
 
 
 def test_what_a_cpu_gets() -> None:

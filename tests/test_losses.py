@@ -28,6 +28,16 @@ def test_dispersion_equals_the_textbook(length: int) -> None:
     assert torch.allclose(torch.cat(gradients), leaf.grad, rtol=1e-9)
 
 
+def test_a_block_of_equal_rows_has_a_finite_gradient() -> None:
+    rows = torch.ones(4, 3, dtype=torch.float64)
+    leaf = rows.clone().requires_grad_()
+    reference.dispersion_loss(leaf, 10).backward()
+    losses, gradient = block_dispersion(*plain.spread(rows, 1), 4)
+    assert float(losses) == pytest.approx(0.3)
+    assert leaf.grad is not None
+    assert torch.allclose(gradient.dense(rows), leaf.grad)
+
+
 def test_a_block_of_one_row_joins_its_neighbour() -> None:
     assert block_spans(21, 10) == [(0, 10), (10, 21)]
     assert block_spans(22, 10) == [(0, 10), (10, 20), (20, 22)]

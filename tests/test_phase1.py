@@ -19,7 +19,7 @@ CONFIG = Phase1Config(block=50, max_sweeps=7, converged_share=0.999)
 def test_fit_equals_the_textbook(
     tokens: torch.Tensor, table: torch.Tensor, context_layers: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(phase1_module.ROWS_PER_PASS, "cpu", 100)  # several passes a sweep
+    monkeypatch.setitem(phase1_module.TENSOR_BYTES, "cpu", 100 * 8 * 8)  # several passes a sweep
     tokens, seed = tokens[:length], 4
     model = LanguageModel(model_config(context_layers), table.double(), seed)
     book = twin(model)

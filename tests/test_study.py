@@ -22,7 +22,7 @@ from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.records import Records
 from trainables.sources import split_of
-from trainables.tracking import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG
+from trainables.tracking import COMPUTE_TAG, HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--vocab-size", "280", "--embedding-dim", "16", "--context-dims", "8,16", "--name", "small"]
@@ -103,7 +103,7 @@ def test_how_trials_compute_is_shown_once_and_recorded(finished: tuple[Path, str
     root, output = finished
     assert output.count("fp32 products, torch operators") == 1
     _, children, _ = mlflow_runs(root)
-    assert {run.data.params["compute"] for run in children} == {"fp32 products, torch operators"}
+    assert {run.data.tags[COMPUTE_TAG] for run in children} == {"fp32 products, torch operators"}
 
 
 def test_the_first_trial_is_profiled(finished: tuple[Path, str], tmp_path: Path) -> None:

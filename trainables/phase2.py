@@ -18,7 +18,7 @@ from trainables.config import Phase2Config
 from trainables.optimizer import FlatAdam
 from trainables.phase1 import DivergedError
 
-EVAL_ROWS = 8_192  # positions evaluated at once; changes no number
+EVAL_ROWS = 8_192  # positions evaluated at once; changes nothing but the last digits
 EAGER_STEPS = 3  # of an epoch on a GPU before the step is recorded: libraries must be warm by then
 
 

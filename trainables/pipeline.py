@@ -88,7 +88,8 @@ class _Run:
         self.compute = Compute.of(device)
         # By settings, by content (a table that was made again on other hardware differs in the last digits) and by how
         # it is computed: a run repeats itself bit by bit, whoever trained its Phase 1.
-        self.phase1_key = content_key([config.phase1_key(), inputs.digest, device.type, str(self.compute)])
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.get_num_threads()
+        self.phase1_key = content_key([config.phase1_key(), inputs.digest, device.type, where, str(self.compute)])
         table = torch.tensor(inputs.embedding.table)
         self.model = LanguageModel(config.model_config(*table.shape), table, config.seed).to(device)
         self.train = torch.tensor(inputs.corpus.train.tokens, dtype=torch.int64, device=device)
@@ -118,7 +119,9 @@ class _Run:
             self.train_contexts = last_sweep_contexts(block, embedded, self.train, last_state, self.compute)
         self.val_contexts = self.model.contexts(self.validation, tolerance, self.compute)
         for contexts in (self.train_contexts, self.val_contexts):
-            if not contexts.final.isfinite().all():  # the last step spoiled the weights after its loss was fine
+            if (
+                not torch.stack(torch.aminmax(contexts.states)).isfinite().all()
+            ):  # the last step spoiled the weights after its loss was fine
                 raise DivergedError("Phase 1 diverged: its contexts are not finite")
 
     def _rank(self, tokens: Tensor) -> float:

@@ -43,7 +43,7 @@ class Profiler:
         """Write what is being recorded, if anything is."""
         if self.part is None:
             return
+        part, self.part = self.part, None
         self.recorder.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.recorder.export_chrome_trace(str(self.folder / f"{self.part}.json.gz"))
-        self.part = None
+        self.recorder.export_chrome_trace(str(self.folder / f"{part}.json.gz"))

@@ -30,6 +30,7 @@ STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
     "reason",
 )
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
+COMPUTE_TAG = "compute"
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
 
@@ -124,8 +125,12 @@ class Tracker:
         for start in range(0, len(listed), MAX_METRICS):
             self.client.log_batch(run_id, metrics=listed[start : start + MAX_METRICS])
 
-    def finish_trial(self, run_id: str, figures: dict[str, float], traces: str | None = None) -> None:
-        """The final figures, once, and the run's end; a folder of `traces` becomes artifacts."""
+    def finish_trial(
+        self, run_id: str, figures: dict[str, float], compute: str = "", traces: str | None = None
+    ) -> None:
+        """The final figures, once, how they were computed, and the run's end; files in `traces` become artifacts."""
+        if compute:
+            self.client.set_tag(run_id, COMPUTE_TAG, compute)
         if traces:
             self.client.log_artifacts(run_id, traces, "profile")
         self.log_series(run_id, [(name, 0, value) for name, value in figures.items()])

@@ -18,6 +18,7 @@ REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in o
 
 # Keys of a report. Every report has all of them.
 PHASE, STEP, TOTAL, SERIES, FINAL, DIVERGED = "phase", "step", "total", "series", "final", "diverged"
+COMPUTE = "compute"  # how this trial's device computes
 
 PROFILE = "profile"  # key beside a trial's configuration: the folder its traces go to
 
@@ -25,7 +26,8 @@ PROFILE = "profile"  # key beside a trial's configuration: the folder its traces
 class _Reporter:
     """Collects a run's progress and hands it to Tune, never more often than `REPORT_EVERY`."""
 
-    def __init__(self) -> None:
+    def __init__(self, compute: str) -> None:
+        self._compute = compute
         self._points: list[tuple[str, int, float]] = []
         self._last = -math.inf
         self._at: dict[str, Any] = {PHASE: "start", STEP: 0, TOTAL: 0}
@@ -38,7 +40,7 @@ class _Reporter:
 
     def send(self, final: dict[str, float] | None = None, diverged: str = "") -> None:
         """Report what has gathered; the last report of a run has its figures or why there are none."""
-        tune.report({**self._at, SERIES: self._points, FINAL: final or {}, DIVERGED: diverged})
+        tune.report({**self._at, SERIES: self._points, FINAL: final or {}, DIVERGED: diverged, COMPUTE: self._compute})
         self._points, self._last = [], time.monotonic()
 
 
@@ -60,6 +62,7 @@ def choose_device(gpus: float) -> str:
     if gpus < 1:  # Ray's fractions are bookkeeping only: hold the trial to its share of the memory
         torch.cuda.set_per_process_memory_fraction(gpus)
     torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     return "cuda"
 
 
@@ -75,6 +78,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     """
     import torch
 
+    from model.compute import Compute
     from trainables.artifacts import ArtifactStore
     from trainables.phase1 import DivergedError
     from trainables.pipeline import run
@@ -82,7 +86,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
 
     torch.set_num_threads(threads)
     device = choose_device(gpus)
-    report = _Reporter()
+    report = _Reporter(str(Compute.of(device)))
     folder = config.pop(PROFILE, None)
     profiler = Profiler(Path(folder), report) if folder else None
     store, listen = ArtifactStore(Path(cache)), profiler or report

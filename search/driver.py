@@ -135,6 +135,7 @@ class _StudyRun:
     ) -> None:
         self.settings, self.study, self.name, self.console = settings, study, name, console
         self.resources, self.began = resources, began
+        self.profiled = False
         self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
     def go(self) -> int:
@@ -254,6 +255,8 @@ class _StudyRun:
         self._complete_mlflow(ledger, tracker, runtime)
         if ledger.open_trials() == 0:
             self.console.print("all trials of this study are finished: nothing to run")
+            if self.settings.profile:
+                self.console.print("so nothing is profiled: a larger --trials or another --seed runs one")
             return 0
         from search.ledger import trial_config
 
@@ -261,6 +264,7 @@ class _StudyRun:
         known = (best.value, trial_name(trial_config(best))) if best and best.value is not None else None
         done = self.study.trials - ledger.open_trials()
         display = Display(self.console, self.study.trials, done, known)
+        self.profiled = self.settings.profile
         with self._traces() as traces:
             cache = self.settings.records.cache
             return run_trials(ledger, tracker, display, inputs, cache, self.resources, runtime, traces)
@@ -296,6 +300,8 @@ class _StudyRun:
         failed = failures(ledger)
         for number, config, reason in failed:
             self.console.print(f"[red]trial {number} ({config}) failed: {escape(reason)}[/]")
+        if self.profiled:
+            self.console.print("traces of the first trial that ran: its run's artifacts in MLflow, folder profile/")
         shown = self.settings.shown_root
         finished, elapsed = len(ledger.finished()), duration(time.monotonic() - self.began)
         self.console.print(f"\n{finished} trials finished, {len(failed)} failed, in {elapsed}")

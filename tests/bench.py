@@ -282,14 +282,25 @@ def _format(unit: Unit) -> str:
 
 def main() -> None:
     """Run all units and print, or write, the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=f"{__doc__} A minute or two on either.")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--data", help="a .jsonl[.gz] file; default: Python's reference texts")
     parser.add_argument("--fast-only", action="store_true", help="leave out the textbook: for streams too long for it")
-    parser.add_argument("--tokens", type=int, help="length of the training stream; the text is repeated to it")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: as a trial has)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tokens", type=int, help="length of the training stream, to which the text is repeated")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1, as a trial has)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     options = parser.parse_args()
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"this PyTorch ({torch.__version__}) sees no GPU")
+    if options.threads < 1 or (options.tokens is not None and options.tokens < 1_000):
+        parser.error("--threads must be at least 1 and --tokens at least 1000")
+    try:
+        if options.json:
+            options.json.touch()
+        resolve_data(options.data or "pydoc", None)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     torch.set_num_threads(options.threads)
     device = choose_device(1 if options.device == "cuda" else 0)
     bench = Bench(device, options.data, options.tokens, options.fast_only)
@@ -319,7 +330,9 @@ def main() -> None:
         bench.add("first trial's extra", first - warm, None, None, "compilation, libraries' start")
     if options.json:
         lines = [asdict(unit) for unit in bench.units]
-        options.json.write_text(json.dumps({"machine": machine, "units": lines}, indent=1))
+        sizes = {"N": len(bench.tokens), "D": bench.d, "E": bench.e, "V": bench.v, "batch": bench.batch}
+        written = {"machine": machine, "large_products_tflops": bench.peak / 1e12, "sizes": sizes, "units": lines}
+        options.json.write_text(json.dumps(written, indent=1))
 
 
 if __name__ == "__main__":

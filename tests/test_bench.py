@@ -17,6 +17,7 @@ def test_benchmark_writes_every_unit(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     written = json.loads(report.read_text())
     assert "fp32 products, torch operators" in written["machine"]
+    assert written["sizes"]["N"] == 6000
     units = {unit["unit"]: unit for unit in written["units"]}
     for word in ("sweep", "epoch", "contexts", "trial"):
         assert any(word in name for name in units), word
@@ -25,3 +26,19 @@ def test_benchmark_writes_every_unit(tmp_path: Path) -> None:
             assert unit["fast_s"] > 0
             assert unit["ratio"] == pytest.approx(unit["textbook_s"] / unit["fast_s"])
         assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--tokens", "5"], "--tokens at least 1000"),
+        (["--json", "nowhere/bench.json"], "nowhere/bench.json"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_is_timed(options: list[str], said: str) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("bench.py")), "--device", "cpu", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

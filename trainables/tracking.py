@@ -30,7 +30,7 @@ STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
     "reason",
 )
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
-COMPUTE_TAG = "compute"
+COMPUTE_TAG, PROFILED_TAG = "compute", "profiled"
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
 
@@ -133,6 +133,7 @@ class Tracker:
             self.client.set_tag(run_id, COMPUTE_TAG, compute)
         if traces:
             self.client.log_artifacts(run_id, traces, "profile")
+            self.client.set_tag(run_id, PROFILED_TAG, "true")  # its seconds are not those of an ordinary trial
         self.log_series(run_id, [(name, 0, value) for name, value in figures.items()])
         self.client.set_terminated(run_id, "FINISHED")
 

@@ -58,7 +58,7 @@ class StreamContexts:
 
 
 @contextmanager
-def _full_products() -> Iterator[None]:
+def full_products() -> Iterator[None]:
     """Products in full precision whatever the process is set to: rounded to TF32, a state never stands still."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -69,13 +69,13 @@ def _full_products() -> Iterator[None]:
 
 
 @torch.no_grad()
-@_full_products()
+@full_products()
 def _layer_outputs(weights: ContextPass, tokens: Tensor, previous: Tensor, number: int) -> Tensor:
     """Layer `number`'s output where position t starts from the kept `previous[t]`.  # (N, W), kept as that is"""
     outputs = torch.empty_like(previous)
     for start in range(0, len(tokens), ROWS_PER_PASS):
         rows = slice(start, start + ROWS_PER_PASS)
-        outputs[rows] = weights.forward(previous[rows].to(weights.terms[0].dtype), tokens[rows])[number - 1]
+        outputs[rows] = weights.forward(previous[rows].to(weights.terms[0].dtype), tokens[rows], number)[-1]
     return outputs
 
 
@@ -118,7 +118,7 @@ class _Scan:
 
 
 @torch.no_grad()
-@_full_products()
+@full_products()
 def exact_contexts(
     block: ContextBlock,
     embedded: Tensor,
@@ -138,7 +138,6 @@ def exact_contexts(
 
     Returns:
         The contexts, the number of passes, and the largest start change that was let stand.
-
     """
     assert tokens.ndim == 1
     assert len(tokens) > 0
@@ -167,7 +166,7 @@ def _iterate(scan: _Scan, tolerance: float) -> tuple[int, float]:
 
 
 @torch.no_grad()
-@_full_products()
+@full_products()
 def last_sweep_contexts(
     block: ContextBlock, embedded: Tensor, tokens: Tensor, state: Tensor, compute: Compute | None = None
 ) -> StreamContexts:

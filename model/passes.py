@@ -49,18 +49,19 @@ class ContextPass:
                 self.norms.append((F.pad(layer.norm.weight, (0, pad)), F.pad(layer.norm.bias, (0, pad)), size))
 
     @torch.no_grad()
-    def forward(self, previous: Tensor, tokens: Tensor) -> list[Tensor]:
+    def forward(self, previous: Tensor, tokens: Tensor, depth: int | None = None) -> list[Tensor]:
         """Every layer's output at n positions, the last one the new final context.
 
         Args:
             previous: the final context each position starts from.  # (n, W)
             tokens: (n,)
+            depth: the first layers only.
 
         Returns:
-            C tensors.  # each (n, W)
+            C tensors, or `depth`.  # each (n, W)
         """
         outputs, x = [], previous
-        for hidden, term, norm in zip(self.hidden, self.terms, self.norms, strict=True):
+        for hidden, term, norm in list(zip(self.hidden, self.terms, self.norms, strict=True))[:depth]:
             x, _ = self.compute.ops.residual_norm(x, x @ hidden.T, term, tokens, *norm)
             outputs.append(x)
         return outputs

@@ -61,8 +61,8 @@ class Saved(NamedTuple):
     """What `residual_norm_backward` needs of a forward."""
 
     out: Tensor
-    normed: Tensor
-    activated: Tensor
+    total: Tensor  # before the norm
+    active: Tensor  # before the GELU
     mean: Tensor
     rstd: Tensor
 
@@ -95,9 +95,9 @@ def residual_norm_backward(
     if isinstance(grad, BlockGradient):
         grad = grad.dense(saved.out)
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-        grad, saved.normed, [size], saved.mean, saved.rstd, weight, bias, [True, True, True]
+        grad, saved.total, [size], saved.mean, saved.rstd, weight, bias, [True, True, True]
     )
-    grad_product = torch.ops.aten.gelu_backward(grad_x, saved.activated)
+    grad_product = torch.ops.aten.gelu_backward(grad_x, saved.active)
     return grad_x, grad_product, grad_weight, grad_bias, grad_product.sum(0)
 
 

@@ -8,7 +8,9 @@ wide, one at D does not. Counts are never specialised on, so that a last short b
 import triton
 import triton.language as tl
 
-NORM_EPS = tl.constexpr(1e-5)
+from model import plain
+
+NORM_EPS = tl.constexpr(plain.NORM_EPS)
 ROUNDS = tl.constexpr(7)  # of Philox: as many as pass all statistical tests (Salmon et al., 2011)
 
 

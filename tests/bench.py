@@ -16,17 +16,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp())  # so that the first trial pays what a new machine pays
+_KERNELS = tempfile.TemporaryDirectory()  # empty, so that the first trial pays what a new machine pays
+os.environ.setdefault("TRITON_CACHE_DIR", _KERNELS.name)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-_STARTED = time.perf_counter()
 
 import torch  # noqa: E402
 
 import tests.reference as reference  # noqa: E402
 from model.compute import Compute  # noqa: E402
 from model.config import ModelConfig  # noqa: E402
+from model.contexts import full_products  # noqa: E402
 from model.language_model import LanguageModel  # noqa: E402
 from model.losses import effective_rank  # noqa: E402
+from model.passes import ContextPass  # noqa: E402
 from search.presets import demo, reports  # noqa: E402
 from trainables import metrics as names  # noqa: E402
 from trainables.artifacts import ArtifactStore  # noqa: E402
@@ -34,7 +36,7 @@ from trainables.config import Phase1Config, Phase2Config, RunConfig  # noqa: E40
 from trainables.corpus import Corpus, Split, load_corpus  # noqa: E402
 from trainables.embeddings import Embedding  # noqa: E402
 from trainables.optimizer import FlatAdam  # noqa: E402
-from trainables.phase1 import ContextPass, _Stream, fit_phase1  # noqa: E402
+from trainables.phase1 import _Stream, fit_phase1  # noqa: E402
 from trainables.phase2 import Stream, _Steps  # noqa: E402
 from trainables.pipeline import Inputs, run  # noqa: E402
 from trainables.sources import resolve_data, resolve_embedding  # noqa: E402
@@ -160,24 +162,21 @@ class Bench:
         start = torch.randn(n, d, device=self.device) * 0.01
 
         def slow() -> None:
-            self._book_phase1(book, start, 2)
+            with full_products():  # torch's default, which the process has left
+                reference.phase1(
+                    book, self.tokens, start, lambda sweep: torch.randn_like(start) * config.noise,
+                    lr=config.learning_rate, clip=config.grad_clip, block=config.block, threshold=config.threshold,
+                    converged_share=1.1, max_sweeps=2,
+                )  # fmt: skip
 
         seconds = self.pair(fast, slow, 3 if self.cuda else 9)
         split = 2 * n * d * d * (3 * c - 1) + 4 * self.v * self.e * d * c
         self.add(f"Phase-1 sweep C={c}", *seconds, split)
 
-    def _book_phase1(self, book: reference.ReferenceModel, state: torch.Tensor, sweeps: int) -> None:
-        own = Phase1Config()
-        with _defaults():
-            reference.phase1(
-                book, self.tokens, state, lambda sweep: torch.randn_like(state) * own.noise, lr=own.learning_rate,
-                clip=own.grad_clip, block=own.block, threshold=own.threshold, converged_share=1.1, max_sweeps=sweeps,
-            )  # fmt: skip
-
     def epoch(self, t: int) -> None:
         """One Phase-2 epoch over the training stream, without the validation."""
-        n, c = len(self.tokens), t
-        model = self.model(c, t)
+        n = len(self.tokens)
+        model = self.model(t, t)
         width = self.compute.width(self.d)
         kept = self.compute.operand(torch.randn(n, width, device=self.device))
         kept[:, self.d :] = 0
@@ -190,7 +189,7 @@ class Bench:
         rows = [None if c is None else share for c in contexts]
 
         def slow() -> None:
-            with _defaults():
+            with full_products():  # torch's default, which the process has left
                 reference.phase2(
                     book, self.tokens, self.val[:2], rows, [None if r is None else r[:2] for r in rows], lr=1e-3,
                     clip=1.0, batch_size=self.batch, epochs=1, patience=1,
@@ -218,7 +217,7 @@ class Bench:
         sample = self.val[: 2_000 if self.cuda else None]
         per_token = None
         if not self.fast_only:
-            with _defaults():
+            with full_products():  # torch's default, which the process has left
                 per_token = self.clock(lambda: reference.sequential_contexts(book, sample), 1) / len(sample)
         for name, tokens in (("validation", self.val), ("training", self.tokens)):
             passes = model.contexts(tokens, 1e-4, self.compute).passes
@@ -257,17 +256,6 @@ class Bench:
         peak = f", peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if self.cuda else ""
         self.note = f"{SWEEPS} sweeps, {EPOCHS} epochs, val PPL {result[names.VAL_PPL]:.2f}{peak}"
         return result[names.TOTAL_SECONDS]
-
-
-class _defaults:  # noqa: N801
-    """torch's default product precision: what the textbook runs in."""
-
-    def __enter__(self) -> None:
-        self.before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-
-    def __exit__(self, *error: object) -> None:
-        torch.set_float32_matmul_precision(self.before)
 
 
 def _format(unit: Unit) -> str:

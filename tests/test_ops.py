@@ -5,6 +5,7 @@ interpreted, on the CPU.
 """
 
 import math
+import secrets
 
 import pytest
 import torch
@@ -31,7 +32,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def rng() -> torch.Generator:
-    return torch.Generator().manual_seed(torch.seed() % 1000)  # fresh inputs every time; the seed is in no result
+    """Fresh inputs every time; pytest shows the seed with a failure."""
+    seed = secrets.randbelow(1 << 31)
+    print(f"seed {seed}")
+    return torch.Generator().manual_seed(seed)
 
 
 def draw(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

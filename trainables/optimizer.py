@@ -28,9 +28,9 @@ class FlatAdam:
             at += parameter.numel()
         self.learning_rate = learning_rate
         size = GPU_SLICE if self.flat.is_cuda else at
-        self.values, self.grads = self.flat.split(size), self.grad.split(size)
-        self.means = torch.zeros_like(self.flat).split(size)
-        self.squares = torch.zeros_like(self.flat).split(size)
+        self.values, self.grads = list(self.flat.split(size)), list(self.grad.split(size))
+        self.means = list(torch.zeros_like(self.flat).split(size))
+        self.squares = list(torch.zeros_like(self.flat).split(size))
         self.counts = [torch.zeros((), device=self.flat.device) for _ in self.values]
 
     @torch.no_grad()
@@ -39,7 +39,7 @@ class FlatAdam:
         norm = torch.linalg.vector_norm(self.grad)
         self.grad *= (self.grad_clip / (norm + 1e-6)).clamp(max=1.0)
         adam(
-            list(self.values), list(self.grads), list(self.means), list(self.squares), [], self.counts, fused=True,
+            self.values, self.grads, self.means, self.squares, [], self.counts, fused=True,
             capturable=self.flat.is_cuda, amsgrad=False, maximize=False, lr=self.learning_rate, beta1=0.9,
             beta2=0.999, eps=1e-8, weight_decay=0.0,
         )  # fmt: skip

@@ -53,7 +53,6 @@ class _Steps:
     """A model laid out for passes over streams."""
 
     def __init__(self, model: LanguageModel, compute: Compute) -> None:
-        self.block = model.token_block
         self.weights = TokenPass(model.token_block, compute)
         self.embedded = compute.operand(model.embedded)  # (V, E)
         self.head = FrozenHead(model.table, compute)

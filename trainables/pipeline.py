@@ -119,9 +119,8 @@ class _Run:
             self.train_contexts = last_sweep_contexts(block, embedded, self.train, last_state, self.compute)
         self.val_contexts = self.model.contexts(self.validation, tolerance, self.compute)
         for contexts in (self.train_contexts, self.val_contexts):
-            if (
-                not torch.stack(torch.aminmax(contexts.states)).isfinite().all()
-            ):  # the last step spoiled the weights after its loss was fine
+            # where the last step spoiled the weights after its loss was fine
+            if not torch.stack(torch.aminmax(contexts.states)).isfinite().all():
                 raise DivergedError("Phase 1 diverged: its contexts are not finite")
 
     def _rank(self, tokens: Tensor) -> float:
@@ -138,10 +137,9 @@ class _Run:
         result: Phase1Result = fit_phase1(
             self.model, self.train, self.config.phase1, self.config.seed, self._on_sweep, self.compute
         )
-        state, result.state = result.state, None  # as large as the contexts themselves
         if self.config.contexts.train == "exact":
-            state = None
-        self._fill_contexts(state)
+            result.state = None  # not needed, and as large as the contexts themselves
+        self._fill_contexts(result.state)
         figures = {
             names.SWEEPS: float(result.num_sweeps),
             names.CONVERGENCE: result.sweeps[-1].convergence,

@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.errors import BadInputError, user_errors
+from search.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.spaces import Study
 
@@ -43,7 +44,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
     """
     args = build_parser(describe, sampled).parse_args()
     try:
-        with _user_errors():
+        with user_errors():
             settings = check(args, sampled)
             study = make_study(settings)
         for key, value in QUIET.items():
@@ -60,40 +61,6 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         return INTERRUPTED
 
 
-class BadInputError(Exception):
-    """What the user can mend, in one sentence."""
-
-
-@contextmanager
-def _user_errors() -> "Iterator[None]":
-    """Around all that looks at what the user gave. A ValueError from elsewhere is a bug and keeps its traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:  # OSError: a path that is too long, a folder that may not be looked into
-        raise BadInputError(str(error)) from error
-
-
-@contextmanager
-def _study_lock(folder: Path) -> "Iterator[None]":
-    """Holds a study for this process; a second one is told who has it."""
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / "driver"
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = holder.read_text().strip() if holder.exists() else "another process"
-        raise BadInputError(f"study {folder.name!r} is being run by {who}") from None
-    try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
 def _run(settings: Settings, study: Study) -> int:
     from rich.console import Console
 
@@ -103,11 +70,11 @@ def _run(settings: Settings, study: Study) -> int:
     console.print(f"study [bold]{name}[/]: {study.trials} trials, records in {settings.shown_root}/")
     with ExitStack() as stack:
         if settings.address is None:
-            stack.enter_context(_study_lock(settings.records.study(name)))
+            stack.enter_context(study_lock(settings.records.study(name)))
             resources = stack.enter_context(_ray(settings, console))
         else:  # whether a cluster is there and has what is asked for is found out before anything is written
             resources = stack.enter_context(_ray(settings, console))
-            stack.enter_context(_study_lock(settings.records.study(name)))
+            stack.enter_context(study_lock(settings.records.study(name)))
         return _StudyRun(settings, study, name, console, resources, began).go()
 
 
@@ -119,7 +86,7 @@ def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
     from search.cluster import plan_resources, start_ray
 
     try:
-        with console.status("starting Ray …"), _user_errors():
+        with console.status("starting Ray …"), user_errors():
             start_ray(settings.address)
             resources = plan_resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent)
         yield resources
@@ -145,7 +112,7 @@ class _StudyRun:
             from search.ledger import Ledger
             from trainables.tracking import Tracker
 
-            with _user_errors():
+            with user_errors():
                 ledger = Ledger(self.study, self.name, self.settings.records.optuna_database)
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
             if self.settings.address is None:  # across hosts the folder is a network folder

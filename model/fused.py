@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model import triton_kernels as kernels
 from model.plain import BlockGradient
@@ -17,6 +18,7 @@ SUM_PROGRAMS = 4096  # of a kernel that sums over rows: enough to fill a GPU, fe
 STAGES = 3  # rows whose loads are under way while one is summed
 PIECE = 128  # rows of one token that one program sums
 SOFTMAX_BLOCK, SOFTMAX_WARPS = 4096, 32  # logits of a row in flight, by how many warps
+SAMPLE = 1024  # logits of a row that tell how large its exponentials will be; a BPE's first tokens are its commonest
 
 
 class _Tile(NamedTuple):
@@ -25,6 +27,20 @@ class _Tile(NamedTuple):
     rows: int
     block: int
     warps: int
+
+
+class _LogitTile(NamedTuple):
+    """What one program multiplies at a time, and how; measured on an H200."""
+
+    rows: int
+    columns: int
+    depth: int
+    group: int  # row tiles that share the weight's tiles in the cache
+    warps: int
+    stages: int
+
+
+LOGIT_TILE = _LogitTile(128, 256, 64, group=16, warps=8, stages=4)
 
 
 def _row_tile(stride: int) -> _Tile:
@@ -39,7 +55,7 @@ class Noise:
     def __init__(self, seed: int, std: float, size: int, device: torch.device) -> None:
         self.key, self.std, self.size = seed_of(seed, "sweep noise"), std, size
 
-    def on_previous(self, carry: Tensor, state: Tensor, sweep: int, start: int, length: int) -> Tensor:
+    def on_previous(self, carry: Tensor, state: Tensor, sweep: Tensor, start: int, length: int) -> Tensor:
         """As `model.plain.Noise.on_previous`, in any order of calls; the pad has no noise."""
         rows, stride = state.shape
         out = torch.empty_like(state)
@@ -47,7 +63,7 @@ class Noise:
         per_program = max(1, 512 // quarter)
         kernels.noisy_previous[(triton.cdiv(rows, per_program),)](
             out, state, carry, self.key, self.std, sweep, start, rows, self.size, stride,
-            ROWS=per_program, QUARTER=quarter,
+            ROWS=per_program, QUARTER=quarter, num_warps=2,
         )  # fmt: skip
         return out
 
@@ -160,6 +176,52 @@ class TokenSums:
         partial = torch.empty(len(self.row_begins) - 1, block, device=rows.device)
         kernels.sum_pieces[(len(partial),)](partial, rows, self.order, self.row_begins, stride, BLOCK=block)
         kernels.add_pieces[(len(self.tokens),)](table, partial, self.tokens, self.piece_begins, stride, BLOCK=block)
+
+
+def logit_gradient(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `model.plain.logit_gradient`; the logits themselves are never written where the GPU can do without.
+
+    There a row's sum is of exponentials less the largest logit among its target's and the first `SAMPLE` tokens'. A
+    loss of more than 88 nats that those do not foresee is infinite: the run has diverged.
+    """
+    if not _takes_descriptors(hidden, len(weight)):
+        logits = hidden @ weight.T
+        return logits, *softmax_gradient_(logits, targets, vocab_size)
+    (rows, width), columns, tile = hidden.shape, len(weight), LOGIT_TILE
+    origins, at_targets, losses, totals = (torch.empty(rows, device=hidden.device) for _ in range(4))
+    sampled = min(SAMPLE, vocab_size)
+    sample = hidden @ weight[:sampled].T
+    kernels.row_origins[(rows,)](
+        origins, at_targets, sample, hidden, weight, targets, sampled, width, sampled,
+        SAMPLE=triton.next_power_of_2(sampled), BLOCK=triton.next_power_of_2(width),
+    )  # fmt: skip
+    shares = torch.empty(rows, columns, dtype=hidden.dtype, device=hidden.device)
+    column_tiles = triton.cdiv(columns, tile.columns)
+    sums = torch.empty(column_tiles, rows, device=hidden.device)
+    programs = torch.cuda.get_device_properties(hidden.device).multi_processor_count if hidden.is_cuda else 2
+    kernels.exponentials[(min(programs, triton.cdiv(rows, tile.rows) * column_tiles),)](
+        TensorDescriptor.from_tensor(shares, [tile.rows, tile.columns // 2]), sums,
+        TensorDescriptor.from_tensor(hidden, [tile.rows, tile.depth]),
+        TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]),
+        origins, rows, columns, vocab_size, WIDTH=width,
+        BM=tile.rows, BN=tile.columns, BK=tile.depth, GROUP=tile.group, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    kernels.finish_softmax[(triton.cdiv(rows, 32),)](
+        losses, totals, shares, sums, origins, at_targets, targets, rows, column_tiles, columns, ROWS=32, TILES=32
+    )
+    return shares, losses, totals
+
+
+def _takes_descriptors(hidden: Tensor, columns: int) -> bool:
+    """Whether tiles can be copied in bulk: by rows of whole 16 bytes, on data-centre GPUs since compute capability 9.0.
+
+    Others have no such copies, or too little shared memory for `LOGIT_TILE`.
+    """
+    if hidden.shape[1] * hidden.element_size() % 16 or columns * hidden.element_size() % 16:
+        return False
+    if not hidden.is_cuda:  # interpreted: its products of bf16 are wrong
+        return hidden.dtype == torch.float32
+    return hidden.dtype == torch.bfloat16 and torch.cuda.get_device_capability(hidden.device)[0] in (9, 10)
 
 
 def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:

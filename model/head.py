@@ -37,10 +37,11 @@ class FrozenHead:
         gradient = torch.empty_like(hidden)
         for start in range(0, len(hidden), self.rows_per_chunk):
             rows = slice(start, start + self.rows_per_chunk)
-            logits = hidden[rows] @ self.weight.T
-            losses[rows], scales = self.compute.ops.softmax_gradient_(logits, targets[rows], self.vocab_size)
-            torch.mm(logits, self.weight, out=gradient[rows])
-            self.compute.ops.divide_rows_(gradient[rows], scales, len(hidden))
+            on_logits, losses[rows], sums = self.compute.ops.logit_gradient(
+                hidden[rows], self.weight, targets[rows], self.vocab_size
+            )
+            torch.mm(on_logits, self.weight, out=gradient[rows])
+            self.compute.ops.divide_rows_(gradient[rows], sums, len(hidden))
         return losses, gradient
 
     @torch.no_grad()

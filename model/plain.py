@@ -41,7 +41,7 @@ class Noise:
         self.std = std
         self.generator = seeded(seed, "sweep noise", device)
 
-    def on_previous(self, carry: Tensor, state: Tensor, sweep: int, start: int, length: int) -> Tensor:
+    def on_previous(self, carry: Tensor, state: Tensor, sweep: Tensor, start: int, length: int) -> Tensor:
         """What positions `start`.. read: the row before each, with noise. Calls must follow the stream.
 
         Args:
@@ -138,16 +138,24 @@ class TokenSums:
         table += torch.ops.aten.embedding_dense_backward(rows, self.tokens, self.vocab_size, -1, False)
 
 
-def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Turn logits into the cross-entropy's gradient times each row's sum of exponentials, in place.
+def logit_gradient(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The cross-entropy's gradient of the logits `hidden @ weight.T`, times each row's sum of exponentials.
 
     Args:
-        logits: (n, columns); columns from `vocab_size` on never get probability.
+        hidden: (n, E)
+        weight: (columns, E); columns from `vocab_size` on never get probability.
         targets: (n,)
 
     Returns:
-        Each row's loss in nats, and that sum.  # (n,), (n,)
+        That gradient, each row's loss in nats, and that sum, of exponentials of a row's logits less any one number.
+            # (n, columns), (n,), (n,)
     """
+    logits = hidden @ weight.T
+    return logits, *softmax_gradient_(logits, targets, vocab_size)
+
+
+def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """`logit_gradient` of logits at hand, in place; each row's loss and sum.  # (n, columns), (n,) -> (n,), (n,)"""
     logits = logits[:, :vocab_size]
     logits -= logits.amax(dim=1, keepdim=True)
     at_target = logits.gather(1, targets[:, None])

@@ -28,7 +28,6 @@ from model.config import ModelConfig  # noqa: E402
 from model.contexts import full_products  # noqa: E402
 from model.language_model import LanguageModel  # noqa: E402
 from model.losses import effective_rank  # noqa: E402
-from model.passes import ContextPass  # noqa: E402
 from search.presets import demo, reports  # noqa: E402
 from trainables import metrics as names  # noqa: E402
 from trainables.artifacts import ArtifactStore  # noqa: E402
@@ -36,7 +35,7 @@ from trainables.config import Phase1Config, Phase2Config, RunConfig  # noqa: E40
 from trainables.corpus import Corpus, Split, load_corpus  # noqa: E402
 from trainables.embeddings import Embedding  # noqa: E402
 from trainables.optimizer import FlatAdam  # noqa: E402
-from trainables.phase1 import _Stream, fit_phase1  # noqa: E402
+from trainables.phase1 import Sweeps, fit_phase1  # noqa: E402
 from trainables.phase2 import Stream, _Steps  # noqa: E402
 from trainables.pipeline import Inputs, run  # noqa: E402
 from trainables.sources import resolve_data, resolve_embedding  # noqa: E402
@@ -146,18 +145,7 @@ class Bench:
         """One Phase-1 sweep with its optimiser step, whole stream."""
         n, d, config = len(self.tokens), self.d, Phase1Config()
         model = self.model(c, 1)
-        stream = _Stream(self.tokens, model, config, 0, self.compute)
-        embedded = self.compute.operand(model.embedded)
-        state = 0.01 * torch.randn(n, self.compute.width(d), device=self.device)
-        state[:, d:] = 0
-        state = self.compute.operand(state)
-        optimizer = FlatAdam(model.context_block, config.learning_rate, config.grad_clip)
-
-        def fast() -> None:
-            figures = stream.sweep(ContextPass(model.context_block, embedded, self.compute), state, 2)
-            optimizer.step()
-            figures.tolist()
-
+        fit = Sweeps(model, self.tokens, config, 0, self.compute)
         book = reference.ReferenceModel(model.config, self.table)
         start = torch.randn(n, d, device=self.device) * 0.01
 
@@ -169,7 +157,7 @@ class Bench:
                     converged_share=1.1, max_sweeps=2,
                 )  # fmt: skip
 
-        seconds = self.pair(fast, slow, 3 if self.cuda else 9)
+        seconds = self.pair(fit.advance, slow, 3 if self.cuda else 9)
         split = 2 * n * d * d * (3 * c - 1) + 4 * self.v * self.e * d * c
         self.add(f"Phase-1 sweep C={c}", *seconds, split)
 

@@ -103,7 +103,7 @@ def test_a_whole_trial_agrees_with_the_textbook(
     nothing = torch.zeros(len(train), compute.width(100), device=device)
     expected = reference.phase1(
         book, train, state[:, :100].float(),
-        lambda sweep: noise.on_previous(nothing[0], nothing, sweep, 0, own.block)[:, :100],
+        lambda sweep: noise.on_previous(nothing[0], nothing, torch.tensor(sweep, device=device), 0, own.block)[:, :100],
         lr=own.learning_rate, clip=own.grad_clip, block=own.block, threshold=own.threshold,
         converged_share=own.converged_share, max_sweeps=own.max_sweeps,
     )  # fmt: skip

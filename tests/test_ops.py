@@ -180,12 +180,34 @@ def test_fused_softmax_gradient(rng: torch.Generator, dtype: torch.dtype, vocab:
         assert (rows[:, vocab:] == 0).all()
 
 
+def number(sweep: int) -> Tensor:
+    return torch.tensor(sweep, device=DEVICE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [10, 16, 72])  # the first is no multiple of what bulk copies take
+@pytest.mark.parametrize(("n", "vocab"), [(9, 37), (150, 300), (3, 1100)])
+def test_fused_logit_gradient(rng: torch.Generator, dtype: torch.dtype, width: int, n: int, vocab: int) -> None:
+    columns = -(-vocab // 64) * 64
+    hidden = (draw(rng, n, width) / width**0.5).to(dtype)
+    weight = padded((draw(rng, vocab, width) - 1).T, columns).T.contiguous().to(dtype)  # a pad would win
+    targets = torch.randint(vocab, (n,), generator=rng).to(DEVICE)
+    leaf = (hidden.float() @ weight[:vocab].float().T).requires_grad_()
+    expected = F.cross_entropy(leaf, targets, reduction="none")
+    expected.sum().backward()
+    rows, losses, sums = fused.logit_gradient(hidden, weight, targets, vocab)
+    assert abs(losses.mean() - expected.mean()) < (1e-5 if dtype == torch.float32 else 5e-3) * expected.mean()
+    error = (rows[:, :vocab] / sums[:, None] - leaf.grad).norm() / leaf.grad.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 2e-2)
+    assert (rows[:, vocab:] == 0).all()
+
+
 def test_fused_noise_is_normal_and_counted() -> None:
     n, d, stride = 4_000, 20, 32
     noise = fused.Noise(seed=3, std=0.1, size=d, device=torch.device(DEVICE))
     state = torch.zeros(n, stride, device=DEVICE)
     carry = torch.zeros(stride, device=DEVICE)
-    drawn = noise.on_previous(carry, state, sweep=2, start=0, length=100)
+    drawn = noise.on_previous(carry, state, sweep=number(2), start=0, length=100)
     values = drawn[:, :d].double() / 0.1
     assert (drawn[:, d:] == 0).all()
     assert abs(values.mean()) < 4 / math.sqrt(n * d)
@@ -193,8 +215,10 @@ def test_fused_noise_is_normal_and_counted() -> None:
     assert abs((values**4).mean() - 3) < 4 * math.sqrt(96 / (n * d))
     neighbours = (values[1:] * values[:-1]).mean(), (values[:, 1:] * values[:, :-1]).mean()
     assert all(abs(c) < 4 / math.sqrt(n * (d - 1)) for c in neighbours)
-    assert torch.equal(noise.on_previous(carry, state[:100], 2, 50, 100), drawn[50:150])  # wherever the pass starts
-    other = noise.on_previous(carry, state, sweep=3, start=0, length=100)
+    assert torch.equal(
+        noise.on_previous(carry, state[:100], number(2), 50, 100), drawn[50:150]
+    )  # wherever the pass starts
+    other = noise.on_previous(carry, state, sweep=number(3), start=0, length=100)
     assert abs((other * drawn)[:, :d].double().mean()) < 4 * 0.01 / math.sqrt(n * d)
 
 
@@ -202,7 +226,7 @@ def test_fused_noise_is_normal_and_counted() -> None:
 def test_noise_is_added_to_the_row_before(rng: torch.Generator, ops: object) -> None:
     state, carry = draw(rng, 10, 16), draw(rng, 16)
     noise = ops.Noise(seed=3, std=0.0, size=16, device=torch.device(DEVICE))
-    assert torch.equal(noise.on_previous(carry, state, 2, 0, 4), torch.cat([carry[None], state[:-1]]))
+    assert torch.equal(noise.on_previous(carry, state, number(2), 0, 4), torch.cat([carry[None], state[:-1]]))
 
 
 COMPUTES = [Compute(), Compute(fused=True), Compute(fused=True, bf16=True)]
@@ -234,12 +258,12 @@ def test_a_sweep_equals_autograd(
     zeros, drawn = torch.zeros_like(state, dtype=torch.float32), []
     for spans in stream.passes:
         start, stop, length = spans[0][0], spans[-1][1], spans[0][1] - spans[0][0]
-        drawn.append(noise.on_previous(zeros[0], zeros[start:stop], 2, start, length)[:, :size])
+        drawn.append(noise.on_previous(zeros[0], zeros[start:stop], number(2), start, length)[:, :size])
     out = context_sweep(book, tokens, before, torch.cat(drawn))
     loss = dispersion_loss(out, block)
     loss.backward()
     optimizer = FlatAdam(model.context_block, 1e-3, 1.0)
-    figures = stream.sweep(ContextPass(model.context_block, embedded, compute), state, 2)
+    figures = stream.sweep(ContextPass(model.context_block, embedded, compute), state, number(2))
     assert float(figures[0]) == pytest.approx(loss.item(), rel=BF16_LOSS if compute.bf16 else 1e-5)
     assert agrees([state[:, :size]], [out.detach()], compute)
     assert float(figures[1]) == pytest.approx(float(((out - before).square().mean(1) < 0.03).float().mean()), abs=0.01)

@@ -75,8 +75,11 @@ class _Stream:
         self.token_sums = [compute.ops.TokenSums(tokens[p[0][0] : p[-1][1]], vocab_size) for p in self.passes]
         self.noise = compute.ops.Noise(seed, config.noise, size, tokens.device)
 
-    def sweep(self, weights: ContextPass, state: Tensor, number: int) -> Tensor:
+    def sweep(self, weights: ContextPass, state: Tensor, number: Tensor) -> Tensor:
         """Run all positions from `state` (N, W) and leave their outputs there; fills the gradients.
+
+        Args:
+            number: the sweep's, for the noise.  # () int64
 
         Returns:
             The loss and the share of converged positions.  # (2,) float64
@@ -102,6 +105,50 @@ class _Stream:
         return figures
 
 
+class Sweeps:
+    """A fit under way: each `advance` is one sweep over the whole stream with its Adam step."""
+
+    def __init__(self, model: LanguageModel, tokens: Tensor, config: Phase1Config, seed: int, compute: Compute) -> None:
+        """Draw the initial state. Arguments as in `fit_phase1`."""
+        self.block, self.compute = model.context_block, compute
+        self.embedded = compute.operand(model.embedded)
+        self.stream = _Stream(tokens, model, config, seed, compute)
+        size = self.block.context_dim
+        shape = len(tokens), compute.width(size)
+        self.state = torch.zeros(shape, dtype=self.embedded.dtype, device=tokens.device)  # (N, W)
+        self.state[:, :size].normal_(0, STATE_STD, generator=seeded(seed, "initial state", tokens.device))
+        self.optimizer = FlatAdam(self.block, config.learning_rate, config.grad_clip)
+        self.number = torch.ones(
+            (), dtype=torch.int64, device=tokens.device
+        )  # of the last sweep; the initial state's 1
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.ready = False  # whether a sweep was made, and with it all that is made once
+
+    def advance(self) -> list[float]:
+        """Loss and share of converged positions of the next sweep.
+
+        On a GPU all but the first are one CUDA graph: the same kernels, without the gaps between them.
+        """
+        if not self.ready or not (self.compute.fused and self.state.is_cuda):
+            self.figures = self._sweep()
+            self.ready = True
+        else:
+            if self.graph is None:
+                torch.cuda.empty_cache()  # the graph has memory of its own
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self.figures = self._sweep()  # recorded, not run
+            self.graph.replay()
+        figures: list[float] = self.figures.tolist()
+        return figures
+
+    def _sweep(self) -> Tensor:
+        self.number += 1
+        figures = self.stream.sweep(ContextPass(self.block, self.embedded, self.compute), self.state, self.number)
+        self.optimizer.step()
+        return figures
+
+
 def fit_phase1(
     model: LanguageModel,
     tokens: Tensor,
@@ -124,22 +171,14 @@ def fit_phase1(
         DivergedError: the loss is not finite.
     """
     began = time.perf_counter()
-    compute = compute or Compute()
-    block, embedded = model.context_block, compute.operand(model.embedded)
-    stream = _Stream(tokens, model, config, seed, compute)
-    size = block.context_dim
-    state = torch.zeros(len(tokens), compute.width(size), dtype=embedded.dtype, device=tokens.device)
-    state[:, :size].normal_(0, STATE_STD, generator=seeded(seed, "initial state", tokens.device))
-    optimizer = FlatAdam(block, config.learning_rate, config.grad_clip)
+    fit = Sweeps(model, tokens, config, seed, compute or Compute())
     sweeps: list[Sweep] = []
     for number in range(2, config.max_sweeps + 1):
-        figures = stream.sweep(ContextPass(block, embedded, compute), state, number)
-        optimizer.step()
-        sweep = Sweep(number, *figures.tolist())
+        sweep = Sweep(number, *fit.advance())
         if not math.isfinite(sweep.loss):
             raise DivergedError(f"Phase 1 diverged: the loss is {sweep.loss} at sweep {number}")
         sweeps.append(sweep)
         on_sweep(sweep)
         if sweep.convergence >= config.converged_share:
             break
-    return Phase1Result(sweeps, time.perf_counter() - began, state)
+    return Phase1Result(sweeps, time.perf_counter() - began, fit.state)

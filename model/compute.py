@@ -16,16 +16,22 @@ ALIGNMENT = 16  # rows of a multiple of 16 entries: what fast matrix products an
 class Compute:
     """Kernels and precision of all training passes on one device."""
 
-    fused: bool = False  # Triton kernels (model.fused); otherwise torch's own operators (model.plain)
+    fused: bool = False  # Triton kernels (model.fused)
+    native: bool = False  # C operators (model.native); if neither, torch's own (model.plain)
     bf16: bool = False  # operands of products and kept activations; sums, weights and Adam stay in fp32
     tf32: bool = False  # the device may round other fp32 operands to TF32, where torch is told so
 
     @classmethod
     def of(cls, device: torch.device | str) -> "Compute":
         """The fastest that `device` has: NVIDIA's GPUs of compute capability 8.0 (2020) or more have bf16 products in
-        hardware and are what Triton is made for; older ones and CPUs get torch's operators in fp32.
+        hardware and are what Triton is made for; older ones get torch's operators in fp32, CPUs C operators where there
+        is a compiler.
         """
-        if torch.device(device).type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        if torch.device(device).type == "cpu":
+            from model import native
+
+            return cls(native=native.load() is not None)
+        if torch.cuda.get_device_capability(device) < (8, 0):
             return cls()
         # Triton builds a launcher for each kernel, with a C compiler
         compiler = any(map(shutil.which, (os.environ.get("CC", ""), "clang", "gcc")))
@@ -34,11 +40,15 @@ class Compute:
 
     @property
     def ops(self) -> Any:
-        """The module of operators: `model.fused` or `model.plain`, which have the same functions."""
+        """The module of operators: `model.fused`, `model.native` or `model.plain`, which have the same functions."""
         if self.fused:
             from model import fused
 
             return fused
+        if self.native:
+            from model import native
+
+            return native
         from model import plain
 
         return plain
@@ -68,5 +78,5 @@ class Compute:
         return left @ right
 
     def __str__(self) -> str:
-        kernels = "Triton kernels" if self.fused else "torch operators"
+        kernels = "Triton kernels" if self.fused else "C operators" if self.native else "torch operators"
         return f"{'bf16' if self.bf16 else 'tf32' if self.tf32 else 'fp32'} products, {kernels}"

@@ -122,11 +122,11 @@ class ContextPass:
     def finish(self) -> None:
         """Bring the summed gradients to the parameters."""
         size = self.block.context_dim
-        embedded = self.embedded.to(self.term_grads[0].dtype)
         for layer, hidden, term in zip(self.block, self.hidden_grads, self.term_grads, strict=True):
             _grad(layer.bias).add_(term.sum(dim=0)[:size])
             _grad(layer.weight)[:, :size] += hidden[:size, :size]
-            _grad(layer.weight)[:, size:] += term[:, :size].T @ embedded
+            on_terms = self.compute.operand(term[:, :size])
+            _grad(layer.weight)[:, size:] += self.compute.product(on_terms.T, self.embedded)
 
 
 class TokenPass:

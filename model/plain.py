@@ -115,9 +115,14 @@ def settling_norm(
         The count, and what the backward needs.  # () int64
     """
     out, saved = residual_norm(x, product, term, tokens, weight, bias, size)
-    change = torch.sub(out, state).square_().sum(dim=1)
-    state.copy_(out)
-    return (change < threshold * size).sum(), saved
+    return settle(state, out, threshold * size), saved
+
+
+def settle(state: Tensor, rows: Tensor, limit: float) -> Tensor:
+    """Put `rows` (n, W) into `state`; how many of them changed by less than `limit`, squared and summed.  # () int64"""
+    change = torch.sub(rows, state).square_().sum(dim=1)
+    state.copy_(rows)
+    return (change < limit).sum()
 
 
 def spread(rows: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:

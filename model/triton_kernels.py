@@ -172,15 +172,15 @@ def block_moments(sums, squares, rows, length, pieces, stride, ROWS: tl.constexp
     block, piece = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, BLOCK)[None, :]
     first_row = rows + (block * length).to(tl.int64) * stride + column
-    origin = tl.load(first_row, mask=column < stride, other=0.0).to(tl.float32)
+    first_value = tl.load(first_row, mask=column < stride, other=0.0)
+    origin = first_value.to(tl.float32)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
     square = tl.zeros([ROWS, BLOCK], tl.float32)
     for first in range(piece * ROWS, length, pieces * ROWS):
         row = first + tl.arange(0, ROWS)[:, None]
         place = (block * length + row).to(tl.int64) * stride + column
         inside = (row < length) & (column < stride)
-        value = tl.load(rows + place, mask=inside, other=0.0).to(tl.float32)
-        value = tl.where(inside, value - origin, 0.0)
+        value = tl.load(rows + place, mask=inside, other=first_value).to(tl.float32) - origin
         total += value
         square += value * value
     at = block * pieces + piece

@@ -1,0 +1,132 @@
+/* The operators of model/plain.py between the matrix products, one pass over each row; fp32, rows contiguous.
+ *
+ * Sums are vectorised by `omp simd` (no threads, no runtime), so the code needs no unsafe math: NaN and infinity go
+ * through as they should. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define NORM_EPS 1e-5f
+
+/* e^v within 2 units in the last place; inputs are held to [-87, 88], where the result is a normal number. */
+static inline float exponential(float v) {
+    v = v < -87.0f ? -87.0f : v;
+    v = v > 88.0f ? 88.0f : v;
+    float n = rintf(v * 1.44269504f);
+    float r = v - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts */
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return p * scale;
+}
+
+/* Phi(v), the standard normal distribution, and v times its density: GELU is v * Phi, its slope the sum of both.
+ * erf as in Abramowitz & Stegun 7.1.26, within 1.5e-7; its exponential is the density's. */
+static inline void gelu_parts(float v, float *share, float *bell) {
+    float t = 1.0f / (1.0f + 0.23164189f * fabsf(v));
+    float e = exponential(-0.5f * v * v);
+    float series =
+        ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+    float tail = 0.5f * series * e;
+    *share = v < 0.0f ? tail : 1.0f - tail;
+    *bell = v * e * 0.39894228f;
+}
+
+/* LayerNorm(x + GELU(product + term)) of rows of d entries; term is one row, or a table of which `tokens` pick rows.
+ * Kept for the way back: the normalised rows, the GELU's slopes, and each row's inverse deviation. */
+void residual_norm(int64_t rows, int64_t d, const float *x, const float *product, const float *term,
+                   const int64_t *tokens, const float *weight, const float *bias, float *out, float *normed,
+                   float *slope, float *rstd) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict old = x + row * d, *restrict active = product + row * d;
+        const float *restrict shift = tokens ? term + tokens[row] * d : term;
+        float *restrict kept = normed + row * d, *restrict slopes = slope + row * d, *restrict made = out + row * d;
+        float sum = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < d; c++) {
+            float v = active[c] + shift[c], share, bell;
+            gelu_parts(v, &share, &bell);
+            float total = old[c] + v * share;
+            kept[c] = total;
+            slopes[c] = share + bell;
+            sum += total;
+        }
+        float mean = sum / d;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t c = 0; c < d; c++) {
+            float centred = kept[c] - mean;
+            kept[c] = centred;
+            squares += centred * centred;
+        }
+        float scale = 1.0f / sqrtf(squares / d + NORM_EPS);
+        rstd[row] = scale;
+#pragma omp simd
+        for (int64_t c = 0; c < d; c++) {
+            float value = kept[c] * scale;
+            kept[c] = value;
+            made[c] = value * weight[c] + bias[c];
+        }
+    }
+}
+
+/* Gradients of residual_norm: of x and of the product, and summed over the rows those of weight, bias and term. */
+void residual_norm_backward(int64_t rows, int64_t d, const float *grad, const float *normed, const float *slope,
+                            const float *rstd, const float *weight, float *grad_x, float *grad_product,
+                            float *restrict grad_weight, float *restrict grad_bias, float *restrict grad_term) {
+    memset(grad_weight, 0, d * sizeof(float));
+    memset(grad_bias, 0, d * sizeof(float));
+    memset(grad_term, 0, d * sizeof(float));
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict upper = grad + row * d, *restrict kept = normed + row * d;
+        const float *restrict slopes = slope + row * d;
+        float *restrict through = grad_x + row * d, *restrict inner = grad_product + row * d;
+        float along = 0.0f, level = 0.0f;
+#pragma omp simd reduction(+ : along, level)
+        for (int64_t c = 0; c < d; c++) {
+            float scaled = upper[c] * weight[c];
+            grad_weight[c] += upper[c] * kept[c];
+            grad_bias[c] += upper[c];
+            along += scaled * kept[c];
+            level += scaled;
+        }
+        along /= d;
+        level /= d;
+        float scale = rstd[row];
+#pragma omp simd
+        for (int64_t c = 0; c < d; c++) {
+            float value = (upper[c] * weight[c] - level - kept[c] * along) * scale;
+            through[c] = value;
+            float on_product = value * slopes[c];
+            inner[c] = on_product;
+            grad_term[c] += on_product;
+        }
+    }
+}
+
+/* Logits become the cross-entropy's gradient times their row's sum of exponentials, in place; losses in nats. */
+void softmax_gradient(int64_t rows, int64_t columns, float *logits, const int64_t *targets, float *losses,
+                      float *sums) {
+    for (int64_t row = 0; row < rows; row++) {
+        float *restrict line = logits + row * columns;
+        float highest = line[0], sum = 0.0f;
+        float at_target = line[targets[row]];
+#pragma omp simd reduction(max : highest)
+        for (int64_t c = 0; c < columns; c++) highest = line[c] > highest ? line[c] : highest;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < columns; c++) {
+            float share = exponential(line[c] - highest);
+            line[c] = share;
+            sum += share;
+        }
+        losses[row] = highest + logf(sum) - at_target;
+        sums[row] = sum;
+        line[targets[row]] -= sum;
+    }
+}

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from model import plain
+from model import native, plain
 from model.compute import Compute
 
 
@@ -29,8 +29,10 @@ def test_what_a_gpu_gets(
 
 def test_what_a_cpu_gets() -> None:
     compute = Compute.of("cpu")
-    assert str(compute) == "fp32 products, torch operators"
-    assert compute.ops is plain
+    assert compute == Compute(native=native.load() is not None)
+    assert str(Compute(native=True)) == "fp32 products, C operators"
+    assert Compute(native=True).ops is native
+    assert Compute().ops is plain
     assert compute.width(500) == 500
     rows = torch.randn(3, 4)
     assert compute.operand(rows) is rows

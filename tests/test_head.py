@@ -24,17 +24,22 @@ def textbook(hidden: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Te
     return losses.detach(), leaf.grad
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+NATIVE = pytest.param(Compute.of("cpu"), torch.float32, 1e-5, marks=pytest.mark.skipif(DEVICE != "cpu", reason="a GPU"))
+
+
+@pytest.mark.parametrize(
+    ("compute", "dtype", "tolerance"), [(Compute(), torch.float64, 1e-12), (Compute(), torch.float32, 1e-5), NATIVE]
+)
 @pytest.mark.parametrize("logits_per_chunk", [1, 53 * 7, 1 << 26])
 def test_loss_and_gradient_equal_cross_entropy(
-    dtype: torch.dtype, tolerance: float, logits_per_chunk: int, monkeypatch: pytest.MonkeyPatch
+    compute: Compute, dtype: torch.dtype, tolerance: float, logits_per_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(head_module.LOGITS_PER_CHUNK, DEVICE, logits_per_chunk)
     hidden = torch.randn(31, 12, generator=generator(1), dtype=dtype).to(DEVICE)
     table = torch.randn(53, 12, generator=generator(2), dtype=dtype).to(DEVICE)
     targets = torch.randint(53, (31,), generator=generator(3)).to(DEVICE)
     expected, wanted = textbook(hidden, table, targets)
-    head = FrozenHead(table, Compute())
+    head = FrozenHead(table, compute)
     losses, gradient = head.gradient(hidden, targets)
     assert (losses - expected).norm() < tolerance * expected.norm()
     assert (gradient - wanted).norm() < tolerance * wanted.norm()

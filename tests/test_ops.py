@@ -229,7 +229,7 @@ def test_noise_is_added_to_the_row_before(rng: torch.Generator, ops: object) -> 
     assert torch.equal(noise.on_previous(carry, state, number(2), 0, 4), torch.cat([carry[None], state[:-1]]))
 
 
-COMPUTES = [Compute(), Compute(fused=True), Compute(fused=True, bf16=True)]
+COMPUTES = [Compute(), Compute.of(DEVICE), Compute(fused=True), Compute(fused=True, bf16=True)]
 BF16_LOSS = 1e-3 if DEVICE == "cuda" else 5e-3  # interpreted kernels cut bf16 off where hardware rounds
 
 

@@ -1,0 +1,140 @@
+"""The C operators against torch's, and what happens where they cannot be built."""
+
+import logging
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import native, plain
+from model.compute import Compute
+from model.plain import BlockGradient
+
+pytestmark = pytest.mark.skipif(native.load() is None, reason="needs a C compiler")
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """Fresh inputs every time; pytest shows the seed with a failure."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"seed {seed}")
+    return torch.Generator().manual_seed(seed)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
+    return bool((found.double() - expected).norm() <= tolerance * expected.norm())
+
+
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("rows", "size"), [(30, 48), (3, 3), (33, 7), (6, 193)])
+def test_residual_norm(rng: torch.Generator, gather: bool, affine: bool, rows: int, size: int) -> None:
+    vocab = 11
+    tokens = torch.randint(vocab, (rows,), generator=rng) if gather else None
+    x, product = (3 * torch.randn(rows, size, generator=rng) for _ in range(2))
+    term = torch.randn(vocab, size, generator=rng) if gather else torch.randn(size, generator=rng)
+    weight, bias = torch.randn(size, generator=rng), torch.randn(size, generator=rng)
+    exact = [t.double() for t in (x, product, term)]
+    out, saved = native.residual_norm(x, product, term, tokens, weight, bias, size)
+    expected, kept = plain.residual_norm(exact[0], exact[1], exact[2], tokens, weight.double(), bias.double(), size)
+    assert close(out, expected)
+    scale, shift = torch.randn(3, generator=rng), torch.randn(3, size, generator=rng)
+    upper = BlockGradient(scale, shift, rows // 3) if affine else torch.randn(rows, size, generator=rng)
+    wide = BlockGradient(scale.double(), shift.double(), rows // 3) if affine else upper.double()
+    found = native.residual_norm_backward(upper, saved, weight, bias, size)
+    wanted = plain.residual_norm_backward(wide, kept, weight.double(), bias.double(), size)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert close(mine, theirs, 1e-4)  # differences of near equals in the narrow rows
+
+
+def test_settling_norm_counts_and_keeps(rng: torch.Generator) -> None:
+    state, x, product, term = (torch.randn(50, 20, generator=rng) for _ in range(4))
+    arguments = (x, product, term[0], None, torch.ones(20), torch.zeros(20), 20)
+    expected, _ = plain.residual_norm(x, product.clone(), *arguments[2:])
+    state[:17] = expected[:17] + 0.01
+    count, _ = native.settling_norm(state, 0.001, *arguments)
+    assert int(count) == 17
+    assert close(state, expected.double())
+
+
+@pytest.mark.parametrize("vocab", [1, 53, 512, 1001])
+def test_logit_gradient(rng: torch.Generator, vocab: int) -> None:
+    hidden, weight = 4 * torch.randn(31, 12, generator=rng), torch.randn(vocab, 12, generator=rng)
+    targets = torch.randint(vocab, (31,), generator=rng)
+    leaf = (hidden.double() @ weight.double().T).requires_grad_()
+    expected = F.cross_entropy(leaf, targets, reduction="none")
+    expected.sum().backward()
+    rows, losses, sums = native.logit_gradient(hidden, weight, targets, vocab)
+    assert leaf.grad is not None
+    assert close(losses, expected.detach())
+    assert close(rows / sums[:, None], leaf.grad)
+
+
+def test_large_and_far_logits_are_finite() -> None:
+    logits = torch.tensor([[3e4, -3e4, 0.0], [-3e4, -3e4 + 1, -1e30]])
+    hidden, weight = logits, torch.eye(3)
+    _, losses, sums = native.logit_gradient(hidden, weight, torch.tensor([0, 1]), 3)
+    assert losses.tolist() == pytest.approx([0.0, math.log(1 + math.exp(-1))], abs=1e-6)
+    assert sums.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    rows = torch.ones(4, 40)
+    rows[2, 5] = bad
+    norm = (torch.zeros(40), None, torch.ones(40), torch.zeros(40), 40)
+    for x, product in ((rows, torch.ones(4, 40)), (torch.ones(4, 40), rows)):
+        out, _ = native.residual_norm(x, product, *norm)
+        assert not out[2].isfinite().all()
+        assert out[[0, 1, 3]].isfinite().all()
+    _, losses, _ = native.logit_gradient(rows, torch.eye(40), torch.zeros(4, dtype=torch.int64), 40)
+    assert not losses[2].isfinite()
+
+
+def test_a_wrong_type_or_layout_is_refused() -> None:
+    rows = torch.ones(4, 8)
+    rest = (torch.zeros(8), None, torch.ones(8), torch.zeros(8), 8)
+    with pytest.raises(AssertionError, match="fp32"):
+        native.residual_norm(rows.double(), rows, *rest)
+    with pytest.raises(AssertionError, match="contiguous"):
+        native.residual_norm(torch.ones(8, 4).T, rows, *rest)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of builds, for `load` to begin with."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "load", native.load.__wrapped__)
+    return tmp_path
+
+
+def test_builds_are_kept_by_source_and_may_meet(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: native.load() is not None, range(4)))
+    kept = list((fresh / "two-phase-search").iterdir())
+    assert len(kept) == 1
+    changed = tmp_path / "changed.c"
+    changed.write_text(native.SOURCE.read_text() + "\n/* another */\n")
+    monkeypatch.setattr(native, "SOURCE", changed)
+    assert native.load() is not None
+    assert len(list((fresh / "two-phase-search").iterdir())) == 2
+
+
+def test_where_nothing_can_be_built_torch_is_used(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "broken.c"
+    broken.write_text("int main( {")
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(native, "SOURCE", broken)
+        assert native.load() is None
+    assert "cannot be built" in caplog.text
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    assert native.load() is None
+    assert Compute.of("cpu").ops is plain

@@ -125,7 +125,7 @@ void softmax_gradient(int64_t rows, int64_t columns, float *logits, const int64_
             line[c] = share;
             sum += share;
         }
-        losses[row] = highest + logf(sum) - at_target;
+        losses[row] = logf(sum) + (highest - at_target);
         sums[row] = sum;
         line[targets[row]] -= sum;
     }

@@ -246,13 +246,32 @@ class _StudyRun:
         if ledger.finished():
             self.console.print()
             self.console.print(as_table(frame, f"{self.name}: best first", best.number if best else None))
-        return write_results(ledger, frame, self.settings.records.study(self.name), self.command)
+        files = write_results(ledger, frame, self.settings.records.study(self.name), self.command)
+        return files + self._write_report(ledger)
+
+    def _write_report(self, ledger: "Ledger") -> list[Path]:
+        """The report's files. The study's result is safe by now: where they cannot be made, it is said, no more."""
+        from rich.markup import escape
+
+        from search.report import print_verdict, write_report
+
+        try:
+            with self.console.status("writing the report …"):
+                files, comparison, claims = write_report(ledger, self.settings.records)
+            if comparison.leader is not None:
+                print_verdict(self.console, comparison, claims)
+        except Exception as error:
+            self.console.print(f"[red]the report could not be made: {escape(f'{type(error).__name__}: {error}')}[/]")
+            return []
+        return files
 
     def _say_end(self, ledger: "Ledger", cut_off: int) -> None:
+        from optuna.trial import TrialState
         from rich.markup import escape
 
         from search.leaderboard import BEST, failures
         from search.progress import duration
+        from search.report import HTML
 
         failed = failures(ledger)
         for number, config, reason in failed:
@@ -261,11 +280,13 @@ class _StudyRun:
             self.console.print("traces of the first trial that ran: its run's artifacts in MLflow, folder profile/")
         shown = self.settings.shown_root
         finished, elapsed = len(ledger.finished()), duration(time.monotonic() - self.began)
-        self.console.print(f"\n{finished} trials finished, {len(failed)} failed, in {elapsed}")
+        seeds = f" and {len(more)} replicates" if (more := ledger.replicates(TrialState.COMPLETE)) else ""
+        self.console.print(f"\n{finished} trials{seeds} finished, {len(failed)} failed, in {elapsed}")
         if cut_off:
             self.console.print("[bold]interrupted: the same command continues this study[/]")
         if finished:
             self.console.print(f"best configuration: {shown / 'studies' / self.name / BEST}")
+            self.console.print(f"the report:         {shown / 'studies' / self.name / HTML}")
         if self.settings.tracking_uri is None:
             self.console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}")
         elif self.settings.tracking_uri.startswith("http"):

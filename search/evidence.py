@@ -64,7 +64,8 @@ def load_evidence(results: Results, records: Records) -> list[Evidence]:
 
 
 def _losses(found: Configuration, study: str, records: Records) -> Losses | None:
-    nats, targets = [], np.empty(0)
+    nats: list[np.ndarray] = []
+    targets = np.empty(0)
     for trial, ppl in zip(found.trials, found.ppls, strict=True):
         record = read_trial_record(records.trial_record(study, trial.user_attrs[HASH]))
         known = record.document_losses(ppl) if record else None
@@ -84,10 +85,8 @@ def compare(results: Results, evidence: list[Evidence]) -> Comparison:
     others = [e for e in evidence if e is not leader]
     usable = [e for e in (leader, *others) if e.losses is not None]
     if leader.losses is None or len(usable) < 2 or len(leader.losses.targets) < 2:
-        why = _why_not(leader, others)
-        return Comparison(
-            leader, f"Lowest validation PPL: {_shown(leader)}; {why}.", [Row(e, None, "") for e in others]
-        )
+        headline = f"Lowest validation PPL: {_shown(leader)}; {_why_not(leader, others)}."
+        return Comparison(leader, headline, [Row(other, None, NO_LOSSES) for other in others])
     # The leader was chosen among all of them, so all of them count where intervals are widened.
     losses = [e.losses for e in usable if e.losses is not None]
     made = differences(losses, [(0, i) for i in range(1, len(usable))], compared=len(usable))

@@ -28,12 +28,10 @@ COLUMNS = (
     "conv %",
     "ER %",
     "val PPL",
-    SPREAD,
-    SEEDS,
     "val acc %",
     "seconds",
 )
-OF_SEEDS = (SPREAD, SEEDS)  # columns of studies with replicates only
+WITH_SEEDS = (*COLUMNS[:-2], SPREAD, SEEDS, *COLUMNS[-2:])  # where there are replicates
 
 
 CSV_ONLY = ("context_layers", "token_layers", SAME_MODEL)
@@ -91,8 +89,7 @@ def leaderboard(results: Results, bigram: tuple[float, float] | None) -> pd.Data
     if bigram is not None:
         rows.append({"config": BIGRAM_ROW, "val PPL": bigram[0], "val acc %": 100 * bigram[1]})
     replicated = any(row.get(SEEDS, 1) > 1 for row in rows)
-    columns = [c for c in COLUMNS if replicated or c not in OF_SEEDS]
-    frame = pd.DataFrame(rows, columns=[*columns, *CSV_ONLY])
+    frame = pd.DataFrame(rows, columns=[*(WITH_SEEDS if replicated else COLUMNS), *CSV_ONLY])
     whole = ("trial", "D", "params", "sweeps", "context_layers", "token_layers", *([SEEDS] if replicated else []))
     return frame.astype(dict.fromkeys(whole, "Int64")).sort_values("val PPL", kind="stable", ignore_index=True)
 
@@ -129,7 +126,9 @@ def same_models(frame: pd.DataFrame) -> list[str]:
 def as_table(frame: pd.DataFrame, title: str, best: int | None = None) -> Table:
     """The leaderboard for a terminal of 80 columns or more; the row of trial `best` stands out."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
-    shown = [column for column in frame.columns if column in COLUMNS]
+    shown = [column for column in frame.columns if column in WITH_SEEDS]
+    if SEEDS in shown:
+        shown.remove("seconds")  # 80 columns do not hold it as well
     for column in shown:
         side: Any = "left" if column in ("config", "mode") else "right"
         table.add_column(heading(column), justify=side, no_wrap=True, header_style="bold underline")

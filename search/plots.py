@@ -24,6 +24,8 @@ LEAST_FOR_CONTOUR = 6  # different points of a pair
 GREY, FAINT = "#808690", "rgba(128,134,144,0.25)"  # readable on a light and on a dark page
 CONFIG = {"responsive": True, "displaylogo": False}
 HEIGHT = 430  # pixels
+VALUE = "validation PPL"
+SCALE = [[0, "#12a150"], [0.5, "#c99a1c"], [1, "#c9543d"]]  # low to high; each seen on light and dark
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,20 @@ def _drawn(anchor: str, title: str, figure: go.Figure) -> Plot:
         title=None, template="plotly_white", height=HEIGHT, margin={"l": 60, "r": 20, "t": 30, "b": 50},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "family": "system-ui, sans-serif"},
-        hoverlabel={"namelength": -1},
+        hoverlabel={"namelength": -1}, modebar={"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": GREY},
     )  # fmt: skip
     figure.update_xaxes(gridcolor=FAINT, zerolinecolor=FAINT, linecolor=FAINT)
     figure.update_yaxes(gridcolor=FAINT, zerolinecolor=FAINT, linecolor=FAINT)
+    figure.for_each_xaxis(_whole_numbers)
+    figure.for_each_yaxis(_whole_numbers)
     html = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"plot-{anchor}", config=CONFIG)
     return Plot(anchor, title, html=html)
+
+
+def _whole_numbers(axis: Any) -> None:
+    """There is no half layer."""
+    if (axis.title.text or "").endswith("_layers"):
+        axis.dtick = 1
 
 
 def all_plots(results: Results, records: dict[int, TrialRecord], bigram_ppl: float | None) -> list[Plot]:
@@ -205,10 +215,10 @@ def study_plots(study: optuna.Study) -> list[Plot]:
     enough = "" if number >= LEAST_FOR_IMPORTANCE else f"{few}: importances need {LEAST_FOR_IMPORTANCE}."
     several = "" if number > 1 else f"{few}: there is no history yet."
     plots = [
-        _optuna("history", "History", several, lambda: draw.plot_optimization_history(study)),
+        _optuna("history", "History", several, lambda: draw.plot_optimization_history(study, target_name=VALUE)),
         _optuna("importances", "Importance of the parameters", two or enough, importances),
-        _optuna("parallel", "Parallel coordinates", varied, lambda: draw.plot_parallel_coordinate(study)),
-        _optuna("slice", "Slices", varied, lambda: draw.plot_slice(study)),
+        _optuna("parallel", "Parallel coordinates", varied, lambda: _parallel(study)),
+        _optuna("slice", "Slices", varied, lambda: _slices(study)),
     ]
     pairs = contour_pairs(study)
     for pair in pairs:
@@ -218,6 +228,23 @@ def study_plots(study: optuna.Study) -> list[Plot]:
         why = f"No two numeric parameters vary over {LEAST_FOR_CONTOUR} different points in a plane."
         plots.append(Plot("contour", "Contours", missing=why))
     return plots
+
+
+def _parallel(study: optuna.Study) -> go.Figure:
+    figure = optuna.visualization.plot_parallel_coordinate(study, target_name=VALUE)
+    grey = {"color": GREY}
+    figure.update_traces(
+        line={"colorscale": SCALE, "reversescale": False}, labelfont=grey, tickfont=grey, rangefont=grey
+    )
+    for dimension in figure.data[0].dimensions:
+        if dimension.label.endswith("_layers"):
+            dimension.tickvals = sorted(set(dimension.values))
+    return figure
+
+
+def _slices(study: optuna.Study) -> go.Figure:
+    figure = optuna.visualization.plot_slice(study, target_name=VALUE)
+    return figure.update_traces(marker={"colorscale": SCALE, "line": {"color": FAINT}})
 
 
 def contour_pairs(study: optuna.Study) -> list[tuple[str, str]]:
@@ -231,7 +258,7 @@ def contour_pairs(study: optuna.Study) -> list[tuple[str, str]]:
 
 
 def _contour(study: optuna.Study, pair: tuple[str, str]) -> Callable[[], go.Figure]:
-    return lambda: optuna.visualization.plot_contour(study, params=list(pair), target_name="val PPL")
+    return lambda: optuna.visualization.plot_contour(study, params=list(pair), target_name=VALUE)
 
 
 def _optuna(anchor: str, title: str, missing: str, draw: Callable[[], Any]) -> Plot:

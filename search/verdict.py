@@ -11,10 +11,11 @@ loss as the sum of what each adds:
     seeds       s_a²/K_a + s_b²/K_b, as in Welch's test; left out, and said so, where a configuration has one seed
     interaction of both, which the two above count twice: taken off once
 
-Variances are added since a two-level bootstrap is wrong for few seeds: drawn with replacement, two seeds show on average
-half of their variance. The interval is Student's t with Welch and Satterthwaite's degrees of freedom. The leader is
-the best of many, so its comparisons are corrected: their intervals take Tukey's studentised range over all that were
-compared in place of t (Games and Howell), which holds for every pair at once, whichever leads.
+Variances are added since a two-level bootstrap is wrong for few seeds: drawn with replacement, two seeds show on
+average half of their variance. The interval is Student's t with Welch and Satterthwaite's degrees of freedom. Two
+configurations that share Phase 1 share part of a seed's luck; treated as independent, their interval is, if anything,
+too wide. The leader is the best of many, so its comparisons are corrected: their intervals take Tukey's studentised
+range over all that were compared in place of t (Games and Howell), which holds for every pair at once, whichever leads.
 """
 
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def _interaction(losses: Losses) -> float:
     influence = losses.influence()
     seeds, number = influence.shape
     rest = influence - influence.mean(axis=0)
-    return float((rest**2).sum()) / ((seeds - 1) * (number - 1)) / (seeds * number)
+    return float((rest**2).sum() / ((seeds - 1) * (number - 1)) / (seeds * number))
 
 
 def _student(value: float, variance: float, freedom: float, compared: int) -> Interval:

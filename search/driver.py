@@ -102,7 +102,7 @@ class _StudyRun:
     ) -> None:
         self.settings, self.study, self.name, self.console = settings, study, name, console
         self.resources, self.began = resources, began
-        self.profiled = False
+        self.profiled = self.reported = False
         self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
     def go(self) -> int:
@@ -263,6 +263,7 @@ class _StudyRun:
         except Exception as error:
             self.console.print(f"[red]the report could not be made: {escape(f'{type(error).__name__}: {error}')}[/]")
             return []
+        self.reported = True
         return files
 
     def _say_end(self, ledger: "Ledger", cut_off: int) -> None:
@@ -286,7 +287,8 @@ class _StudyRun:
             self.console.print("[bold]interrupted: the same command continues this study[/]")
         if finished:
             self.console.print(f"best configuration: {shown / 'studies' / self.name / BEST}")
-            self.console.print(f"the report:         {shown / 'studies' / self.name / HTML}")
+            if self.reported:
+                self.console.print(f"the report:         {shown / 'studies' / self.name / HTML}")
         if self.settings.tracking_uri is None:
             self.console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}")
         elif self.settings.tracking_uri.startswith("http"):

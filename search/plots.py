@@ -217,7 +217,7 @@ def study_plots(study: optuna.Study) -> list[Plot]:
     plots = [
         _optuna("history", "History", several, lambda: draw.plot_optimization_history(study, target_name=VALUE)),
         _optuna("importances", "Importance of the parameters", two or enough, importances),
-        _optuna("parallel", "Parallel coordinates", varied, lambda: _parallel(study)),
+        _optuna("parallel", "Parallel coordinates", two, lambda: _parallel(study)),
         _optuna("slice", "Slices", varied, lambda: _slices(study)),
     ]
     pairs = contour_pairs(study)

@@ -126,7 +126,7 @@ def _beats(one: Evidence, others: list[Evidence], loses: bool = False) -> tuple[
         return Interval(sign * plain.value, low, high)
 
     detail = "; ".join(
-        f"{one.name.split()[0]} against {_short(one, other)}: {percent(_less(one, other))}" for other in others
+        f"{_short(other, one)} against {_short(one, other)}: {percent(_less(one, other))}" for other in others
     )
     if all(interval(other, 2).low > 0 for other in others):
         return SUPPORTED, detail

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import create_trial
+from plotly.colors.qualitative import D3
 
 from search.leaderboard import trial_name
 from search.results import METRICS, REPLICATE_OF, SEED, Configuration, Results, trial_config
@@ -90,14 +91,19 @@ def _is_replicate(results: Results, number: int) -> bool:
 
 def learning_curves(results: Results, records: dict[int, TrialRecord]) -> Plot:
     """Validation PPL after each epoch of every trial; replicates are thin."""
-    figure = go.Figure()
+    figure, trials = go.Figure(), results.optuna.get_trials(deepcopy=False)
+    colours: dict[int, str] = {}  # by first trial: all seeds of a configuration have one
     for number, record in sorted(records.items()):
         points = record.series.get(names.EPOCH_VAL_PPL, [])
+        first = trials[number].user_attrs.get(REPLICATE_OF, number)
+        colour = colours.setdefault(first, D3[len(colours) % len(D3)])
         if points:
             width = 1 if _is_replicate(results, number) else 2
             epochs, values = zip(*points, strict=True)
             label = _trial_label(results, number)
-            figure.add_scatter(x=epochs, y=values, name=label, mode="lines+markers", line={"width": width})
+            figure.add_scatter(
+                x=epochs, y=values, name=label, mode="lines+markers", line={"width": width, "color": colour}
+            )
     if not figure.data:
         return Plot("learning", "Learning curves", missing="No trial left its curves on record.")
     figure.update_layout(xaxis_title="epoch", yaxis_title="validation PPL")

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import create_trial
-from plotly.colors.qualitative import D3
+from plotly.colors import qualitative, sample_colorscale
 
 from search.leaderboard import trial_name
 from search.results import METRICS, REPLICATE_OF, SEED, Configuration, Results, trial_config
@@ -25,6 +25,7 @@ LEAST_FOR_CONTOUR = 6  # different points of a pair
 GREY, FAINT = "#808690", "rgba(128,134,144,0.25)"  # readable on a light and on a dark page
 CONFIG = {"responsive": True, "displaylogo": False}
 HEIGHT = 430  # pixels
+PALETTE = qualitative.D3
 VALUE = "validation PPL"
 SCALE = [[0, "#12a150"], [0.5, "#c99a1c"], [1, "#c9543d"]]  # low to high; each seen on light and dark
 
@@ -96,7 +97,7 @@ def learning_curves(results: Results, records: dict[int, TrialRecord]) -> Plot:
     for number, record in sorted(records.items()):
         points = record.series.get(names.EPOCH_VAL_PPL, [])
         first = trials[number].user_attrs.get(REPLICATE_OF, number)
-        colour = colours.setdefault(first, D3[len(colours) % len(D3)])
+        colour = colours.setdefault(first, PALETTE[len(colours) % len(PALETTE)])
         if points:
             width = 1 if _is_replicate(results, number) else 2
             epochs, values = zip(*points, strict=True)
@@ -237,15 +238,12 @@ def study_plots(study: optuna.Study) -> list[Plot]:
 
 
 def _parallel(study: optuna.Study) -> go.Figure:
+    """Optuna's plot in colours that are seen on a dark page too; a line's first height is its value's, 0 to 1."""
     figure = optuna.visualization.plot_parallel_coordinate(study, target_name=VALUE)
-    grey = {"color": GREY}
-    figure.update_traces(
-        line={"colorscale": SCALE, "reversescale": False}, labelfont=grey, tickfont=grey, rangefont=grey
-    )
-    for dimension in figure.data[0].dimensions:
-        if dimension.label.endswith("_layers"):
-            dimension.tickvals = sorted(set(dimension.values))
-    return figure
+    for line in figure.select_traces(selector={"mode": "lines"}):
+        line.update(line={"color": sample_colorscale(SCALE, line.y[0])[0], "width": 2}, opacity=0.8)
+    figure.update_traces(marker={"colorscale": SCALE, "reversescale": False}, selector={"mode": "markers"})
+    return figure.update_annotations(font={"color": GREY})
 
 
 def _slices(study: optuna.Study) -> go.Figure:

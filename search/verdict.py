@@ -15,10 +15,13 @@ Variances are added since a two-level bootstrap is wrong for few seeds: drawn wi
 average half of their variance. The interval is Student's t with Welch and Satterthwaite's degrees of freedom. Two
 configurations that share Phase 1 share part of a seed's luck; treated as independent, their interval is, if anything,
 too wide. The leader is the best of many, so its comparisons are corrected: their intervals take Tukey's studentised
-range over all that were compared in place of t (Games and Howell), which holds for every pair at once, whichever leads.
+range over all that were compared in place of t (Games and Howell), which holds for every pair at once, whichever leads;
+with few documents a little less often than 95 times in 100.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -163,11 +166,15 @@ def _interaction(losses: Losses) -> float:
 
 
 def _student(value: float, variance: float, freedom: float, compared: int) -> Interval:
+    half = _quantile(compared, math.floor(10 * freedom) / 10) * variance**0.5
+    return Interval(value, value - half, value + half)
+
+
+@cache  # a tenth of a second each: hence the rounded degrees of freedom, downwards
+def _quantile(compared: int, freedom: float) -> float:
     if compared > 2:
-        half = stats.studentized_range.ppf(LEVEL, compared, freedom) / 2**0.5 * variance**0.5
-    else:
-        half = stats.t.ppf((1 + LEVEL) / 2, freedom) * variance**0.5
-    return Interval(value, value - float(half), value + float(half))
+        return float(stats.studentized_range.ppf(LEVEL, compared, freedom)) / 2**0.5
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def differences(configurations: list[Losses], pairs: list[tuple[int, int]], compared: int) -> list[Difference]:

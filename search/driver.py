@@ -102,7 +102,7 @@ class _StudyRun:
     ) -> None:
         self.settings, self.study, self.name, self.console = settings, study, name, console
         self.resources, self.began = resources, began
-        self.profiled = False
+        self.profiled = self.reported = False
         self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
     def go(self) -> int:
@@ -113,7 +113,7 @@ class _StudyRun:
             from trainables.tracking import Tracker
 
             with user_errors():
-                ledger = Ledger(self.study, self.name, self.settings.records.optuna_database)
+                ledger = Ledger(self.study, self.name, self.settings.records.optuna_database, self.settings.replicates)
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
@@ -179,37 +179,29 @@ class _StudyRun:
         where = f"{summary['hardware']}: {summary['compute']}"
         self.console.print(f"{self.resources.max_concurrent} trial(s) at once, {what} each, on {where}\n")
 
-    def _study_params(self, summary: dict[str, Any]) -> dict[str, Any]:
-        from importlib.metadata import version
-
-        packages = ("torch", "ray", "optuna")
-        return {
-            "command": self.command,
-            "data": self.settings.data.spec,
-            "embedding": self.settings.embedding.spec,
-            "sampler": self.study.sampler or "grid",
-            **self.study.definition(),
-            **summary,
-            **{f"version_{package}": version(package) for package in packages},
-        }
-
     @staticmethod
     def _complete_mlflow(ledger: "Ledger", tracker: Any, runtime: dict[str, Any]) -> None:
         """Finish MLflow's runs of trials that the ledger has as finished: a driver was killed between the two."""
         from search.leaderboard import trial_name
-        from search.ledger import HASH, METRICS, trial_config
+        from search.results import HASH, METRICS, REPLICATE_OF, trial_config
 
-        missing = {t.user_attrs[HASH]: t for t in ledger.finished()}
+        missing = {t.user_attrs[HASH]: t for c in ledger.configurations() for t in c.trials}
         for config_hash in missing.keys() - tracker.finished_hashes():
             trial = missing[config_hash]
             config = trial_config(trial)
-            run_id = tracker.start_trial(trial.number, config_hash, trial_name(config), config.flat() | runtime)
+            first = trial.user_attrs.get(REPLICATE_OF)
+            name, params = trial_name(config, first is not None), config.flat() | runtime
+            run_id = tracker.start_trial(trial.number, config_hash, name, params, first)
             tracker.finish_trial(run_id, trial.user_attrs[METRICS])
 
     def _run(self, ledger: "Ledger", tracker: Any, inputs: Any, summary: dict[str, Any]) -> int:
         """Run what is open; how many trials were cut off."""
         self._say_prepared(summary)
-        tracker.start_study(self._study_params(summary))
+        from search.study_record import study_record, write_study_record
+
+        record = study_record(self.settings, self.study, self.command, summary)
+        write_study_record(self.settings.records.study_record(self.name), record)
+        tracker.start_study(record)
         runtime = {
             "device_name": summary["hardware"],
             "threads": self.resources.threads,
@@ -220,21 +212,19 @@ class _StudyRun:
         from search.tuner import run_trials
 
         self._complete_mlflow(ledger, tracker, runtime)
-        if ledger.open_trials() == 0:
+        if ledger.open_trials() == 0 and not ledger.open_replicates():
             self.console.print("all trials of this study are finished: nothing to run")
             if self.settings.profile:
                 self.console.print("so nothing is profiled: a larger --trials or another --seed runs one")
             return 0
-        from search.ledger import trial_config
-
-        best = ledger.best()
-        known = (best.value, trial_name(trial_config(best))) if best and best.value is not None else None
-        done = self.study.trials - ledger.open_trials()
-        display = Display(self.console, self.study.trials, done, known)
+        leader = ledger.leader()
+        known = (leader.ppl, trial_name(leader.config)) if leader else None
+        done = self.study.trials - ledger.open_trials() + len(ledger.replicates())
+        display = Display(self.console, self.study.trials + ledger.planned_replicates(), done, known)
         self.profiled = self.settings.profile
         with self._traces() as traces:
-            cache = self.settings.records.cache
-            return run_trials(ledger, tracker, display, inputs, cache, self.resources, runtime, traces)
+            records = self.settings.records
+            return run_trials(ledger, tracker, display, inputs, records, self.resources, runtime, traces)
 
     @contextmanager
     def _traces(self) -> "Iterator[Path | None]":
@@ -252,17 +242,37 @@ class _StudyRun:
         from search.leaderboard import as_table, leaderboard, write_results
 
         bigram = (summary["bigram_val_ppl"], summary["bigram_val_acc"]) if summary["bigram_val_ppl"] else None
-        frame = leaderboard(ledger, bigram)
+        frame, best = leaderboard(ledger, bigram), ledger.best()
         if ledger.finished():
             self.console.print()
-            self.console.print(as_table(frame, f"{self.name}: best first"))
-        return write_results(ledger, frame, self.settings.records.study(self.name), self.command)
+            self.console.print(as_table(frame, f"{self.name}: best first", best.number if best else None))
+        files = write_results(ledger, frame, self.settings.records.study(self.name), self.command)
+        return files + self._write_report(ledger)
+
+    def _write_report(self, ledger: "Ledger") -> list[Path]:
+        """The report's files. The study's result is safe by now: where they cannot be made, it is said, no more."""
+        from rich.markup import escape
+
+        from search.report import print_verdict, write_report
+
+        try:
+            with self.console.status("writing the report …"):
+                files, comparison, claims = write_report(ledger, self.settings.records)
+            if comparison.leader is not None:
+                print_verdict(self.console, comparison, claims)
+        except Exception as error:
+            self.console.print(f"[red]the report could not be made: {escape(f'{type(error).__name__}: {error}')}[/]")
+            return []
+        self.reported = True
+        return files
 
     def _say_end(self, ledger: "Ledger", cut_off: int) -> None:
+        from optuna.trial import TrialState
         from rich.markup import escape
 
         from search.leaderboard import BEST, failures
         from search.progress import duration
+        from search.report import HTML
 
         failed = failures(ledger)
         for number, config, reason in failed:
@@ -271,11 +281,14 @@ class _StudyRun:
             self.console.print("traces of the first trial that ran: its run's artifacts in MLflow, folder profile/")
         shown = self.settings.shown_root
         finished, elapsed = len(ledger.finished()), duration(time.monotonic() - self.began)
-        self.console.print(f"\n{finished} trials finished, {len(failed)} failed, in {elapsed}")
+        seeds = f" and {len(more)} replicates" if (more := ledger.replicates(TrialState.COMPLETE)) else ""
+        self.console.print(f"\n{finished} trials{seeds} finished, {len(failed)} failed, in {elapsed}")
         if cut_off:
             self.console.print("[bold]interrupted: the same command continues this study[/]")
         if finished:
             self.console.print(f"best configuration: {shown / 'studies' / self.name / BEST}")
+            if self.reported:
+                self.console.print(f"the report:         {shown / 'studies' / self.name / HTML}")
         if self.settings.tracking_uri is None:
             self.console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}")
         elif self.settings.tracking_uri.startswith("http"):

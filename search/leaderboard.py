@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
 from rich.table import Table
 
 from model.modes import same_model_modes
-from search.ledger import CONFIG, METRICS, REASON, Ledger, sorted_by_value, trial_config
+from search.results import CONFIG, METRICS, REASON, SEED, Configuration, Results, trial_config
 from trainables import metrics as names
 from trainables.config import RunConfig
 
 CSV, BEST = "leaderboard.csv", "best.json"
 BIGRAM_ROW = "bigram"
 SAME_MODEL = "same model as"
+SPREAD, SEEDS = "±", "seeds"
 COLUMNS = (
     "trial",
     "config",
@@ -30,6 +31,7 @@ COLUMNS = (
     "val acc %",
     "seconds",
 )
+WITH_SEEDS = (*COLUMNS[:-2], SPREAD, SEEDS, *COLUMNS[-2:])  # where there are replicates
 
 
 CSV_ONLY = ("context_layers", "token_layers", SAME_MODEL)
@@ -40,9 +42,10 @@ def config_name(config: RunConfig) -> str:
     return f"C{config.context_layers}T{config.token_layers}"
 
 
-def trial_name(config: RunConfig) -> str:
-    """A trial's name for people, e.g. `C2T1 D48 prev_and_current`."""
-    return f"{config_name(config)} D{config.context_dim} {config.context_mode}"
+def trial_name(config: RunConfig, with_seed: bool = False) -> str:
+    """A trial's name for people, e.g. `C2T1 D48 prev_and_current`; a replicate's has its seed."""
+    name = f"{config_name(config)} D{config.context_dim} {config.context_mode}"
+    return f"{name} seed {config.seed}" if with_seed else name
 
 
 def _other_names(config: RunConfig) -> str:
@@ -51,10 +54,11 @@ def _other_names(config: RunConfig) -> str:
     return " = ".join(mode for mode in names if mode != config.context_mode)
 
 
-def _row(trial: FrozenTrial) -> dict[str, Any]:
-    config, figures = trial_config(trial), trial.user_attrs[METRICS]
+def _row(found: Configuration) -> dict[str, Any]:
+    config, each = found.config, [trial.user_attrs[METRICS] for trial in found.trials]
+    figures = {name: math.fsum(of_seed[name] for of_seed in each) / len(each) for name in each[0]}
     return {
-        "trial": trial.number,
+        "trial": found.first.number,
         "config": config_name(config),
         "context_layers": config.context_layers,
         "token_layers": config.token_layers,
@@ -62,30 +66,36 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "mode": config.context_mode,
         "D": config.context_dim,
         "params": int(figures[names.TOTAL_PARAMS]),
-        "sweeps": int(figures[names.SWEEPS]),
+        "sweeps": round(figures[names.SWEEPS]),
         "conv %": 100 * figures[names.CONVERGENCE],
         "ER %": figures[names.VAL_ER],
-        "val PPL": figures[names.VAL_PPL],
+        "val PPL": found.ppl,
+        SPREAD: (max(found.ppls) - min(found.ppls)) / 2 if len(each) > 1 else None,
+        SEEDS: len(each),
         "val acc %": 100 * figures[names.VAL_ACC],
         "seconds": figures[names.TOTAL_SECONDS],
     }
 
 
-def leaderboard(ledger: Ledger, bigram: tuple[float, float] | None) -> pd.DataFrame:
-    """All finished trials, best first, and the bigram's line among them.
+def leaderboard(results: Results, bigram: tuple[float, float] | None) -> pd.DataFrame:
+    """All finished configurations, best first, and the bigram's line among them.
+
+    Where there are replicates a row is the mean over seeds (PPL: geometric), with half the range of the seeds' PPL.
 
     Args:
         bigram: the bigram model's validation PPL and accuracy, where the embedding is one.
     """
-    rows = [_row(trial) for trial in sorted_by_value(ledger.finished())]
+    rows = [_row(found) for found in results.configurations()]
     if bigram is not None:
         rows.append({"config": BIGRAM_ROW, "val PPL": bigram[0], "val acc %": 100 * bigram[1]})
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, *CSV_ONLY])
-    integers = dict.fromkeys(("trial", "D", "params", "sweeps", "context_layers", "token_layers"), "Int64")
-    return frame.astype(integers).sort_values("val PPL", kind="stable", ignore_index=True)
+    replicated = any(row.get(SEEDS, 1) > 1 for row in rows)
+    frame = pd.DataFrame(rows, columns=[*(WITH_SEEDS if replicated else COLUMNS), *CSV_ONLY])
+    whole = ("trial", "D", "params", "sweeps", "context_layers", "token_layers", *([SEEDS] if replicated else []))
+    return frame.astype(dict.fromkeys(whole, "Int64")).sort_values("val PPL", kind="stable", ignore_index=True)
 
 
-def _cell(column: str, value: Any) -> str:
+def cell(column: str, value: Any) -> str:
+    """A value of the leaderboard as a person reads it."""
     if pd.isna(value):
         return "–"
     if column == "params":
@@ -94,54 +104,73 @@ def _cell(column: str, value: Any) -> str:
         return f"{math.floor(value)}%"
     if column == "seconds" and value >= 1_000:
         return f"{value:.0f}"
-    forms = {"ER %": "{:.1f}%", "val PPL": "{:.2f}", "val acc %": "{:.1f}%", "seconds": "{:.1f}"}
+    forms = {"ER %": "{:.1f}%", "val PPL": "{:.2f}", SPREAD: "{:.2f}", "val acc %": "{:.1f}%", "seconds": "{:.1f}"}
     return forms.get(column, "{}").format(value)
 
 
-def as_table(frame: pd.DataFrame, title: str) -> Table:
-    """The leaderboard for a terminal of 80 columns or more."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
-    for column in COLUMNS:
-        side: Any = "left" if column in ("config", "mode") else "right"
-        heading = {"trial": "#", "val acc %": "acc", "seconds": "s"}.get(column, column.removesuffix(" %"))
-        table.add_column(heading, justify=side, no_wrap=True, header_style="bold underline")
-    for position, row in enumerate(frame.to_dict("records")):
-        style = "dim" if row["config"] == BIGRAM_ROW else "bold green" if position == 0 else None
-        table.add_row(*(_cell(column, row[column]) for column in COLUMNS), style=style)
+def heading(column: str) -> str:
+    """A column's short heading."""
+    return {"trial": "#", "val acc %": "acc", "seconds": "s", SEEDS: "n"}.get(column, column.removesuffix(" %"))
+
+
+def same_models(frame: pd.DataFrame) -> list[str]:
+    """What a leaderboard's configurations are also called."""
     named = {
         f"{row['config']} {row['mode']} = {row[SAME_MODEL]}": None  # a dict keeps their order, once each
         for row in frame.to_dict("records")
         if isinstance(row[SAME_MODEL], str) and row[SAME_MODEL]
     }
-    if named:
-        table.caption = "Same model: " + "; ".join(named) + "."
+    return list(named)
+
+
+def as_table(frame: pd.DataFrame, title: str, best: int | None = None) -> Table:
+    """The leaderboard for a terminal of 80 columns or more; the row of trial `best` stands out."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    shown = [column for column in frame.columns if column in WITH_SEEDS]
+    if SEEDS in shown:
+        shown.remove("seconds")  # 80 columns do not hold it as well
+    for column in shown:
+        side: Any = "left" if column in ("config", "mode") else "right"
+        table.add_column(heading(column), justify=side, no_wrap=True, header_style="bold underline")
+    for row in frame.to_dict("records"):
+        style = "dim" if row["config"] == BIGRAM_ROW else "bold green" if row["trial"] == best else None
+        table.add_row(*(cell(column, row[column]) for column in shown), style=style)
+    notes = ["n seeds each: mean, ± half their range."] if SEEDS in shown else []
+    notes += ["Same model: " + "; ".join(named) + "."] if (named := same_models(frame)) else []
+    if notes:
+        table.caption = " ".join(notes)
         table.caption_justify = "left"
     return table
 
 
-def write_results(ledger: Ledger, frame: pd.DataFrame, folder: Path, command: str) -> list[Path]:
+def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: str) -> list[Path]:
     """Write the CSV and, if a trial finished, `best.json` into the study's folder; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     csv = folder / CSV
     frame.to_csv(csv, index=False)
-    best = ledger.best()
-    if best is None:
+    leader = results.leader()
+    if leader is None:
         return [csv]
     content = {
-        "study": ledger.name,
-        "trial": best.number,
+        "study": results.name,
+        "trial": leader.first.number,
         "command": command,
-        "config": best.user_attrs[CONFIG],
-        "metrics": best.user_attrs[METRICS],
+        "config": leader.first.user_attrs[CONFIG],
+        "metrics": leader.first.user_attrs[METRICS],
+        "seeds": {
+            "count": len(leader.trials),
+            "mean_val_ppl": leader.ppl,  # exp of the mean loss; it, not the best seed, made this the leader
+            "val_ppl": {str(t.user_attrs[CONFIG]["seed"]): t.value for t in leader.trials},
+        },
     }
     (folder / BEST).write_text(json.dumps(content, indent=1) + "\n")
     return [csv, folder / BEST]
 
 
-def failures(ledger: Ledger) -> list[tuple[int, str, str]]:
-    """Failed trials: number, configuration, reason."""
+def failures(results: Results) -> list[tuple[int, str, str]]:
+    """Failed trials, replicates among them: number, configuration, reason."""
     found = []
-    for trial in ledger.failed():
-        config = trial_config(trial)
-        found.append((trial.number, trial_name(config), trial.user_attrs[REASON]))
+    for trial in [*results.failed(), *results.replicates(TrialState.FAIL)]:
+        name = trial_name(trial_config(trial), SEED in trial.user_attrs)
+        found.append((trial.number, name, trial.user_attrs[REASON]))
     return found

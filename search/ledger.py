@@ -9,27 +9,35 @@ import hashlib
 import json
 import random
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from search.results import (
+    CONFIG,
+    DEFINITION,
+    FINALISTS,
+    HASH,
+    INTERRUPTED,
+    METRICS,
+    REASON,
+    REPEAT_OF,
+    REPLICATE_OF,
+    RETRY_OF,
+    SEED,
+    Results,
+    open_storage,
+    sorted_by_value,
+    trial_config,
+)
 from search.spaces import SAMPLERS, Point, Study
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
-
-# User attributes of an Optuna trial.
-CONFIG, HASH, METRICS, REASON, REPEAT_OF, RETRY_OF = (
-    "config", "config_hash", "metrics", "reason", "repeat_of", "retry_of",
-)  # fmt: skip
-DEFINITION = "definition"  # user attribute of the Optuna study
-INTERRUPTED = "interrupted"
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
 
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
 
@@ -40,6 +48,7 @@ class Assignment:
 
     number: int  # of the Optuna trial
     config: RunConfig
+    replicate_of: int | None = None  # the trial of which this is another seed
 
 
 def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
@@ -56,40 +65,25 @@ def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
         return kinds[kind](seed=own, **SAMPLERS[kind])
 
 
-def open_storage(database: Path) -> optuna.storages.RDBStorage:
-    """The Optuna database, made if need be."""
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(database.with_name(f".{database.name}.lock")):  # initialised by one process at a time
-        if not database.exists():  # whole or not at all: one that was cut off half made could never be opened again
-            scratch = database.with_name(f".{database.name}.new")
-            for left_behind in database.parent.glob(f"{scratch.name}*"):
-                left_behind.unlink()
-            optuna.storages.RDBStorage(f"sqlite:///{scratch.resolve()}").engine.dispose()
-            scratch.rename(database)
-        return optuna.storages.RDBStorage(
-            f"sqlite:///{database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
-        )
-
-
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
     return "; ".join(f"{n} is {wanted.get(n)!r}, was {stored.get(n)!r}" for n in names)
 
 
-class Ledger:
+class Ledger(Results):
     """One study on record. Only one process at a time may hold it (the caller keeps the lock)."""
 
-    def __init__(self, study: Study, name: str, database: Path) -> None:
-        """Open the study `name`, or begin it.
+    def __init__(self, study: Study, name: str, database: Path, seeds: int = 1) -> None:
+        """Open the study `name`, or begin it; its finalists are run with `seeds` seeds in all.
 
         Raises:
             ValueError: a study of that name has another definition; the differences are named.
         """
-        self.study, self.name = study, name
+        self.study, self.seeds = study, seeds
         wanted = json.loads(json.dumps(study.definition()))
         self.storage = open_storage(database)
-        self.optuna = optuna.create_study(
-            storage=self.storage, study_name=name, direction="minimize", load_if_exists=True
+        super().__init__(
+            optuna.create_study(storage=self.storage, study_name=name, direction="minimize", load_if_exists=True)
         )
         stored = self.optuna.user_attrs.get(DEFINITION)
         if stored is None:
@@ -122,6 +116,8 @@ class Ledger:
             return True
         made = {t.user_attrs.get(HASH) for t in self._made()}
         for trial in self._trials(TrialState.FAIL):
+            if REPLICATE_OF in trial.user_attrs:
+                continue  # `_next_replicate` finds by itself what is missing
             own_hash = trial.user_attrs.get(HASH)  # none: it was cut off before it had parameters
             if trial.user_attrs.get(REASON) == INTERRUPTED and own_hash is not None and own_hash not in made:
                 self.optuna.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
@@ -134,26 +130,10 @@ class Ledger:
 
     def _proposals(self) -> int:
         """How many configurations were asked for; interrupted ones do not count, so that seeds stay the same."""
-        return sum(t.user_attrs.get(REASON) != INTERRUPTED for t in self._trials())
+        return sum(t.user_attrs.get(REASON) != INTERRUPTED for t in self._without_replicates())
 
-    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.optuna.get_trials(deepcopy=False, states=states or None)  # none named: all
-
-    def _made(self, *states: TrialState) -> list[FrozenTrial]:
-        """Trials that stand for a configuration of their own: no repeats, no interrupted ones."""
-        return [
-            t
-            for t in self._trials(*states)
-            if REPEAT_OF not in t.user_attrs and t.user_attrs.get(REASON) != INTERRUPTED
-        ]
-
-    def finished(self) -> list[FrozenTrial]:
-        """Trials with a result."""
-        return self._made(TrialState.COMPLETE)
-
-    def failed(self) -> list[FrozenTrial]:
-        """Trials that ended without one, and will not be tried again."""
-        return self._made(TrialState.FAIL)
+    def _without_replicates(self) -> list[FrozenTrial]:
+        return [t for t in self._trials() if REPLICATE_OF not in t.user_attrs]
 
     def open_trials(self) -> int:
         """How many configurations are still to be asked for."""
@@ -163,7 +143,11 @@ class Ledger:
         return max(0, self.study.trials - used)
 
     def next(self) -> Assignment | None:
-        """The next configuration to train, marked as running; None when there is none left."""
+        """The next configuration to train, marked as running; None when there is none left, or none `undecided`."""
+        return self._next_own() or self._next_replicate()
+
+    def _next_own(self) -> Assignment | None:
+        """The next configuration of the study's own seed."""
         if self.open_trials() == 0:
             return None
         for _ in range(MAX_REPEATS):
@@ -182,17 +166,71 @@ class Ledger:
     def _ask(self) -> Assignment | None:
         """Ask the sampler once; None where it proposed what is known already, which is answered on the spot."""
         if self.study.sampler is not None:
-            self.optuna.sampler = make_sampler(self.study.sampler, self.study.base.seed, self._proposals())
+            self._use_sampler(make_sampler(self.study.sampler, self.study.base.seed, self._proposals()))
         trial = self.optuna.ask()
         config = self._config(self.study.space.suggest(trial))
+        replicate_of = trial.user_attrs.get(REPLICATE_OF)
+        if replicate_of is not None:
+            config = config.replace(seed=trial.user_attrs[SEED])
         own_hash = config.config_hash()
         trial.set_user_attr(HASH, own_hash)
         trial.set_user_attr(CONFIG, config.flat())
+        if replicate_of is not None:
+            return Assignment(trial.number, config, replicate_of)
         for known in self._made(TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING):
             if known.number != trial.number and known.user_attrs.get(HASH) == own_hash:
                 self._answer(trial.number, known)
                 return None
         return Assignment(trial.number, config)
+
+    def _use_sampler(self, sampler: BaseSampler) -> None:
+        """Let `sampler` propose next, from the study's own trials: replicates would count its favourites twice."""
+        if not self.replicates():
+            self.optuna.sampler = sampler
+            return
+        self.optuna.sampler = RandomSampler(seed=0)  # what comes next is queued: it proposes nothing
+        if not self._trials(TrialState.WAITING):
+            shown = optuna.create_study(sampler=sampler, direction="minimize")
+            shown.add_trials(self._without_replicates())
+            self.optuna.enqueue_trial(self.study.space.params(self.study.space.suggest(shown.ask())))
+
+    def finalists(self) -> list[FrozenTrial]:
+        """Trials to be run with more seeds: all fixed points, and the best `FINALISTS` of the others."""
+        fixed = {self._config(point).config_hash() for point in self.study.fixed_points}
+        ranked = sorted_by_value(self.finished())
+        others = [t for t in ranked if t.user_attrs[HASH] not in fixed][:FINALISTS]
+        return sorted([t for t in ranked if t.user_attrs[HASH] in fixed] + others, key=lambda t: t.number)
+
+    def open_replicates(self) -> list[tuple[FrozenTrial, int]]:
+        """Finalists, as they stand now, with the seeds that are still to be asked for."""
+        asked = {t.user_attrs.get(HASH) for t in self.replicates()}
+        first = self.study.base.seed
+        return [
+            (trial, seed)
+            for seed in range(first + 1, first + self.seeds)
+            for trial in self.finalists()
+            if trial_config(trial).replace(seed=seed).config_hash() not in asked
+        ]
+
+    def planned_replicates(self) -> int:
+        """How many there are and will be; as long as trials of the study's own are open, at most."""
+        if self.open_trials() == 0:
+            return len(self.replicates()) + len(self.open_replicates())
+        fixed = len(self.study.fixed_points)
+        planned = (self.seeds - 1) * (fixed + min(FINALISTS, self.study.trials - fixed))
+        return max(planned, len(self.replicates()))
+
+    def undecided(self) -> bool:
+        """Whether replicates may follow once the study's own running trials have ended."""
+        return self.seeds > 1 and bool(self._made(TrialState.RUNNING))
+
+    def _next_replicate(self) -> Assignment | None:
+        if self.undecided() or not (missing := self.open_replicates()):
+            return None
+        if not self._trials(TrialState.WAITING):  # one may wait where a driver was killed
+            trial, seed = missing[0]
+            self.optuna.enqueue_trial(trial.params, user_attrs={REPLICATE_OF: trial.number, SEED: seed})
+        return self._ask()
 
     def _config(self, point: Point) -> RunConfig:
         return self.study.base.replace(**point)
@@ -233,17 +271,3 @@ class Ledger:
         for key, attr in attrs.items():
             self.storage.set_trial_user_attr(self._trial_id(number), key, attr)
         self.optuna.tell(number, value, state=state)
-
-    def best(self) -> FrozenTrial | None:
-        """The finished trial of the lowest validation perplexity."""
-        return min(self.finished(), key=lambda t: t.value, default=None)  # type: ignore[arg-type, return-value]
-
-
-def trial_config(trial: FrozenTrial) -> RunConfig:
-    """The configuration of a trial on record."""
-    return RunConfig.from_flat(trial.user_attrs[CONFIG])
-
-
-def sorted_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Best first."""
-    return sorted(trials, key=lambda t: (t.value, t.number))

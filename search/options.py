@@ -31,6 +31,7 @@ class Settings:
     base: RunConfig  # all that the study does not search
     context_dims: tuple[int, ...]
     trials: int
+    replicates: int  # seeds of a finalist, in all
     sampler: str
     data: DataSource
     embedding: EmbeddingSource
@@ -155,6 +156,11 @@ def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
     group.add_argument("--context-dims", type=_dims, metavar="D,D,…", help=dims)
     epochs = f"most epochs of Phase 2; it stops at the first that is no better ({_each('phase2.epochs')})"
     group.add_argument("--epochs", type=_count, metavar="N", help=epochs)
+    replicates = (
+        "seeds of each finalist, in all (seed, seed+1, …), run after the study's own trials; a larger K goes on "
+        "(default: %(default)s)"
+    )
+    group.add_argument("--replicates", type=_count, default=1, metavar="K", help=replicates)
     seed = "of weights, noise and sampler (default: %(default)s)"
     group.add_argument("--seed", type=_seed, default=0, metavar="N", help=seed)
     name = "the study's name (default: the entry, the data and a short hash of the definition)"
@@ -221,6 +227,7 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
         base=base,
         context_dims=args.context_dims or (preset.context_dims if sampled else (preset.context_dim,)),
         trials=args.trials if sampled else 0,
+        replicates=args.replicates,
         sampler=args.sampler if sampled else "",
         data=data,
         embedding=embedding,

@@ -85,12 +85,12 @@ class Display:
             return
         running.said = time.monotonic()
 
-    def finish(self, number: int, figures: dict[str, float]) -> None:
-        """A trial ended with a result."""
+    def finish(self, number: int, figures: dict[str, float], may_lead: bool = True) -> None:
+        """A trial ended with a result; a replicate's is none to lead by."""
         running = self._running.pop(number)
         self.done += 1
         value = figures[VAL_PPL]
-        first = self.best is None or value < self.best[0]
+        first = may_lead and (self.best is None or value < self.best[0])
         if first:
             self.best = (value, running.name)
         how = "reused" if figures[PHASE1_SHARED] else "trained"

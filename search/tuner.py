@@ -17,8 +17,10 @@ from search.cluster import Resources
 from search.leaderboard import trial_name
 from search.ledger import Assignment, Ledger
 from search.progress import Display
+from search.trial_records import TrialRecord, write_trial_record
+from trainables.records import Records
 from trainables.tracking import Tracker
-from trainables.two_phase import COMPUTE, DIVERGED, FINAL, PROFILE, SERIES, two_phase
+from trainables.two_phase import COMPUTE, DIVERGED, DOCUMENTS, FINAL, PROFILE, SERIES, two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -39,10 +41,10 @@ class _LedgerSearcher(_Unpickled, Searcher):
         self._ledger, self._profile = ledger, profile
         self.assigned: dict[str, Assignment] = {}  # by Ray's trial id
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         assignment = self._ledger.next()
         if assignment is None:
-            return str(Searcher.FINISHED)
+            return None if self._ledger.undecided() else str(Searcher.FINISHED)
         self.assigned[trial_id] = assignment
         profile = {PROFILE: str(self._profile)} if self._profile and len(self.assigned) == 1 else {}
         return assignment.config.flat() | profile
@@ -58,7 +60,7 @@ class _LedgerSearcher(_Unpickled, Searcher):
 
 
 class _Recorder(_Unpickled, Callback):
-    """Writes what happens to each trial into the ledger, MLflow and the display, in that order."""
+    """Writes what happens to each trial into its record, the ledger, MLflow and the display, in that order."""
 
     def __init__(
         self,
@@ -67,7 +69,10 @@ class _Recorder(_Unpickled, Callback):
         display: Display,
         searcher: _LedgerSearcher,
         runtime: dict[str, Any],
+        records: Records,
     ) -> None:
+        self._records = records
+        self._seen: dict[int, TrialRecord] = {}  # by trial number
         self._ledger, self._tracker, self._display, self._searcher = ledger, tracker, display, searcher
         self._runtime = runtime  # params of every run that are no part of the configuration
         self._runs: dict[int, str] = {}  # MLflow run by trial number
@@ -76,9 +81,12 @@ class _Recorder(_Unpickled, Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         assignment = self._searcher.assigned[trial.trial_id]
         config, number = assignment.config, assignment.number
-        name = trial_name(config)
+        name = trial_name(config, assignment.replicate_of is not None)
         params = config.flat() | self._runtime
-        self._runs[number] = self._tracker.start_trial(number, config.config_hash(), name, params)
+        self._seen[number] = TrialRecord(config.config_hash(), number, config.seed)
+        self._runs[number] = self._tracker.start_trial(
+            number, config.config_hash(), name, params, assignment.replicate_of
+        )
         self._open.add(number)
         self._display.start(number, name)
 
@@ -86,6 +94,7 @@ class _Recorder(_Unpickled, Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         number = self._searcher.assigned[trial.trial_id].number
+        self._seen[number].add(result[SERIES])
         self._tracker.log_series(self._runs[number], result[SERIES])
         self._display.update(number, result)
 
@@ -96,9 +105,11 @@ class _Recorder(_Unpickled, Callback):
             self._fail(number, last[DIVERGED], "")
         elif last.get(FINAL):
             self._open.discard(number)
+            self._keep(number, "finished", documents=last[DOCUMENTS])
             self._ledger.complete(number, last[FINAL])
             self._tracker.finish_trial(self._runs[number], last[FINAL], last[COMPUTE], trial.config.get(PROFILE))
-            self._display.finish(number, last[FINAL])
+            replicate = self._searcher.assigned[trial.trial_id].replicate_of is not None
+            self._display.finish(number, last[FINAL], may_lead=not replicate)
         # else it was stopped from outside: `interrupt_open` records it
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -108,9 +119,17 @@ class _Recorder(_Unpickled, Callback):
 
     def _fail(self, number: int, reason: str, details: str) -> None:
         self._open.discard(number)
+        self._keep(number, "failed", reason)
         self._ledger.fail(number, reason)
         self._tracker.fail_trial(self._runs[number], reason, details)
         self._display.fail(number, reason)
+
+    def _keep(self, number: int, status: str, reason: str = "", documents: dict[str, Any] | None = None) -> None:
+        """Write the trial's record: before the ledger has its end, so that what has ended has a record."""
+        record = self._seen.pop(number).ended(status, reason, documents)
+        path = self._records.trial_record(self._ledger.name, record.config_hash)
+        write_trial_record(path, record)
+        self._tracker.log_file(self._runs[number], path)
 
     def interrupt_open(self) -> int:
         """Record the trials that never ended as interrupted, to be asked for again; how many there were."""
@@ -143,7 +162,7 @@ def run_trials(
     tracker: Tracker,
     display: Display,
     inputs: ray.ObjectRef,
-    cache: Path,
+    records: Records,
     resources: Resources,
     runtime: dict[str, Any],
     profile: Path | None,
@@ -153,9 +172,9 @@ def run_trials(
     The first one is recorded into the folder `profile`, if given.
     """
     searcher = _LedgerSearcher(ledger, profile)
-    recorder = _Recorder(ledger, tracker, display, searcher, runtime)
+    recorder = _Recorder(ledger, tracker, display, searcher, runtime, records)
     trainable = tune.with_parameters(
-        two_phase, inputs=[inputs], cache=str(cache), threads=resources.threads, gpus=resources.gpus
+        two_phase, inputs=[inputs], cache=str(records.cache), threads=resources.threads, gpus=resources.gpus
     )
     request = {"cpu": resources.cpus, "gpu": resources.gpus}
     with ExitStack() as stack:

@@ -236,3 +236,10 @@ def test_too_short_an_ultrachat_is_refused(
     source = DataSource("ultrachat", "ultrachat", str(tmp_path / "short"), "ultrachat", "fingerprint")
     with pytest.raises(ValueError, match="has 1 conversations, fewer than 51100"):
         load_corpus(source, None, BIGRAM, 300, store)
+
+
+def test_a_document_owns_the_targets_in_it_but_the_streams_first_token_is_none() -> None:
+    split = Split(np.arange(7, dtype=np.int32), np.array([0, 1, 4]), np.array([1, 3, 3]))
+    sums, targets = split.by_document(np.array([1, 2, 4, 8, 16, 32], dtype=np.float32))
+    assert targets.tolist() == [0, 3, 3]
+    assert sums.tolist() == [0, 7, 56]

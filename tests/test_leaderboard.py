@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from optuna.trial import FrozenTrial, create_trial
 from rich.console import Console
 
 from search.leaderboard import BEST, COLUMNS, CSV, CSV_ONLY, as_table, config_name, failures, leaderboard, write_results
-from search.ledger import Ledger
+from search.ledger import HASH, Ledger
 from search.spaces import Study, context_modes
 from trainables import metrics as names
 from trainables.config import BigramConfig, RunConfig
@@ -266,3 +267,63 @@ def test_failures_say_number_configuration_and_reason(ledger: Ledger) -> None:
 def test_interrupted_trials_are_no_failures(ledger: Ledger) -> None:
     ledger.interrupt(handed_out(ledger))
     assert [number for number, _, _ in failures(ledger)] == [3]
+
+
+@pytest.fixture
+def replicated(database: Path, request: pytest.FixtureRequest) -> Ledger:
+    """A grid of ten, of which trial 0 has the best first seed and trial 1 the best mean."""
+    ledger = Ledger(grid(), request.node.name, database, seeds=2)
+    values = [20.0, 21.0, *[30.0 + n for n in range(8)], 27.0, 21.5]
+    for value in values:
+        ledger.complete(handed_out(ledger), figures(value))
+    return ledger
+
+
+def test_a_row_is_the_mean_over_seeds(replicated: Ledger) -> None:
+    frame = leaderboard(replicated, (25.0, 0.2))
+    assert list(frame["trial"].fillna(-1)[:3]) == [1, 0, -1]
+    first = frame.iloc[0]
+    assert first["val PPL"] == pytest.approx((21.0 * 21.5) ** 0.5)
+    assert (first["±"], first["seeds"]) == (0.25, 2)
+    assert len(frame) == 11
+    assert frame["seeds"].iloc[3] == 1
+
+
+def test_a_lower_value_of_one_seed_leads_nothing(replicated: Ledger) -> None:
+    for value in (28.0, 29.0):  # further seeds of trials 2 and 3, whose first were 30 and 31
+        replicated.complete(handed_out(replicated), figures(value))
+    frame, best = leaderboard(replicated, None), replicated.best()
+    single = frame[frame["seeds"] == 1].iloc[0]
+    assert best is not None
+    assert best.number == 1
+    assert single["val PPL"] == 32.0
+    replicated.optuna.add_trial(_lucky(replicated))
+    assert leaderboard(replicated, None)["val PPL"][0] == 5.0
+    assert replicated.best() == best
+
+
+def _lucky(ledger: Ledger) -> FrozenTrial:
+    """A trial of one seed that is far below all others."""
+    other = ledger.finished()[-1]
+    attrs = other.user_attrs | {HASH: "another"}
+    return create_trial(value=5.0, params=other.params, distributions=other.distributions, user_attrs=attrs)
+
+
+def test_the_leader_is_the_best_mean_and_not_the_luckiest_seed(replicated: Ledger, tmp_path: Path) -> None:
+    write_results(replicated, leaderboard(replicated, None), tmp_path, "c")
+    best = json.loads((tmp_path / BEST).read_text())
+    assert best["trial"] == 1
+    assert best["seeds"]["count"] == 2
+    assert best["seeds"]["val_ppl"] == {"0": 21.0, "1": 21.5}
+    assert best["seeds"]["mean_val_ppl"] == pytest.approx((21.0 * 21.5) ** 0.5)
+
+
+@pytest.mark.parametrize("scale", ["demo", "reports"])
+def test_the_table_with_seeds_fits_into_80_columns(scale: str) -> None:
+    frame = frame_of(**SCALES[scale])
+    frame.insert(9, "±", 0.25)
+    frame.insert(10, "seeds", 3)
+    lines = drawn(frame)
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert lines[-1].startswith("n seeds each") or lines[-2].startswith("n seeds each")

@@ -127,3 +127,12 @@ def test_phase1_is_not_shared_with_another_table(chat_file: Path, chat_inputs: I
     run(run_config(chat_file), chat_inputs, store)
     other = run(run_config(chat_file), dataclasses.replace(chat_inputs, digest="another"), store)
     assert other.metrics[names.PHASE1_SHARED] == 0
+
+
+def test_losses_by_document_are_those_of_the_best_epoch(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    result = run(run_config(chat_file, phase2_epochs=4), chat_inputs, ArtifactStore(tmp_path))
+    documents, split = result.val_documents, chat_inputs.corpus.validation
+    assert len(documents.nats) == len(documents.targets) == len(split.document_starts) > 1
+    assert sum(documents.targets) == len(split.tokens) - 1
+    mean = math.fsum(documents.nats) / sum(documents.targets)
+    assert mean == pytest.approx(math.log(result.metrics[names.VAL_PPL]), abs=1e-9)

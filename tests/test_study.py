@@ -19,11 +19,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from model.compute import Compute
 from search.ledger import CONFIG, HASH, METRICS, REPEAT_OF
+from search.results import REPLICATE_OF
+from search.trial_records import read_trial_record
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.records import Records
 from trainables.sources import split_of
-from trainables.tracking import COMPUTE_TAG, HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG
+from trainables.tracking import COMPUTE_TAG, HASH_TAG, PARENT_TAG, REPLICATE_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--vocab-size", "280", "--embedding-dim", "16", "--context-dims", "8,16", "--name", "small"]
@@ -149,7 +151,12 @@ def test_leaderboard_and_best_configuration_are_written(finished: tuple[Path, st
     for word in ("best first", "search/ui.py", "best.json", "6 trials finished, 0 failed"):
         assert word in printed
     parent, _, client = mlflow_runs(root)
-    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"leaderboard.csv", "best.json"}
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {
+        "leaderboard.csv",
+        "best.json",
+        "report.html",
+        "report.md",
+    }
 
 
 def test_the_same_command_again_trains_nothing_and_more_trials_extend_it(
@@ -183,6 +190,35 @@ def test_the_grid_runs_each_distinct_mode_once(chat_file: Path, tmp_path: Path) 
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 5
     assert len({t.user_attrs[HASH] for t in trials}) == 5
     assert sum(t.user_attrs[METRICS][names.PHASE1_SHARED] for t in trials) == 4
+
+
+def test_replicates_follow_the_study_and_are_on_record_everywhere(chat_file: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "1", "--trials", "4")
+    done = start("search/asym_layers.py", chat_file, tmp_path, *options, "--replicates", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 trials and 4 replicates finished, 0 failed" in done.stdout
+    assert "claims of the earlier reports" in done.stdout
+    trials, records = optuna_trials(tmp_path), Records.at(tmp_path)
+    assert [t.user_attrs.get(REPLICATE_OF) for t in trials[:4]] == [None] * 4
+    assert sorted(t.user_attrs[REPLICATE_OF] for t in trials[4:]) == [0, 1, 2, 3]
+    for t in trials:
+        record = read_trial_record(records.trial_record("small", t.user_attrs[HASH]))
+        assert record is not None
+        assert t.value is not None
+        assert record.document_losses(t.value) is not None
+        assert [step for step, _ in record.series[names.EPOCH_VAL_PPL]] == [1]
+    _, children, client = mlflow_runs(tmp_path)
+    tags = {run.data.tags[TRIAL_TAG]: run.data.tags.get(REPLICATE_TAG) for run in children}
+    assert tags == {
+        str(t.number): str(r) if (r := t.user_attrs.get(REPLICATE_OF)) is not None else None for t in trials
+    }
+    for run in children:
+        assert f"{run.data.tags[HASH_TAG]}.json" in {a.path for a in client.list_artifacts(run.info.run_id)}
+    best = json.loads((records.study("small") / "best.json").read_text())
+    assert best["seeds"]["count"] == 2
+    about = json.loads(records.study_record("small").read_text())
+    assert about["version_mlflow"]
+    assert mlflow_runs(tmp_path)[0].data.params.keys() == about.keys()
 
 
 DIVERGING = """

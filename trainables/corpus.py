@@ -41,6 +41,23 @@ class Split:
     document_starts: np.ndarray  # (num_documents,) int64, ascending; the first is 0
     document_bytes: np.ndarray  # (num_documents,) int64, UTF-8 length of the text that the tokens stand for
 
+    def by_document(self, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Losses of the targets `tokens[1:]`, summed over the document that each target lies in.
+
+        Args:
+            losses: one for each target.  # (N-1,)
+
+        Returns:
+            Sums and number of targets. A document owns its first token; the stream's very first is no target.
+            # (num_documents,) float64, (num_documents,) int64
+        """
+        assert losses.shape == (len(self.tokens) - 1,)
+        targets = np.arange(1, len(self.tokens))
+        owner = np.searchsorted(self.document_starts, targets, side="right") - 1
+        number = len(self.document_starts)
+        sums = np.bincount(owner, losses.astype(np.float64), minlength=number)
+        return sums, np.bincount(owner, minlength=number)
+
 
 @dataclass(frozen=True, eq=False)
 class Corpus:

@@ -46,6 +46,7 @@ class Phase2Result:
 
     epochs: list[Epoch]
     best: Epoch
+    val_losses: Tensor  # of the best epoch, nats of each validation target  # (N-1,)
     seconds: float
 
 
@@ -161,7 +162,7 @@ def fit_phase2(
     optimizer = FlatAdam(model.token_block, config.learning_rate, config.grad_clip)
     steps = _Steps(model, compute or Compute())
     epochs: list[Epoch] = []
-    best, best_loss, best_weights = None, math.inf, None
+    best, best_loss, best_losses, best_weights = None, math.inf, None, None
     for number in range(1, config.epochs + 1):
         train_loss = steps.train(train, optimizer, config.batch_size)
         losses, correct = steps.evaluate(validation, EVAL_ROWS)
@@ -174,13 +175,14 @@ def fit_phase2(
         epochs.append(epoch)
         on_epoch(epoch)
         if val_loss < best_loss:
-            best, best_loss, best_weights = epoch, val_loss, optimizer.weights()
+            best, best_loss, best_losses, best_weights = epoch, val_loss, losses, optimizer.weights()
         elif number - best.number >= config.patience:  # type: ignore[union-attr]
             break
     assert best is not None
+    assert best_losses is not None
     assert best_weights is not None
     optimizer.load(best_weights)
-    return Phase2Result(epochs, best, time.perf_counter() - began)
+    return Phase2Result(epochs, best, best_losses, time.perf_counter() - began)
 
 
 def _ppl(loss: float) -> float:

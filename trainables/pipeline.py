@@ -55,11 +55,20 @@ Listener = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
+class DocumentLosses:
+    """A stream's losses, summed over each of its documents; lists, so that they are JSON as they are."""
+
+    nats: list[float]
+    targets: list[int]
+
+
+@dataclass(frozen=True)
 class RunResult:
     """A finished run."""
 
     model: LanguageModel  # with the best epoch's weights
     metrics: dict[str, float]  # by the names of trainables.metrics; all finite
+    val_documents: DocumentLosses  # of the epoch that the metrics are of
 
 
 def prepare_inputs(
@@ -224,4 +233,5 @@ def run(
     unusable = [name for name, value in figures.items() if not math.isfinite(value)]
     if unusable:
         raise DivergedError(f"diverged: {', '.join(unusable)} not finite")
-    return RunResult(current.model, figures)
+    nats, targets = inputs.corpus.validation.by_document(result.val_losses.cpu().numpy())
+    return RunResult(current.model, figures, DocumentLosses(nats.tolist(), targets.tolist()))

@@ -52,5 +52,13 @@ class Records:
                 connection.close()
 
     def study(self, name: str) -> Path:
-        """A study's results: leaderboard, best configuration."""
+        """A study's results: leaderboard, best configuration, report."""
         return self.root / "studies" / name
+
+    def study_record(self, name: str) -> Path:
+        """What a study runs on: command, sizes, versions."""
+        return self.study(name) / "study.json"
+
+    def trial_record(self, name: str, config_hash: str) -> Path:
+        """What a trial left behind: its curves and its losses by document."""
+        return self.study(name) / "trials" / f"{config_hash}.json"

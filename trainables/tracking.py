@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from filelock import FileLock
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -30,7 +29,7 @@ STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
     "reason",
 )
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
-COMPUTE_TAG, PROFILED_TAG = "compute", "profiled"
+COMPUTE_TAG, PROFILED_TAG, REPLICATE_TAG = "compute", "profiled", "replicate_of"
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
 
@@ -97,14 +96,17 @@ class Tracker:
     def start_study(self, params: dict[str, Any]) -> None:
         """Params of the parent run; those it has already are left as they are."""
         known = self.client.get_run(self.parent).data.params
-        params = params | {"version_mlflow": mlflow.__version__}
         self._params(self.parent, {k: v for k, v in params.items() if k not in known})
 
-    def start_trial(self, number: int, config_hash: str, name: str, params: dict[str, Any]) -> str:
+    def start_trial(
+        self, number: int, config_hash: str, name: str, params: dict[str, Any], replicate_of: int | None = None
+    ) -> str:
         """The id of the child run of one configuration, new or reopened."""
         run = self._open({HASH_TAG: config_hash}, name, {PARENT_TAG: self.parent})
         run_id: str = run.info.run_id
         self.client.set_tag(run_id, TRIAL_TAG, str(number))
+        if replicate_of is not None:
+            self.client.set_tag(run_id, REPLICATE_TAG, str(replicate_of))
         # A reopened run goes through its curves again: points that it has are not logged twice.
         curves = [name for name in run.data.metrics if name.startswith(SERIES)]
         self._last_step[run_id] = {name: self.client.get_metric_history(run_id, name)[-1].step for name in curves}
@@ -136,6 +138,10 @@ class Tracker:
             self.client.set_tag(run_id, PROFILED_TAG, "true")  # its seconds are not those of an ordinary trial
         self.log_series(run_id, [(name, 0, value) for name, value in figures.items()])
         self.client.set_terminated(run_id, "FINISHED")
+
+    def log_file(self, run_id: str, file: Path) -> None:
+        """One file of a trial as an artifact."""
+        self.client.log_artifact(run_id, str(file))
 
     def finished_hashes(self) -> set[str]:
         """Configurations whose run has ended well."""

@@ -11,7 +11,7 @@ from ray import tune
 from trainables.config import RunConfig
 
 if TYPE_CHECKING:
-    from trainables.pipeline import Progress
+    from trainables.pipeline import Progress, RunResult
     from trainables.sources import DataSource, EmbeddingSource
 
 REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in one of them
@@ -19,6 +19,7 @@ REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in o
 # Keys of a report. Every report has all of them.
 PHASE, STEP, TOTAL, SERIES, FINAL, DIVERGED = "phase", "step", "total", "series", "final", "diverged"
 COMPUTE = "compute"  # how this trial's device computes
+DOCUMENTS = "documents"  # the validation's `pipeline.DocumentLosses` as a dict, beside the final figures
 
 PROFILE = "profile"  # key beside a trial's configuration: the folder its traces go to
 
@@ -38,9 +39,10 @@ class _Reporter:
         if time.monotonic() - self._last >= REPORT_EVERY:
             self.send()
 
-    def send(self, final: dict[str, float] | None = None, diverged: str = "") -> None:
+    def send(self, result: "RunResult | None" = None, diverged: str = "") -> None:
         """Report what has gathered; the last report of a run has its figures or why there are none."""
-        tune.report({**self._at, SERIES: self._points, FINAL: final or {}, DIVERGED: diverged, COMPUTE: self._compute})
+        final = {FINAL: result.metrics, DOCUMENTS: vars(result.val_documents)} if result else {FINAL: {}, DOCUMENTS: {}}
+        tune.report({**self._at, SERIES: self._points, **final, DIVERGED: diverged, COMPUTE: self._compute})
         self._points, self._last = [], time.monotonic()
 
 
@@ -95,7 +97,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     except DivergedError as error:  # an outcome, not a fault: the worker goes on with the next trial
         report.send(diverged=str(error))
     else:
-        report.send(final=result.metrics)
+        report.send(result)
     finally:
         if profiler:  # the worker is used again: nothing may go on recording
             profiler.stop()

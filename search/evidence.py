@@ -1,0 +1,152 @@
+"""A study's configurations with their losses by document, and how the leader compares with the others."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from search.leaderboard import trial_name
+from search.results import HASH, Configuration, Results
+from search.trial_records import read_trial_record
+from search.verdict import Difference, Interval, Losses, differences
+from trainables.records import Records
+
+NO_LOSSES = "no per-document losses"
+AHEAD, TIE, BEHIND = "ahead", "tie", "behind"  # of a configuration, seen from the leader
+ON_DOCUMENTS = "on these documents, seeds not tested"
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """One configuration and what is known of it beside its figures."""
+
+    found: Configuration
+    losses: Losses | None  # None: a seed's record is missing or damaged
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return trial_name(self.found.config)
+
+    @property
+    def num_seeds(self) -> int:
+        """With how many seeds it was run."""
+        return len(self.found.trials)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The leader and one other configuration."""
+
+    other: Evidence
+    difference: Difference | None  # the other minus the leader; None: not comparable
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The leader and all others, best first."""
+
+    leader: Evidence | None
+    headline: str  # one sentence
+    rows: list[Row]
+
+
+def load_evidence(results: Results, records: Records) -> list[Evidence]:
+    """All finished configurations, by mean loss."""
+    loaded = [Evidence(found, _losses(found, results.name, records)) for found in results.configurations()]
+    known = [e.losses.targets for e in loaded if e.losses is not None]
+    # One data set has one list of documents: a record of others is not this study's.
+    return [
+        Evidence(e.found, None) if e.losses is None or not np.array_equal(e.losses.targets, known[0]) else e
+        for e in loaded
+    ]
+
+
+def _losses(found: Configuration, study: str, records: Records) -> Losses | None:
+    nats: list[np.ndarray] = []
+    targets = np.empty(0)
+    for trial, ppl in zip(found.trials, found.ppls, strict=True):
+        record = read_trial_record(records.trial_record(study, trial.user_attrs[HASH]))
+        known = record.document_losses(ppl) if record else None
+        if known is None or (nats and not np.array_equal(known[1], targets)):
+            return None
+        nats.append(known[0])
+        targets = known[1]
+    return Losses(np.stack(nats), targets)
+
+
+def compare(results: Results, evidence: list[Evidence]) -> Comparison:
+    """The leader against every other configuration."""
+    found = results.leader()
+    if found is None:
+        return Comparison(None, "No trial has finished.", [])
+    leader = next(e for e in evidence if e.found.first.number == found.first.number)
+    others = [e for e in evidence if e is not leader]
+    usable = [e for e in (leader, *others) if e.losses is not None]
+    if leader.losses is None or len(usable) < 2 or len(leader.losses.targets) < 2:
+        headline = f"Lowest validation PPL: {_shown(leader)}; {_why_not(leader, others)}."
+        return Comparison(leader, headline, [Row(other, None, NO_LOSSES) for other in others])
+    # The leader was chosen among all of them, so all of them count where intervals are widened.
+    losses = [e.losses for e in usable if e.losses is not None]
+    made = differences(losses, [(0, i) for i in range(1, len(usable))], compared=len(usable))
+    known = {e.found.first.number: d for e, d in zip(usable[1:], made, strict=True)}
+    rows = [_row(e, known.get(e.found.first.number)) for e in others]
+    return Comparison(leader, _headline(leader, rows), rows)
+
+
+def _why_not(leader: Evidence, others: list[Evidence]) -> str:
+    if not others:
+        return "there is no other configuration to compare it with"
+    if leader.losses is not None and len(leader.losses.targets) < 2:
+        return "with one validation document nothing can be said of the differences"
+    return f"{NO_LOSSES}, so nothing can be said of the differences"
+
+
+def _row(other: Evidence, difference: Difference | None) -> Row:
+    if difference is None:
+        return Row(other, None, NO_LOSSES)
+    verdict = TIE if difference.combined.covers_zero else BEHIND
+    return Row(other, difference, verdict if difference.seeds_tested else f"{verdict} {ON_DOCUMENTS}")
+
+
+def _shown(evidence: Evidence) -> str:
+    return f"{evidence.name} (val PPL {evidence.found.ppl:.2f})"
+
+
+def _headline(leader: Evidence, rows: list[Row]) -> str:
+    """Winner or tie in one sentence; never a winner without replicates."""
+    tied = [row.other.name for row in rows if row.verdict == TIE]
+    maybe = [row.other.name for row in rows if row.verdict == f"{TIE} {ON_DOCUMENTS}"]
+    if leader.num_seeds == 1:
+        if maybe:
+            return f"{_shown(leader)} is lowest, but not told apart from {_listed(maybe)} {ON_DOCUMENTS}."
+        return f"{_shown(leader)} is {AHEAD} {ON_DOCUMENTS}."
+    rivals = [row for row in rows if row.difference is not None and row.difference.seeds_tested]
+    if tied:
+        return f"Tie: {_shown(leader)} and {_listed(tied)} cannot be told apart with {leader.num_seeds} seeds."
+    if not rivals:
+        return f"{_shown(leader)} is lowest; no other configuration was run with several seeds."
+    untested = f"; {len(rows) - len(rivals)} more have one seed, not tested" if len(rivals) < len(rows) else ""
+    others = "the other configuration" if len(rivals) == 1 else f"each of the {len(rivals)} others"
+    return f"Winner: {_shown(leader)}, ahead of {others} run with several seeds ({leader.num_seeds} here){untested}."
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    shown = names[:most] + ([f"{len(names) - most} more"] if len(names) > most else [])
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
+
+
+def percent(interval: Interval) -> str:
+    """A difference in mean loss as one in PPL, per cent: `+1.5 % [+0.3, +2.6]`."""
+    value, low, high = (100 * math.expm1(x) for x in (interval.value, interval.low, interval.high))
+    return f"{value:+.1f} % [{_plain(low)}, {_plain(high)}]"
+
+
+def _plain(value: float) -> str:
+    return f"{value:+.1f}" if value < 1_000 else ">+1000"  # two seeds can say next to nothing
+
+
+def absolute(interval: Interval) -> str:
+    """A difference as it is: `+0.31 [+0.06, +0.55]`."""
+    return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"

@@ -1,0 +1,218 @@
+"""A study's report: verdict, claims, tables and plots, as one HTML file that needs no network, and as Markdown."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainables.records import DEFAULT_ROOT, Records
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search.claims import Claim
+    from search.evidence import Comparison
+    from search.results import Results
+    from search.trial_records import TrialRecord
+
+HTML, MARKDOWN = "report.html", "report.md"
+RUNNERS_UP = 5  # shown on the terminal
+HOW = (
+    "Differences are in PPL, per cent of the leader's, with 95 % intervals. Documents: validation documents resampled, "
+    "the same for both sides. Seeds: these documents, other seeds (Welch). Both: documents, and seeds where both sides "
+    "have several, widened since the leader is the best of many (Tukey's range, Games and Howell); it decides the "
+    "verdict."
+)
+
+
+def write_report(results: "Results", records: Records) -> tuple[list[Path], "Comparison", list["Claim"]]:
+    """Write both files into the study's folder; the files, and what the terminal tells of them."""
+    from search.claims import evaluate
+    from search.evidence import compare, load_evidence
+    from search.trial_records import write_whole
+
+    evidence = load_evidence(results, records)
+    comparison, claims = compare(results, evidence), evaluate(evidence)
+    content = _content(results, records, comparison, claims)
+    folder = records.study(results.name)
+    for name in (HTML, MARKDOWN):
+        write_whole(folder / name, _rendered(f"{name}.j2", content))
+    return [folder / HTML, folder / MARKDOWN], comparison, claims
+
+
+def _rendered(template: str, content: dict[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(content)
+
+
+def _content(results: "Results", records: Records, comparison: "Comparison", claims: list["Claim"]) -> dict[str, Any]:
+    """All that the templates show."""
+    from plotly.offline import get_plotlyjs
+
+    from search.leaderboard import leaderboard, same_models
+    from search.plots import all_plots
+    from search.study_record import read_study_record
+
+    about = read_study_record(records.study_record(results.name))
+    ppl, accuracy = about.get("bigram_val_ppl"), about.get("bigram_val_acc")
+    frame = leaderboard(results, (ppl, accuracy) if ppl and accuracy else None)
+    best = comparison.leader.found.first.number if comparison.leader else None
+    seen, unreadable = _trial_records(results, records)
+    return {
+        "study": results.name,
+        "headline": comparison.headline,
+        "table": _table(frame, best, comparison),
+        "same_models": same_models(frame),
+        "rows": [_row(row) for row in comparison.rows],
+        "how": HOW,
+        "claims": claims,
+        "plots": all_plots(results, seen, ppl),
+        "unreadable": unreadable,
+        "ended": _ended(results),
+        "counts": _counts(results),
+        "about": about,
+        "versions": {key.removeprefix("version_"): about[key] for key in sorted(about) if key.startswith("version_")},
+        "plotly": get_plotlyjs(),
+    }
+
+
+def _trial_records(results: "Results", records: Records) -> tuple[dict[int, "TrialRecord"], list[int]]:
+    """Records of trials that ended, by number; numbers of finished ones that have none."""
+    from search.results import HASH
+    from search.trial_records import read_trial_record
+
+    found, unreadable = {}, []
+    finished = {t.number: t for c in results.configurations() for t in c.trials}
+    for trial in [*finished.values(), *results.failed(), *results.pruned()]:
+        record = read_trial_record(records.trial_record(results.name, trial.user_attrs[HASH]))
+        if record is not None:
+            found[trial.number] = record
+        elif trial.number in finished:
+            unreadable.append(trial.number)
+    return found, sorted(unreadable)
+
+
+def _table(frame: Any, best: int | None, comparison: "Comparison") -> dict[str, Any]:
+    """The leaderboard as text: headings, and rows with what marks them."""
+    from search.evidence import TIE
+    from search.leaderboard import BIGRAM_ROW, WITH_SEEDS, cell, heading
+
+    shown = [column for column in frame.columns if column in WITH_SEEDS]
+    tied = {row.other.found.first.number for row in comparison.rows if row.verdict.startswith(TIE)}
+    rows = [
+        {
+            "cells": [cell(column, row[column]) for column in shown],
+            "kind": "line" if row["config"] == BIGRAM_ROW else "best" if row["trial"] == best else "",
+            "tied": row["config"] != BIGRAM_ROW and row["trial"] in tied,
+        }
+        for row in frame.to_dict("records")
+    ]
+    return {
+        "headings": [heading(column) for column in shown],
+        "left": [c in ("config", "mode") for c in shown],
+        "rows": rows,
+    }
+
+
+def _row(row: Any) -> dict[str, str]:
+    """One comparison with the leader as text."""
+    from search.evidence import TIE, absolute, percent
+
+    told = {"name": row.other.name, "seeds": str(row.other.num_seeds), "verdict": row.verdict}
+    difference = row.difference
+    blank = dict.fromkeys(("documents", "ppl", "only_seeds", "combined"), "–")
+    if difference is None:
+        return told | blank | {"kind": ""}
+    return told | {
+        "documents": percent(difference.documents),
+        "ppl": absolute(difference.documents_ppl),
+        "only_seeds": percent(difference.seeds) if difference.seeds else "–",
+        "combined": percent(difference.combined),
+        "kind": "tie" if row.verdict.startswith(TIE) else "",
+    }
+
+
+def _ended(results: "Results") -> list[tuple[int, str, str, str]]:
+    """Trials without a result: number, configuration, how they ended and why."""
+    from optuna.trial import TrialState
+
+    from search.leaderboard import trial_name
+    from search.results import REASON, SEED, trial_config
+
+    ways = (
+        ("failed", [*results.failed(), *results.replicates(TrialState.FAIL)]),
+        ("pruned", [*results.pruned(), *results.replicates(TrialState.PRUNED)]),
+    )
+    return [
+        (t.number, trial_name(trial_config(t), SEED in t.user_attrs), how, t.user_attrs.get(REASON, ""))
+        for how, trials in ways
+        for t in trials
+    ]
+
+
+def _counts(results: "Results") -> str:
+    from optuna.trial import TrialState
+
+    parts = {
+        "finished": len(results.finished()),
+        "replicates": len(results.replicates(TrialState.COMPLETE)),
+        "failed": len(results.failed()),
+        "pruned": len(results.pruned()),
+    }
+    return ", ".join(f"{count} {name}" for name, count in parts.items() if count or name == "finished")
+
+
+def print_verdict(console: "Console", comparison: "Comparison", claims: list["Claim"]) -> None:
+    """Leader against runners-up, then the claims, in a few lines."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    console.print(f"\n[bold]{escape(comparison.headline)}[/]")
+    shown = [row for row in comparison.rows if row.difference is not None][:RUNNERS_UP]
+    if shown:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for name in ("PPL against the leader", "documents [95 %]", "with seeds, corrected", "verdict"):
+            table.add_column(name, no_wrap=name != "verdict")
+        for row in map(_row, shown):
+            both = row["combined"]
+            table.add_row(row["name"], *(escape(text) for text in (row["documents"], both, row["verdict"])))
+        console.print(table)
+    console.print("[dim]claims of the earlier reports[/]")
+    for claim in claims:
+        where = f" ({claim.where})" if claim.where else ""
+        console.print(f"  {claim.text}{where}: [bold]{claim.verdict}[/]", soft_wrap=True)
+
+
+def main() -> int:
+    """Write the report of a study on record; 2 if there is none of that name."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("study", metavar="STUDY", help="its name, as the study printed it")
+    root = "as given to the study (default: %(default)s)"
+    parser.add_argument("--mlruns", type=Path, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
+    args = parser.parse_args()
+    from search.results import known_studies, load_results
+
+    records = Records.at(args.mlruns)
+    known = known_studies(records.optuna_database)
+    if args.study not in known:
+        names = f"there are {', '.join(known)}" if known else "there is none yet"
+        print(f"error: no study {args.study!r} in {args.mlruns}/: {names}", file=sys.stderr)
+        return 2
+    from rich.console import Console
+
+    files, comparison, claims = write_report(load_results(args.study, records.optuna_database), records)
+    print_verdict(Console(highlight=False, width=None if sys.stdout.isatty() else 120), comparison, claims)
+    print("\n" + "\n".join(map(str, files)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

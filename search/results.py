@@ -1,0 +1,150 @@
+"""What a study has on record, to look at only: configurations with their seeds, failures, the leader."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.trial import FrozenTrial, TrialState
+
+from trainables.config import RunConfig
+
+# User attributes of an Optuna trial.
+CONFIG, HASH, METRICS, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
+    "config", "config_hash", "metrics", "reason", "repeat_of", "retry_of", "replicate_of", "seed",
+)  # fmt: skip
+DEFINITION = "definition"  # user attribute of the Optuna study
+INTERRUPTED = "interrupted"
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
+
+FINALISTS = 3  # configurations beside the fixed points that are run with more seeds
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration's finished trials: the study's own first, then its replicates by seed."""
+
+    trials: tuple[FrozenTrial, ...]
+
+    @property
+    def first(self) -> FrozenTrial:
+        """The trial that the search made."""
+        return self.trials[0]
+
+    @property
+    def config(self) -> RunConfig:
+        """With the first trial's seed."""
+        return trial_config(self.first)
+
+    @property
+    def ppls(self) -> list[float]:
+        """Validation perplexity of each seed."""
+        return [t.value for t in self.trials if t.value is not None]
+
+    @property
+    def ppl(self) -> float:
+        """Geometric mean over seeds: exp of the mean loss; with one seed its very value."""
+        if len(self.trials) == 1:
+            return self.ppls[0]
+        return math.exp(math.fsum(map(math.log, self.ppls)) / len(self.ppls))
+
+
+def trial_config(trial: FrozenTrial) -> RunConfig:
+    """The configuration of a trial on record."""
+    return RunConfig.from_flat(trial.user_attrs[CONFIG])
+
+
+def sorted_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Best first."""
+    return sorted(trials, key=lambda t: (t.value, t.number))
+
+
+class Results:
+    """A study's record in Optuna. Nothing here changes it."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.optuna, self.name = study, study.study_name
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What the study is (`spaces.Study.definition`)."""
+        found: dict[str, Any] = self.optuna.user_attrs[DEFINITION]
+        return found
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.optuna.get_trials(deepcopy=False, states=states or None)  # none named: all
+
+    def _made(self, *states: TrialState) -> list[FrozenTrial]:
+        """Trials that stand for a configuration of their own: no repeats, replicates or interrupted ones."""
+        return [
+            t
+            for t in self._trials(*states)
+            if not t.user_attrs.keys() & {REPEAT_OF, REPLICATE_OF} and t.user_attrs.get(REASON) != INTERRUPTED
+        ]
+
+    def finished(self) -> list[FrozenTrial]:
+        """Trials with a result."""
+        return self._made(TrialState.COMPLETE)
+
+    def failed(self) -> list[FrozenTrial]:
+        """Trials that ended without one, and will not be tried again."""
+        return self._made(TrialState.FAIL)
+
+    def pruned(self) -> list[FrozenTrial]:
+        """Trials that were stopped since they did badly."""
+        return self._made(TrialState.PRUNED)
+
+    def replicates(self, *states: TrialState) -> list[FrozenTrial]:
+        """Further seeds of configurations that were finished; no interrupted ones."""
+        return [
+            t for t in self._trials(*states) if REPLICATE_OF in t.user_attrs and t.user_attrs.get(REASON) != INTERRUPTED
+        ]
+
+    def configurations(self) -> list[Configuration]:
+        """All finished configurations, by mean loss over their seeds."""
+        seeds = {trial.number: [trial] for trial in self.finished()}
+        for trial in sorted(self.replicates(TrialState.COMPLETE), key=lambda t: t.user_attrs[SEED]):
+            seeds[trial.user_attrs[REPLICATE_OF]].append(trial)
+        found = [Configuration(tuple(trials)) for trials in seeds.values()]
+        return sorted(found, key=lambda c: (c.ppl, c.first.number))
+
+    def leader(self) -> Configuration | None:
+        """The best mean loss among the configurations of the most seeds: a lucky seed alone leads nothing."""
+        found = self.configurations()
+        most = max((len(c.trials) for c in found), default=0)
+        return next((c for c in found if len(c.trials) == most), None)
+
+    def best(self) -> FrozenTrial | None:
+        """The leader's own trial, of the study's seed."""
+        leader = self.leader()
+        return leader.first if leader else None
+
+
+def open_storage(database: Path) -> optuna.storages.RDBStorage:
+    """The Optuna database, made if need be."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_name(f".{database.name}.lock")):  # initialised by one process at a time
+        if not database.exists():  # whole or not at all: one that was cut off half made could never be opened again
+            scratch = database.with_name(f".{database.name}.new")
+            for left_behind in database.parent.glob(f"{scratch.name}*"):
+                left_behind.unlink()
+            optuna.storages.RDBStorage(f"sqlite:///{scratch.resolve()}").engine.dispose()
+            scratch.rename(database)
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
+
+
+def known_studies(database: Path) -> list[str]:
+    """Names of the studies on record, without making anything."""
+    if not database.exists():
+        return []
+    return sorted(optuna.get_all_study_names(open_storage(database)))
+
+
+def load_results(name: str, database: Path) -> Results:
+    """A study on record, which must be there."""
+    return Results(optuna.load_study(study_name=name, storage=open_storage(database)))

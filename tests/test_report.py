@@ -1,0 +1,305 @@
+"""Reports of studies whose losses are made up, so that their verdicts are known; one of them drawn in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.modes import same_model_modes
+from search import claims
+from search.claims import evaluate
+from search.evidence import BEHIND, NO_LOSSES, ON_DOCUMENTS, TIE, Comparison, compare, load_evidence
+from search.ledger import Ledger
+from search.plots import contour_pairs, front, readable_study
+from search.report import HTML, MARKDOWN, write_report
+from search.spaces import Study, asym_layers, context_modes
+from search.study_record import git_state, read_study_record, write_study_record
+from search.trial_records import TrialRecord, write_trial_record
+from trainables import metrics as names
+from trainables.config import BigramConfig, RunConfig
+from trainables.records import Records
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BASE = RunConfig(
+    data="a.jsonl",
+    data_fingerprint="d1",
+    embedding="bigram",
+    embedding_fingerprint="bigram",
+    bigram=BigramConfig(),
+    context_dim=16,
+)
+DOCUMENTS = 60
+Loss = Callable[[RunConfig], float]
+
+
+def run(study: Study, records: Records, loss: Loss, seeds: int = 1, seed_spread: float = 0.002) -> Ledger:
+    """Run a study whose trials have the mean loss `loss`, on documents and with seeds that move it a little."""
+    ledger = Ledger(study, "made-up", records.optuna_database, seeds)
+    rng = np.random.default_rng(0)
+    targets, common = rng.integers(50, 200, DOCUMENTS), rng.normal(0, 0.4, DOCUMENTS)
+    while (assignment := ledger.next()) is not None:
+        config = assignment.config
+        own = np.random.default_rng([config.seed, assignment.number])
+        each = loss(config) + common + own.normal(0, 0.01, DOCUMENTS) + own.normal(0, seed_spread)
+        nats = each * targets
+        ppl = float(np.exp(nats.sum() / targets.sum()))
+        running = TrialRecord(config.config_hash(), assignment.number, config.seed)
+        running.add([(names.SWEEP_CONVERGENCE, step, step / 20) for step in range(2, 19)])
+        running.add([(names.EPOCH_VAL_PPL, epoch, ppl + 5 - epoch) for epoch in range(1, 6)])
+        documents = {"nats": nats.tolist(), "targets": targets.tolist()}
+        path = records.trial_record(ledger.name, config.config_hash())
+        write_trial_record(path, running.ended("finished", documents=documents))
+        ledger.complete(assignment.number, figures(config, ppl))
+    return ledger
+
+
+def figures(config: RunConfig, ppl: float) -> dict[str, float]:
+    return {
+        names.VAL_PPL: ppl,
+        names.VAL_ACC: 0.2,
+        names.SWEEPS: 15.0 if config.context_layers > 1 else 30.0 + config.seed,
+        names.CONVERGENCE: 0.92,
+        names.VAL_ER: 80.0,
+        names.TOTAL_SECONDS: 10.0 + config.token_layers,
+        names.TOTAL_PARAMS: 1e6 * config.token_layers + 1e5 * config.context_layers,
+        names.PHASE1_PARAMS: 1e5 * config.context_layers,
+        names.PHASE2_PARAMS: 1e6 * config.token_layers,
+    }
+
+
+def modes(config: RunConfig) -> float:
+    """layerwise and final_only far apart, the best two close by."""
+    return {"layerwise": 3.0, "final_only": 3.2, "first_layer_only": 3.4}.get(config.context_mode, 2.9)
+
+
+def judged(ledger: Ledger, records: Records) -> tuple[Comparison, dict[str, str]]:
+    evidence = load_evidence(ledger, records)
+    return compare(ledger, evidence), {claim.text: claim.verdict for claim in evaluate(evidence)}
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records.at(tmp_path)
+
+
+def test_without_replicates_nobody_is_called_a_winner(records: Records) -> None:
+    clear = {"layerwise": 2.0}
+    ledger = run(context_modes(BASE, (16,)), records, lambda c: clear.get(c.context_mode, modes(c)))
+    comparison, said = judged(ledger, records)
+    assert comparison.headline.startswith("C2T2 D16 layerwise (val PPL")
+    assert comparison.headline.endswith(f"is ahead {ON_DOCUMENTS}.")
+    assert "inner" not in comparison.headline
+    assert {row.verdict for row in comparison.rows} == {f"{BEHIND} {ON_DOCUMENTS}"}
+    assert said[claims.LAYERWISE] == f"{claims.SUPPORTED} {ON_DOCUMENTS}"
+
+
+def test_with_replicates_there_is_a_winner(records: Records) -> None:
+    ledger = run(
+        context_modes(BASE, (16,)), records, lambda c: 2.0 if c.context_mode == "layerwise" else modes(c), seeds=3
+    )
+    comparison, said = judged(ledger, records)
+    assert comparison.headline.startswith("Winner: C2T2 D16 layerwise")
+    assert {row.verdict for row in comparison.rows} == {BEHIND}
+    assert said[claims.LAYERWISE] == claims.SUPPORTED
+
+
+def test_seeds_that_differ_more_than_configurations_are_a_tie(records: Records) -> None:
+    ledger = run(context_modes(BASE, (16,)), records, modes, seeds=3, seed_spread=0.5)
+    comparison, said = judged(ledger, records)
+    assert comparison.headline.startswith("Tie: ")
+    assert TIE in {row.verdict for row in comparison.rows}
+    assert said[claims.LAYERWISE] == claims.NOT_SUPPORTED
+
+
+def test_a_claim_that_lies_on_the_other_side_is_contradicted(records: Records) -> None:
+    worse = {"layerwise": 3.5}
+    ledger = run(context_modes(BASE, (16,)), records, lambda c: worse.get(c.context_mode, modes(c)), seeds=2)
+    said = judged(ledger, records)[1]
+    assert said[claims.LAYERWISE] == claims.CONTRADICTED
+    assert said[claims.FIRST_CELL] == said[claims.AVOID] == said[claims.HALF] == claims.NOT_TESTED
+
+
+CELL_LOSSES = {
+    "as the reports say": ({(1, 1): 2.0, (1, 2): 4.0}, claims.SUPPORTED, claims.SUPPORTED),
+    "the other way round": ({(1, 1): 4.0, (1, 2): 2.0}, claims.CONTRADICTED, claims.CONTRADICTED),
+    "no difference": ({}, claims.NOT_SUPPORTED, claims.NOT_SUPPORTED),
+}
+
+
+@pytest.mark.parametrize("case", CELL_LOSSES)
+def test_the_cells_are_judged_together(records: Records, case: str) -> None:
+    losses, first_cell, avoid = CELL_LOSSES[case]
+    study = asym_layers(BASE, (8, 16), "random", 4)
+    ledger = run(study, records, lambda c: losses.get((c.context_layers, c.token_layers), 3.0), seeds=3)
+    said = judged(ledger, records)[1]
+    assert (said[claims.FIRST_CELL], said[claims.AVOID]) == (first_cell, avoid)
+    assert said[claims.HALF] == claims.SUPPORTED  # 15 sweeps against 30, 31 and 32
+    assert said[claims.LAYERWISE] == claims.NOT_TESTED
+
+
+def test_a_trial_without_a_usable_record_is_said_to_have_no_losses(records: Records) -> None:
+    ledger = run(context_modes(BASE, (16,)), records, modes)
+    found = ledger.configurations()
+    path = records.trial_record(ledger.name, found[1].config.config_hash())
+    path.write_text(path.read_text()[:-100])
+    records.trial_record(ledger.name, found[2].config.config_hash()).unlink()
+    comparison = judged(ledger, records)[0]
+    assert [row.verdict == NO_LOSSES for row in comparison.rows] == [True, True, False, False]
+    files, _, _ = write_report(ledger, records)
+    assert f"{NO_LOSSES}" in files[1].read_text()
+    for left in records.study(ledger.name).glob("trials/*.json"):
+        left.unlink()
+    comparison = judged(ledger, records)[0]
+    assert NO_LOSSES in comparison.headline
+    write_report(ledger, records)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, Ledger]:
+    """A study of twelve trials, replicates and a failure, reported."""
+    records = Records.at(tmp_path_factory.mktemp("reported"))
+    study = asym_layers(BASE, (8, 16), "random", 12)
+    ledger = run(study, records, lambda c: 3 - 0.1 * c.token_layers + c.context_dim / 1000, seeds=2)
+    more = Ledger(asym_layers(BASE, (8, 16), "random", 13), "made-up", records.optuna_database)
+    failed = more.next()
+    assert failed is not None
+    more.fail(failed.number, "DivergedError: <b>loss</b> became nan")
+    about = {
+        "command": "asym_layers.py --name 'a <b>'", "data": "a.jsonl", "embedding": "bigram", "hardware": "2 x cpu",
+        "compute": "fp32", "train_tokens": 1000, "val_tokens": 200, "test_tokens": 100, "vocab_size": 512,
+        "embedding_dim": 192, "bigram_val_ppl": 30.0, "bigram_val_acc": 0.1, "version_torch": "2", "git_commit": None,
+        "git_dirty": None, "started_at": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    write_study_record(records.study_record("made-up"), about)
+    write_report(more, records)
+    return records, ledger
+
+
+def test_the_page_is_one_file_that_fetches_nothing(reported: tuple[Records, Ledger]) -> None:
+    page = (reported[0].study("made-up") / HTML).read_text()
+    own = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.S)  # plotly.js itself
+    assert len(own) < len(page) / 2
+    assert not re.search(r"""(src|href|action)\s*=\s*["']?\s*(https?:)?//""", own)
+    assert not re.search(r"@import|url\(", own)
+    assert "<b>loss</b>" not in own
+    assert "&lt;b&gt;loss&lt;/b&gt;" in own
+
+
+def test_the_markdown_has_every_configuration_and_the_failure(reported: tuple[Records, Ledger]) -> None:
+    records, ledger = reported
+    text = (records.study("made-up") / MARKDOWN).read_text()
+    for found in ledger.configurations():
+        assert f" {found.first.number} | " in text.replace("*", "")
+    assert "loss</b> became nan" in text
+    assert "asym_layers.py" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.rstrip().endswith("|") for line in tables)
+
+
+def test_plots_show_d_itself_and_no_replicate(reported: tuple[Records, Ledger]) -> None:
+    study = readable_study(reported[1])
+    assert len(study.trials) == len(reported[1].finished()) == 12
+    assert {t.params["context_dim"] for t in study.trials} <= {8, 16}
+    assert all(set(pair) <= {"context_layers", "token_layers", "context_dim"} for pair in contour_pairs(study))
+
+
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
+    assert front([(3, 1), (1, 3), (2, 2), (2, 3), (3, 2), (1, 4)]) == [1, 2, 0]
+
+
+def test_a_plot_that_cannot_be_says_why(records: Records) -> None:
+    ledger = run(context_modes(BASE, (16,)), records, modes)
+    page = write_report(ledger, records)[0][0].read_text()
+    assert "Fewer than two parameters vary" in page
+    assert "no bigram model" in page
+
+
+def test_a_study_without_a_result_is_reported(records: Records) -> None:
+    ledger = Ledger(context_modes(BASE, (16,)), "made-up", records.optuna_database)
+    assignment = ledger.next()
+    assert assignment is not None
+    ledger.fail(assignment.number, "ValueError: no")
+    files, comparison, _ = write_report(ledger, records)
+    assert comparison.headline == "No trial has finished."
+    assert "ValueError: no" in files[1].read_text()
+
+
+def command(*options: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(ROOT / "search/report.py"), *options]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_an_unknown_study_is_one_sentence_with_the_known_names(
+    reported: tuple[Records, Ledger], tmp_path: Path
+) -> None:
+    done = command("other", "--mlruns", str(reported[0].root))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "made-up" in done.stderr
+    assert command("other", "--mlruns", str(tmp_path / "none")).returncode == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_writes_the_report_and_tells_the_verdict(reported: tuple[Records, Ledger]) -> None:
+    records, _ = reported
+    done = command("made-up", "--mlruns", str(records.root))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "claims of the earlier reports" in done.stdout
+    assert str(records.study("made-up") / HTML) in done.stdout
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_without_a_network_draws_the_page(reported: tuple[Records, Ledger], tmp_path: Path) -> None:
+    page = reported[0].study("made-up") / HTML
+    options = "--headless --no-sandbox --disable-gpu --virtual-time-budget=15000 --enable-logging=stderr --dump-dom"
+    offline = ["--proxy-server=127.0.0.1:9", f"--user-data-dir={tmp_path}"]
+    done = subprocess.run(
+        [str(CHROMIUM), *options.split(), *offline, page.as_uri()],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    body = done.stdout[done.stdout.rindex("</style>") :] if "<body>" not in done.stdout else done.stdout
+    assert 'id="leaderboard"' in body
+    assert 'class="best"' in body
+    drawn = re.findall(r'id="plot-([a-z_-]+)"', body)
+    assert {"learning", "convergence", "pareto-parameters", "parallel", "slice", "importances"} <= set(drawn)
+    assert body.count('class="main-svg"') >= 2 * len(drawn)
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_a_commit_is_named_only_in_a_checkout(tmp_path: Path) -> None:
+    source = tmp_path / "a.py"
+    source.write_text("1\n")
+    assert git_state(source) == {"git_commit": None, "git_dirty": None}
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *arguments], check=True)
+    state = git_state(source)
+    assert re.fullmatch(r"[0-9a-f]{40}", str(state["git_commit"]))
+    assert state["git_dirty"] is False
+    source.write_text("2\n")
+    assert git_state(source)["git_dirty"] is True
+
+
+def test_a_study_record_that_is_damaged_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    assert read_study_record(path) == {}
+    write_study_record(path, {"a": [1]})
+    assert read_study_record(path) == {"a": [1]} == json.loads(path.read_text())
+    path.write_text("{")
+    assert read_study_record(path) == {}
+
+
+def test_modes_that_are_one_model_are_one_configuration(records: Records) -> None:
+    ledger = run(context_modes(BASE, (16,)), records, modes)
+    assert same_model_modes("prev_and_current", 2, 2) == ("prev_and_current", "previous_first")
+    assert len(ledger.configurations()) == 5
+    assert "prev_and_current = previous_first" in write_report(ledger, records)[0][1].read_text()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from search.errors import BadInputError, user_errors
 from search.lock import study_lock
 from search.options import Settings, build_parser, check
+from search.resume import keep, parse
 from search.spaces import Study
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
 
     0: done. 1: no trial succeeded. 2: bad input, in one sentence. 130: interrupted; the same command continues.
     """
-    args = build_parser(describe, sampled).parse_args()
     try:
         with user_errors():
+            args = parse(build_parser(describe, sampled), sys.argv[1:])
             settings = check(args, sampled)
             study = make_study(settings)
         for key, value in QUIET.items():
@@ -52,7 +53,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         if settings.address is not None and (Path.home() / ".ray" / "auth_token").exists():
             # A cluster that was started where a token file lies wants the token. Ray reads this when it is imported.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-        return _run(settings, study)
+        return _run(settings, study, lambda folder: keep(args, settings, sys.argv[0], folder))
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -61,21 +62,29 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         return INTERRUPTED
 
 
-def _run(settings: Settings, study: Study) -> int:
+def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None]) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
     began = time.monotonic()
     name = settings.name or study.default_name(settings.data.label)
+    folder = settings.records.study(name)
     console.print(f"study [bold]{name}[/]: {study.trials} trials, records in {settings.shown_root}/")
     with ExitStack() as stack:
-        if settings.address is None:
-            stack.enter_context(study_lock(settings.records.study(name)))
+        resources = None
+        if settings.address is not None and not folder.exists():
+            # whether a cluster is there and has what is asked for is found out before anything is written
             resources = stack.enter_context(_ray(settings, console))
-        else:  # whether a cluster is there and has what is asked for is found out before anything is written
+        stack.enter_context(study_lock(folder))
+        with console.status("opening the records …"), user_errors():
+            from search.ledger import Ledger
+
+            ledger = Ledger(study, name, settings.records.optuna_database)
+        keep_options(folder)
+        enough = ledger.enough(settings.budgets)
+        if not enough and resources is None:
             resources = stack.enter_context(_ray(settings, console))
-            stack.enter_context(study_lock(settings.records.study(name)))
-        return _StudyRun(settings, study, name, console, resources, began).go()
+        return _StudyRun(settings, ledger, console, resources, began).go(enough)
 
 
 @contextmanager
@@ -98,31 +107,45 @@ class _StudyRun:
     """One locked study on a running Ray."""
 
     def __init__(
-        self, settings: Settings, study: Study, name: str, console: "Console", resources: "Resources", began: float
+        self, settings: Settings, ledger: "Ledger", console: "Console", resources: "Resources | None", began: float
     ) -> None:
-        self.settings, self.study, self.name, self.console = settings, study, name, console
-        self.resources, self.began = resources, began
+        self.settings, self.ledger, self.console, self.began = settings, ledger, console, began
+        self.study, self.name = ledger.study, ledger.name
+        self._resources = resources
+        self.made_before = ledger.made()
         self.profiled = False
         self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
-    def go(self) -> int:
-        """Prepare, run what is open, and show the result."""
-        prepared = self._start_preparing()  # on a worker, while the stores are opened here
+    @property
+    def resources(self) -> "Resources":
+        """What trials get; there is no Ray where nothing is to run."""
+        assert self._resources is not None
+        return self._resources
+
+    def go(self, enough: str) -> int:
+        """Prepare, run what is open, and show the result; `enough` says why nothing is to run, if so."""
+        ledger = self.ledger
+        prepared = None if enough else self._start_preparing()  # on a worker, while MLflow's store is opened here
         with self.console.status("opening the records …"):
-            from search.ledger import Ledger
             from trainables.tracking import Tracker
 
             with user_errors():
-                ledger = Ledger(self.study, self.name, self.settings.records.optuna_database)
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
             summary: dict[str, Any] = {}
             status, cut_off = "FAILED", 0
         try:
-            with self.console.status("preparing token ids and embedding (cached for next time) …"):
-                inputs, summary = self._prepared(prepared)
-            cut_off = self._run(ledger, tracker, inputs, summary)
+            if enough:
+                summary = ledger.summary()
+                self._say_nothing_to_run(enough)
+                self._complete_mlflow(ledger, tracker, summary)
+            else:
+                with self.console.status("preparing token ids and embedding (cached for next time) …"):
+                    inputs, summary = self._prepared(prepared)
+                summary |= {"threads": self.resources.threads, "gpus": self.resources.gpus}
+                ledger.keep_summary(summary)
+                cut_off = self._run(ledger, tracker, inputs, summary)
             status = "KILLED" if cut_off else "FINISHED"
         finally:  # also where the inputs cannot be made: no run stays open
             files = self._report(ledger, summary) if summary else []
@@ -132,6 +155,11 @@ class _StudyRun:
         if cut_off:
             return INTERRUPTED
         return OK if ledger.finished() else ALL_FAILED
+
+    def _say_nothing_to_run(self, enough: str) -> None:
+        self.console.print(f"nothing to run: {enough}")
+        if self.settings.profile:
+            self.console.print("so nothing is profiled: a larger --trials or another --seed runs one")
 
     def _start_preparing(self) -> Any:
         import ray
@@ -194,47 +222,52 @@ class _StudyRun:
         }
 
     @staticmethod
-    def _complete_mlflow(ledger: "Ledger", tracker: Any, runtime: dict[str, Any]) -> None:
-        """Finish MLflow's runs of trials that the ledger has as finished: a driver was killed between the two."""
-        from search.leaderboard import trial_name
-        from search.ledger import HASH, METRICS, trial_config
+    def _runtime(summary: dict[str, Any]) -> dict[str, Any]:
+        """Params of every trial's run that are no part of its configuration."""
+        return {"device_name": summary["hardware"], "threads": summary["threads"], "gpus": summary["gpus"]}
 
-        missing = {t.user_attrs[HASH]: t for t in ledger.finished()}
+    def _complete_mlflow(self, ledger: "Ledger", tracker: Any, summary: dict[str, Any]) -> None:
+        """Finish MLflow's runs of trials that ended in the ledger: a driver was killed between the two."""
+        from search.leaderboard import trial_name
+        from search.ledger import HASH, METRICS, REASON, trial_config
+
+        missing = {t.user_attrs[HASH]: t for t in (*ledger.finished(), *ledger.pruned())}
         for config_hash in missing.keys() - tracker.finished_hashes():
             trial = missing[config_hash]
             config = trial_config(trial)
-            run_id = tracker.start_trial(trial.number, config_hash, trial_name(config), config.flat() | runtime)
-            tracker.finish_trial(run_id, trial.user_attrs[METRICS])
+            params = config.flat() | self._runtime(summary)
+            run_id = tracker.start_trial(trial.number, config_hash, trial_name(config), params)
+            if REASON in trial.user_attrs:
+                tracker.prune_trial(run_id, trial.user_attrs[REASON], trial.user_attrs[METRICS])
+            else:
+                tracker.finish_trial(run_id, trial.user_attrs[METRICS])
 
     def _run(self, ledger: "Ledger", tracker: Any, inputs: Any, summary: dict[str, Any]) -> int:
         """Run what is open; how many trials were cut off."""
         self._say_prepared(summary)
         tracker.start_study(self._study_params(summary))
-        runtime = {
-            "device_name": summary["hardware"],
-            "threads": self.resources.threads,
-            "gpus": self.resources.gpus,
-        }
         from search.leaderboard import trial_name
+        from search.ledger import trial_config
         from search.progress import Display
         from search.tuner import run_trials
 
-        self._complete_mlflow(ledger, tracker, runtime)
-        if ledger.open_trials() == 0:
-            self.console.print("all trials of this study are finished: nothing to run")
-            if self.settings.profile:
-                self.console.print("so nothing is profiled: a larger --trials or another --seed runs one")
-            return 0
-        from search.ledger import trial_config
-
+        self._complete_mlflow(ledger, tracker, summary)
         best = ledger.best()
         known = (best.value, trial_name(trial_config(best))) if best and best.value is not None else None
-        done = self.study.trials - ledger.open_trials()
-        display = Display(self.console, self.study.trials, done, known)
+        display = Display(self.console, self.study.trials, self.made_before, known)
         self.profiled = self.settings.profile
         with self._traces() as traces:
-            cache = self.settings.records.cache
-            return run_trials(ledger, tracker, display, inputs, cache, self.resources, runtime, traces)
+            return run_trials(
+                ledger,
+                tracker,
+                display,
+                inputs,
+                self.settings.records.cache,
+                self.resources,
+                self._runtime(summary),
+                traces,
+                self.settings.budgets,
+            )
 
     @contextmanager
     def _traces(self) -> "Iterator[Path | None]":
@@ -270,8 +303,13 @@ class _StudyRun:
         if self.profiled:
             self.console.print("traces of the first trial that ran: its run's artifacts in MLflow, folder profile/")
         shown = self.settings.shown_root
-        finished, elapsed = len(ledger.finished()), duration(time.monotonic() - self.began)
-        self.console.print(f"\n{finished} trials finished, {len(failed)} failed, in {elapsed}")
+        finished, pruned = len(ledger.finished()), len(ledger.pruned())
+        counted = f"{finished} trials finished, {f'{pruned} pruned, ' if pruned else ''}{len(failed)} failed"
+        ran, elapsed = ledger.made() - self.made_before, duration(time.monotonic() - self.began)
+        self.console.print(f"\n{counted} in all; {ran} ran now, in {elapsed}")
+        enough = self.settings.budgets.used_up(ledger.ended()) if ledger.open_trials() else ""
+        if enough and ran:
+            self.console.print(f"[bold]stopped: {enough}[/]")
         if cut_off:
             self.console.print("[bold]interrupted: the same command continues this study[/]")
         if finished:

@@ -19,7 +19,9 @@ from filelock import FileLock
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from search.spaces import SAMPLERS, Point, Study
+from search.budgets import Budgets
+from search.pruning import Judge
+from search.spaces import NO_SCHEDULER, SAMPLERS, Point, Study
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 
@@ -27,8 +29,9 @@ from trainables.metrics import VAL_PPL
 CONFIG, HASH, METRICS, REASON, REPEAT_OF, RETRY_OF = (
     "config", "config_hash", "metrics", "reason", "repeat_of", "retry_of",
 )  # fmt: skip
-DEFINITION = "definition"  # user attribute of the Optuna study
+DEFINITION, SUMMARY = "definition", "summary"  # user attributes of the Optuna study
 INTERRUPTED = "interrupted"
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
 
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
@@ -73,7 +76,8 @@ def open_storage(database: Path) -> optuna.storages.RDBStorage:
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-    return "; ".join(f"{n} is {wanted.get(n)!r}, was {stored.get(n)!r}" for n in names)
+    contents = {"data_fingerprint": "the data has changed", "embedding_fingerprint": "the embedding has changed"}
+    return "; ".join(contents.get(n) or f"{n} is {wanted.get(n)!r}, was {stored.get(n)!r}" for n in names)
 
 
 class Ledger:
@@ -96,9 +100,14 @@ class Ledger:
             self.optuna.set_user_attr(DEFINITION, wanted)
         elif stored != wanted:
             raise ValueError(
-                f"study {name!r} exists with another definition ({_differences(stored, wanted)}): give another --name"
+                f"study {name!r} exists with another definition ({_differences(stored, wanted)}): "
+                "begin a new one under another --name"
             )
+        self._judge = (
+            None if study.scheduler == NO_SCHEDULER else Judge(study.scheduler, name, self.storage, self._made)
+        )
         self._parked: dict[str, list[int]] = {}  # config hash -> trials that wait for a running one's value
+        self._fixed_hashes = {self._config(point).config_hash() for point in study.fixed_points}
         self._recover()
 
     def _recover(self) -> None:
@@ -155,12 +164,41 @@ class Ledger:
         """Trials that ended without one, and will not be tried again."""
         return self._made(TrialState.FAIL)
 
+    def pruned(self) -> list[FrozenTrial]:
+        """Trials that were stopped for what they had shown; their REASON says what."""
+        return self._made(TrialState.PRUNED)
+
+    def made(self) -> int:
+        """How many configurations have ended."""
+        return len(self._made(*ENDED))
+
+    def ended(self) -> list[tuple[float | None, bool]]:
+        """What `Budgets` looks at: of each trial with an outcome its value, if finished, and if it was proposed."""
+        fixed = self._fixed_hashes
+        return [
+            (t.value if t.state == TrialState.COMPLETE else None, t.user_attrs[HASH] not in fixed)
+            for t in self._made(TrialState.COMPLETE, TrialState.PRUNED)
+        ]
+
+    def enough(self, budgets: Budgets) -> str:
+        """Why no trial is to be asked for now; empty while one is."""
+        if self.open_trials() == 0:
+            return "all trials of this study are finished"
+        return budgets.used_up(self.ended())
+
+    def summary(self) -> dict[str, Any]:
+        """What the study's inputs are, in figures; empty before they were made."""
+        return dict(self.optuna.user_attrs.get(SUMMARY, {}))
+
+    def keep_summary(self, summary: dict[str, Any]) -> None:
+        """Keep it, for a run that has nothing to train and so makes no inputs."""
+        self.optuna.set_user_attr(SUMMARY, summary)
+
     def open_trials(self) -> int:
         """How many configurations are still to be asked for."""
         parked = {number for numbers in self._parked.values() for number in numbers}
         running = [t for t in self._made(TrialState.RUNNING) if t.number not in parked]
-        used = len(self.finished()) + len(self.failed()) + len(running)
-        return max(0, self.study.trials - used)
+        return max(0, self.study.trials - self.made() - len(running))
 
     def next(self) -> Assignment | None:
         """The next configuration to train, marked as running; None when there is none left."""
@@ -188,7 +226,7 @@ class Ledger:
         own_hash = config.config_hash()
         trial.set_user_attr(HASH, own_hash)
         trial.set_user_attr(CONFIG, config.flat())
-        for known in self._made(TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING):
+        for known in self._made(*ENDED, TrialState.RUNNING):
             if known.number != trial.number and known.user_attrs.get(HASH) == own_hash:
                 self._answer(trial.number, known)
                 return None
@@ -201,7 +239,11 @@ class Ledger:
         if known.state == TrialState.RUNNING:
             self._parked.setdefault(known.user_attrs[HASH], []).append(number)
             return
-        self._tell(number, known.value, known.state, {REPEAT_OF: known.number})
+        if known.state == TrialState.PRUNED:  # its value is that of its last epoch, which Optuna looks up itself
+            for epoch, ppl in known.intermediate_values.items():
+                self.storage.set_trial_intermediate_value(self._trial_id(number), epoch, ppl)
+        value = known.value if known.state == TrialState.COMPLETE else None
+        self._tell(number, value, known.state, {REPEAT_OF: known.number})
 
     def _untried(self) -> list[Point]:
         tried = {t.user_attrs.get(HASH) for t in self._trials()}
@@ -210,6 +252,20 @@ class Ledger:
     def complete(self, number: int, figures: dict[str, float]) -> None:
         """A trial's result."""
         self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures})
+        self._release(number)
+
+    def epoch(self, number: int, epoch: int, value: float) -> str:
+        """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
+        self.storage.set_trial_intermediate_value(self._trial_id(number), epoch, value)
+        if self._judge is None:
+            return ""
+        trial = self._trial(number)
+        reason = self._judge.reason(trial)  # asked for fixed points too: others are measured by them
+        return "" if trial.user_attrs[HASH] in self._fixed_hashes else reason
+
+    def prune(self, number: int, reason: str, figures: dict[str, float]) -> None:
+        """A trial that was stopped for what it had shown: why, and the figures that it has."""
+        self._tell(number, None, TrialState.PRUNED, {REASON: reason, METRICS: figures})
         self._release(number)
 
     def fail(self, number: int, reason: str) -> None:

@@ -18,6 +18,7 @@ REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in o
 
 # Keys of a report. Every report has all of them.
 PHASE, STEP, TOTAL, SERIES, FINAL, DIVERGED = "phase", "step", "total", "series", "final", "diverged"
+COLLAPSED = "collapsed"  # why the trial ended before Phase 2; `FINAL` then has Phase 1's figures
 COMPUTE = "compute"  # how this trial's device computes
 
 PROFILE = "profile"  # key beside a trial's configuration: the folder its traces go to
@@ -38,9 +39,10 @@ class _Reporter:
         if time.monotonic() - self._last >= REPORT_EVERY:
             self.send()
 
-    def send(self, final: dict[str, float] | None = None, diverged: str = "") -> None:
+    def send(self, final: dict[str, float] | None = None, diverged: str = "", collapsed: str = "") -> None:
         """Report what has gathered; the last report of a run has its figures or why there are none."""
-        tune.report({**self._at, SERIES: self._points, FINAL: final or {}, DIVERGED: diverged, COMPUTE: self._compute})
+        ends = {FINAL: final or {}, DIVERGED: diverged, COLLAPSED: collapsed}
+        tune.report({**self._at, SERIES: self._points, **ends, COMPUTE: self._compute})
         self._points, self._last = [], time.monotonic()
 
 
@@ -81,7 +83,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     from model.compute import Compute
     from trainables.artifacts import ArtifactStore
     from trainables.phase1 import DivergedError
-    from trainables.pipeline import run
+    from trainables.pipeline import CollapsedError, run
     from trainables.traces import Profiler
 
     torch.set_num_threads(threads)
@@ -94,6 +96,8 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
         result = run(RunConfig.from_flat(config), ray.get(inputs[0]), store, device, listen)
     except DivergedError as error:  # an outcome, not a fault: the worker goes on with the next trial
         report.send(diverged=str(error))
+    except CollapsedError as error:
+        report.send(error.figures, collapsed=str(error))
     else:
         report.send(final=result.metrics)
     finally:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from search.cluster import Resources
     from search.ledger import Ledger
+    from trainables.tracking import Tracker
 
 OK, ALL_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -103,6 +104,22 @@ def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
         ray.shutdown()
 
 
+def complete_mlflow(ledger: "Ledger", tracker: "Tracker", runtime: dict[str, Any]) -> None:
+    """Finish MLflow's runs of trials that ended in the ledger: a driver was killed between the two."""
+    from search.leaderboard import trial_name
+    from search.ledger import HASH, METRICS, REASON, trial_config
+
+    missing = {t.user_attrs[HASH]: t for t in (*ledger.finished(), *ledger.pruned())}
+    for config_hash in missing.keys() - tracker.finished_hashes():
+        trial = missing[config_hash]
+        config = trial_config(trial)
+        run_id = tracker.start_trial(trial.number, config_hash, trial_name(config), config.flat() | runtime)
+        if REASON in trial.user_attrs:
+            tracker.prune_trial(run_id, trial.user_attrs[REASON], trial.user_attrs[METRICS])
+        else:
+            tracker.finish_trial(run_id, trial.user_attrs[METRICS])
+
+
 class _StudyRun:
     """One locked study on a running Ray."""
 
@@ -139,7 +156,7 @@ class _StudyRun:
             if enough:
                 summary = ledger.summary()
                 self._say_nothing_to_run(enough)
-                self._complete_mlflow(ledger, tracker, summary)
+                complete_mlflow(ledger, tracker, self._runtime(summary))
             else:
                 with self.console.status("preparing token ids and embedding (cached for next time) …"):
                     inputs, summary = self._prepared(prepared)
@@ -226,22 +243,6 @@ class _StudyRun:
         """Params of every trial's run that are no part of its configuration."""
         return {"device_name": summary["hardware"], "threads": summary["threads"], "gpus": summary["gpus"]}
 
-    def _complete_mlflow(self, ledger: "Ledger", tracker: Any, summary: dict[str, Any]) -> None:
-        """Finish MLflow's runs of trials that ended in the ledger: a driver was killed between the two."""
-        from search.leaderboard import trial_name
-        from search.ledger import HASH, METRICS, REASON, trial_config
-
-        missing = {t.user_attrs[HASH]: t for t in (*ledger.finished(), *ledger.pruned())}
-        for config_hash in missing.keys() - tracker.finished_hashes():
-            trial = missing[config_hash]
-            config = trial_config(trial)
-            params = config.flat() | self._runtime(summary)
-            run_id = tracker.start_trial(trial.number, config_hash, trial_name(config), params)
-            if REASON in trial.user_attrs:
-                tracker.prune_trial(run_id, trial.user_attrs[REASON], trial.user_attrs[METRICS])
-            else:
-                tracker.finish_trial(run_id, trial.user_attrs[METRICS])
-
     def _run(self, ledger: "Ledger", tracker: Any, inputs: Any, summary: dict[str, Any]) -> int:
         """Run what is open; how many trials were cut off."""
         self._say_prepared(summary)
@@ -251,7 +252,7 @@ class _StudyRun:
         from search.progress import Display
         from search.tuner import run_trials
 
-        self._complete_mlflow(ledger, tracker, summary)
+        complete_mlflow(ledger, tracker, self._runtime(summary))
         best = ledger.best()
         known = (best.value, trial_name(trial_config(best))) if best and best.value is not None else None
         display = Display(self.console, self.study.trials, self.made_before, known)

@@ -18,6 +18,7 @@ import optuna
 from filelock import FileLock
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from search.budgets import Budgets
 from search.pruning import Judge
@@ -92,6 +93,9 @@ class Ledger:
         self.study, self.name = study, name
         wanted = json.loads(json.dumps(study.definition()))
         self.storage = open_storage(database)
+        self._read: list[FrozenTrial] | None = None  # all trials, as long as nothing is written
+        event.listen(self.storage.engine, "before_cursor_execute", self._forget_what_was_read)
+        self._ids: dict[int, int] = {}  # trial number -> Optuna's id of it
         self.optuna = optuna.create_study(
             storage=self.storage, study_name=name, direction="minimize", load_if_exists=True
         )
@@ -145,8 +149,14 @@ class Ledger:
         """How many configurations were asked for; interrupted ones do not count, so that seeds stay the same."""
         return sum(t.user_attrs.get(REASON) != INTERRUPTED for t in self._trials())
 
+    def _forget_what_was_read(self, connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if not statement.startswith("SELECT"):
+            self._read = None
+
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.optuna.get_trials(deepcopy=False, states=states or None)  # none named: all
+        if self._read is None:  # nine queries; and no other process writes to this study
+            self._read = self.optuna.get_trials(deepcopy=False)
+        return [t for t in self._read if not states or t.state in states]  # none named: all
 
     def _made(self, *states: TrialState) -> list[FrozenTrial]:
         """Trials that stand for a configuration of their own: no repeats, no interrupted ones."""
@@ -279,8 +289,10 @@ class Ledger:
             self._answer(parked, known)
 
     def _trial_id(self, number: int) -> int:
-        study_id = self.storage.get_study_id_from_name(self.name)
-        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        if number not in self._ids:
+            study_id = self.storage.get_study_id_from_name(self.name)
+            self._ids[number] = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self._ids[number]
 
     def _trial(self, number: int) -> FrozenTrial:
         return self.storage.get_trial(self._trial_id(number))

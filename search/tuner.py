@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -191,15 +192,18 @@ def run_trials(
     runtime: dict[str, Any],
     profile: Path | None,
     budgets: Budgets,
+    train: Callable[..., None] = two_phase,
 ) -> int:
     """Run trials until the ledger has no more or a budget is used up; how many were cut off (by Ctrl-C, say).
 
-    The first one is recorded into the folder `profile`, if given.
+    Args:
+        profile: a folder that the first one is recorded into, if given.
+        train: what a trial is; tests/overhead.py gives one that returns at once.
     """
     searcher = _LedgerSearcher(ledger, profile, budgets)
     recorder = _Recorder(ledger, tracker, display, searcher, runtime)
     trainable = tune.with_parameters(
-        two_phase, inputs=[inputs], cache=str(cache), threads=resources.threads, gpus=resources.gpus
+        train, inputs=[inputs], cache=str(cache), threads=resources.threads, gpus=resources.gpus
     )
     request = {"cpu": resources.cpus, "gpu": resources.gpus}
     with ExitStack() as stack:

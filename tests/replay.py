@@ -1,7 +1,7 @@
 """Which sampler finds good models soonest, and what does pruning cost? Replays recorded results through the ledger.
 
 Replay:  python tests/replay.py [--seeds 20]           (the table in tests/data)
-Record:  python tests/replay.py --record TABLE.csv [options of search/asym_layers.py]
+Record:  python tests/replay.py --record TABLE.csv [options of search/asym_layers.py; tests/data: --samples 40]
 """
 
 import argparse

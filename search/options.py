@@ -172,7 +172,7 @@ def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
     group.add_argument("--seed", type=_seed, default=0, metavar="N", help=seed)
     name = "the study's name (default: the entry, the data and a short hash of the definition)"
     group.add_argument("--name", type=_name, metavar="STUDY", help=name)
-    resume = "continue this study with the options it was begun with; only those that do not define it may be added (default: not)"
+    resume = "continue this study as it was begun; no option that defines it may be added (default: not)"
     group.add_argument("--resume", type=_name, metavar="STUDY", help=resume)
 
 

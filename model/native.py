@@ -31,9 +31,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 # For this very CPU; sums may be reordered only where the source says so, and nothing but this library is affected.
 FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 if platform.machine() == "x86_64":
-    FLAGS.append(
-        "-mprefer-vector-width=512"
-    )  # compilers' default of 256 took 1.3 times as long
+    FLAGS.append("-mprefer-vector-width=512")  # compilers' default of 256 took 1.3 times as long
 
 
 def _folder() -> Path:

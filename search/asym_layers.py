@@ -9,7 +9,7 @@ from search.spaces import Study, asym_layers
 
 def study(settings: Settings) -> Study:
     """The study of a checked command line."""
-    return asym_layers(settings.base, settings.context_dims, settings.sampler, settings.trials)
+    return asym_layers(settings.base, settings.context_dims, settings.sampler, settings.trials, settings.scheduler)
 
 
 if __name__ == "__main__":

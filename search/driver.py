@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from search.errors import BadInputError, user_errors
 from search.lock import study_lock
 from search.options import Settings, build_parser, check
+from search.resume import keep, parse
 from search.spaces import Study
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from search.cluster import Resources
     from search.ledger import Ledger
+    from trainables.tracking import Tracker
 
 OK, ALL_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -42,9 +44,9 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
 
     0: done. 1: no trial succeeded. 2: bad input, in one sentence. 130: interrupted; the same command continues.
     """
-    args = build_parser(describe, sampled).parse_args()
     try:
         with user_errors():
+            args = parse(build_parser(describe, sampled), sys.argv[1:])
             settings = check(args, sampled)
             study = make_study(settings)
         for key, value in QUIET.items():
@@ -52,7 +54,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         if settings.address is not None and (Path.home() / ".ray" / "auth_token").exists():
             # A cluster that was started where a token file lies wants the token. Ray reads this when it is imported.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-        return _run(settings, study)
+        return _run(settings, study, lambda folder: keep(args, settings, sys.argv[0], folder))
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -61,21 +63,29 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         return INTERRUPTED
 
 
-def _run(settings: Settings, study: Study) -> int:
+def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None]) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
     began = time.monotonic()
     name = settings.name or study.default_name(settings.data.label)
+    folder = settings.records.study(name)
     console.print(f"study [bold]{name}[/]: {study.trials} trials, records in {settings.shown_root}/")
     with ExitStack() as stack:
-        if settings.address is None:
-            stack.enter_context(study_lock(settings.records.study(name)))
+        resources = None
+        if settings.address is not None and not folder.exists():
+            # whether a cluster is there and has what is asked for is found out before anything is written
             resources = stack.enter_context(_ray(settings, console))
-        else:  # whether a cluster is there and has what is asked for is found out before anything is written
+        stack.enter_context(study_lock(folder))
+        with console.status("opening the records …"), user_errors():
+            from search.ledger import Ledger
+
+            ledger = Ledger(study, name, settings.records.optuna_database, settings.replicates)
+        keep_options(folder)
+        enough = ledger.nothing_to_run(settings.budgets)
+        if not enough and resources is None:
             resources = stack.enter_context(_ray(settings, console))
-            stack.enter_context(study_lock(settings.records.study(name)))
-        return _StudyRun(settings, study, name, console, resources, began).go()
+        return _StudyRun(settings, ledger, console, resources, began).go(enough)
 
 
 @contextmanager
@@ -94,35 +104,69 @@ def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
         ray.shutdown()
 
 
+def complete_mlflow(ledger: "Ledger", tracker: "Tracker", runtime: dict[str, Any]) -> None:
+    """Finish MLflow's runs of trials that ended in the ledger: a driver was killed between the two."""
+    from search.leaderboard import trial_name
+    from search.results import HASH, METRICS, REASON, REPLICATE_OF, trial_config
+
+    finished = [trial for configuration in ledger.configurations() for trial in configuration.trials]
+    missing = {t.user_attrs[HASH]: t for t in (*finished, *ledger.pruned())}
+    for config_hash in missing.keys() - tracker.finished_hashes():
+        trial = missing[config_hash]
+        config, first = trial_config(trial), trial.user_attrs.get(REPLICATE_OF)
+        name, params = trial_name(config, first is not None), config.flat() | runtime
+        run_id = tracker.start_trial(trial.number, config_hash, name, params, first)
+        if REASON in trial.user_attrs:
+            tracker.prune_trial(run_id, trial.user_attrs[REASON], trial.user_attrs[METRICS])
+        else:
+            tracker.finish_trial(run_id, trial.user_attrs[METRICS])
+
+
 class _StudyRun:
     """One locked study on a running Ray."""
 
     def __init__(
-        self, settings: Settings, study: Study, name: str, console: "Console", resources: "Resources", began: float
+        self, settings: Settings, ledger: "Ledger", console: "Console", resources: "Resources | None", began: float
     ) -> None:
-        self.settings, self.study, self.name, self.console = settings, study, name, console
-        self.resources, self.began = resources, began
+        from search.ledger import ENDED
+
+        self.settings, self.ledger, self.console, self.began = settings, ledger, console, began
+        self.study, self.name = ledger.study, ledger.name
+        self._resources = resources
+        self.made_before = ledger.made() + len(ledger.replicates(*ENDED))
         self.profiled = self.reported = False
         self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
-    def go(self) -> int:
-        """Prepare, run what is open, and show the result."""
-        prepared = self._start_preparing()  # on a worker, while the stores are opened here
+    @property
+    def resources(self) -> "Resources":
+        """What trials get; there is no Ray where nothing is to run."""
+        assert self._resources is not None
+        return self._resources
+
+    def go(self, enough: str) -> int:
+        """Prepare, run what is open, and show the result; `enough` says why nothing is to run, if so."""
+        ledger = self.ledger
+        prepared = None if enough else self._start_preparing()  # on a worker, while MLflow's store is opened here
         with self.console.status("opening the records …"):
-            from search.ledger import Ledger
             from trainables.tracking import Tracker
 
             with user_errors():
-                ledger = Ledger(self.study, self.name, self.settings.records.optuna_database, self.settings.replicates)
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
             summary: dict[str, Any] = {}
             status, cut_off = "FAILED", 0
         try:
-            with self.console.status("preparing token ids and embedding (cached for next time) …"):
-                inputs, summary = self._prepared(prepared)
-            cut_off = self._run(ledger, tracker, inputs, summary)
+            if enough:
+                summary = ledger.summary()
+                self._say_nothing_to_run(enough)
+                complete_mlflow(ledger, tracker, self._runtime(summary))
+            else:
+                with self.console.status("preparing token ids and embedding (cached for next time) …"):
+                    inputs, summary = self._prepared(prepared)
+                summary |= {"threads": self.resources.threads, "gpus": self.resources.gpus}
+                ledger.keep_summary(summary)
+                cut_off = self._run(ledger, tracker, inputs, summary)
             status = "KILLED" if cut_off else "FINISHED"
         finally:  # also where the inputs cannot be made: no run stays open
             files = self._report(ledger, summary) if summary else []
@@ -132,6 +176,11 @@ class _StudyRun:
         if cut_off:
             return INTERRUPTED
         return OK if ledger.finished() else ALL_FAILED
+
+    def _say_nothing_to_run(self, enough: str) -> None:
+        self.console.print(f"nothing to run: {enough}")
+        if self.settings.profile:
+            self.console.print("so nothing is profiled: a larger --trials or another --seed runs one")
 
     def _start_preparing(self) -> Any:
         import ray
@@ -180,19 +229,9 @@ class _StudyRun:
         self.console.print(f"{self.resources.max_concurrent} trial(s) at once, {what} each, on {where}\n")
 
     @staticmethod
-    def _complete_mlflow(ledger: "Ledger", tracker: Any, runtime: dict[str, Any]) -> None:
-        """Finish MLflow's runs of trials that the ledger has as finished: a driver was killed between the two."""
-        from search.leaderboard import trial_name
-        from search.results import HASH, METRICS, REPLICATE_OF, trial_config
-
-        missing = {t.user_attrs[HASH]: t for c in ledger.configurations() for t in c.trials}
-        for config_hash in missing.keys() - tracker.finished_hashes():
-            trial = missing[config_hash]
-            config = trial_config(trial)
-            first = trial.user_attrs.get(REPLICATE_OF)
-            name, params = trial_name(config, first is not None), config.flat() | runtime
-            run_id = tracker.start_trial(trial.number, config_hash, name, params, first)
-            tracker.finish_trial(run_id, trial.user_attrs[METRICS])
+    def _runtime(summary: dict[str, Any]) -> dict[str, Any]:
+        """Params of every trial's run that are no part of its configuration."""
+        return {"device_name": summary["hardware"], "threads": summary["threads"], "gpus": summary["gpus"]}
 
     def _run(self, ledger: "Ledger", tracker: Any, inputs: Any, summary: dict[str, Any]) -> int:
         """Run what is open; how many trials were cut off."""
@@ -202,29 +241,20 @@ class _StudyRun:
         record = study_record(self.settings, self.study, self.command, summary)
         write_study_record(self.settings.records.study_record(self.name), record)
         tracker.start_study(record)
-        runtime = {
-            "device_name": summary["hardware"],
-            "threads": self.resources.threads,
-            "gpus": self.resources.gpus,
-        }
         from search.leaderboard import trial_name
         from search.progress import Display
         from search.tuner import run_trials
 
-        self._complete_mlflow(ledger, tracker, runtime)
-        if ledger.open_trials() == 0 and not ledger.open_replicates():
-            self.console.print("all trials of this study are finished: nothing to run")
-            if self.settings.profile:
-                self.console.print("so nothing is profiled: a larger --trials or another --seed runs one")
-            return 0
+        complete_mlflow(ledger, tracker, self._runtime(summary))
         leader = ledger.leader()
         known = (leader.ppl, trial_name(leader.config)) if leader else None
-        done = self.study.trials - ledger.open_trials() + len(ledger.replicates())
-        display = Display(self.console, self.study.trials + ledger.planned_replicates(), done, known)
+        display = Display(self.console, self.study.trials + ledger.planned_replicates(), self.made_before, known)
         self.profiled = self.settings.profile
         with self._traces() as traces:
-            records = self.settings.records
-            return run_trials(ledger, tracker, display, inputs, records, self.resources, runtime, traces)
+            return run_trials(
+                ledger, tracker, display, inputs, self.settings.records, self.resources, self._runtime(summary), traces,
+                self.settings.budgets,
+            )  # fmt: skip
 
     @contextmanager
     def _traces(self) -> "Iterator[Path | None]":
@@ -271,6 +301,7 @@ class _StudyRun:
         from rich.markup import escape
 
         from search.leaderboard import BEST, failures
+        from search.ledger import ENDED
         from search.progress import duration
         from search.report import HTML
 
@@ -280,9 +311,14 @@ class _StudyRun:
         if self.profiled:
             self.console.print("traces of the first trial that ran: its run's artifacts in MLflow, folder profile/")
         shown = self.settings.shown_root
-        finished, elapsed = len(ledger.finished()), duration(time.monotonic() - self.began)
+        finished, pruned = len(ledger.finished()), len(ledger.pruned())
         seeds = f" and {len(more)} replicates" if (more := ledger.replicates(TrialState.COMPLETE)) else ""
-        self.console.print(f"\n{finished} trials{seeds} finished, {len(failed)} failed, in {elapsed}")
+        counted = f"{finished} trials{seeds} finished, {f'{pruned} pruned, ' if pruned else ''}{len(failed)} failed"
+        ran = ledger.made() + len(ledger.replicates(*ENDED)) - self.made_before
+        self.console.print(f"\n{counted} in all; {ran} ran now, in {duration(time.monotonic() - self.began)}")
+        enough = self.settings.budgets.used_up(ledger.ended()) if ledger.open_trials() else ""
+        if enough and ran:
+            self.console.print(f"[bold]stopped: {enough}[/]")
         if cut_off:
             self.console.print("[bold]interrupted: the same command continues this study[/]")
         if finished:

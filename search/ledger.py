@@ -17,7 +17,10 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
+from search.budgets import UNLIMITED, Budgets
+from search.pruning import Judge
 from search.results import (
     CONFIG,
     DEFINITION,
@@ -30,15 +33,17 @@ from search.results import (
     REPLICATE_OF,
     RETRY_OF,
     SEED,
+    SUMMARY,
     Results,
     open_storage,
     sorted_by_value,
     trial_config,
 )
-from search.spaces import SAMPLERS, Point, Study
+from search.spaces import NO_SCHEDULER, SAMPLERS, Point, Study
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
 
 
@@ -67,7 +72,8 @@ def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-    return "; ".join(f"{n} is {wanted.get(n)!r}, was {stored.get(n)!r}" for n in names)
+    contents = {"data_fingerprint": "the data has changed", "embedding_fingerprint": "the embedding has changed"}
+    return "; ".join(contents.get(n) or f"{n} is {wanted.get(n)!r}, was {stored.get(n)!r}" for n in names)
 
 
 class Ledger(Results):
@@ -82,6 +88,9 @@ class Ledger(Results):
         self.study, self.seeds = study, seeds
         wanted = json.loads(json.dumps(study.definition()))
         self.storage = open_storage(database)
+        self._read: list[FrozenTrial] | None = None  # all trials, as long as nothing is written
+        event.listen(self.storage.engine, "before_cursor_execute", self._forget_what_was_read)
+        self._ids: dict[int, int] = {}  # trial number -> Optuna's id of it
         super().__init__(
             optuna.create_study(storage=self.storage, study_name=name, direction="minimize", load_if_exists=True)
         )
@@ -90,9 +99,14 @@ class Ledger(Results):
             self.optuna.set_user_attr(DEFINITION, wanted)
         elif stored != wanted:
             raise ValueError(
-                f"study {name!r} exists with another definition ({_differences(stored, wanted)}): give another --name"
+                f"study {name!r} exists with another definition ({_differences(stored, wanted)}): "
+                "begin a new one under another --name"
             )
+        self._judge = (
+            None if study.scheduler == NO_SCHEDULER else Judge(study.scheduler, name, self.storage, self._made)
+        )
         self._parked: dict[str, list[int]] = {}  # config hash -> trials that wait for a running one's value
+        self._fixed_hashes = {self._config(point).config_hash() for point in study.fixed_points}
         self._recover()
 
     def _recover(self) -> None:
@@ -135,21 +149,59 @@ class Ledger(Results):
     def _without_replicates(self) -> list[FrozenTrial]:
         return [t for t in self._trials() if REPLICATE_OF not in t.user_attrs]
 
+    def _forget_what_was_read(self, connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if not statement.startswith("SELECT"):
+            self._read = None
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        if self._read is None:  # nine queries; and no other process writes to this study
+            self._read = self.optuna.get_trials(deepcopy=False)
+        return [t for t in self._read if not states or t.state in states]  # none named: all
+
+    def made(self) -> int:
+        """How many configurations have ended."""
+        return len(self._made(*ENDED))
+
+    def ended(self) -> list[tuple[float | None, bool]]:
+        """What `Budgets` looks at: of each trial with an outcome its value, if finished, and if it was proposed."""
+        fixed = self._fixed_hashes
+        return [
+            (t.value if t.state == TrialState.COMPLETE else None, t.user_attrs[HASH] not in fixed)
+            for t in self._made(TrialState.COMPLETE, TrialState.PRUNED)
+        ]
+
+    def enough(self, budgets: Budgets) -> str:
+        """Why no trial of the study's own is to be asked for now; empty while one is."""
+        if self.open_trials() == 0:
+            return "all trials of this study are finished"
+        return budgets.used_up(self.ended())
+
+    def nothing_to_run(self, budgets: Budgets) -> str:
+        """Why there is nothing to run at all: `enough`, and no replicate is to follow; empty while there is."""
+        reason = self.enough(budgets)
+        return "" if reason and self.open_replicates() and not budgets.out_of_time() else reason
+
+    def summary(self) -> dict[str, Any]:
+        """What the study's inputs are, in figures; empty before they were made."""
+        return dict(self.optuna.user_attrs.get(SUMMARY, {}))
+
+    def keep_summary(self, summary: dict[str, Any]) -> None:
+        """Keep it, for a run that has nothing to train and so makes no inputs."""
+        self.optuna.set_user_attr(SUMMARY, summary)
+
     def open_trials(self) -> int:
         """How many configurations are still to be asked for."""
         parked = {number for numbers in self._parked.values() for number in numbers}
         running = [t for t in self._made(TrialState.RUNNING) if t.number not in parked]
-        used = len(self.finished()) + len(self.failed()) + len(running)
-        return max(0, self.study.trials - used)
+        return max(0, self.study.trials - self.made() - len(running))
 
-    def next(self) -> Assignment | None:
+    def next(self, budgets: Budgets = UNLIMITED) -> Assignment | None:
         """The next configuration to train, marked as running; None when there is none left, or none `undecided`."""
-        return self._next_own() or self._next_replicate()
+        own = None if self.enough(budgets) else self._next_own()
+        return own or (None if budgets.out_of_time() else self._next_replicate())
 
     def _next_own(self) -> Assignment | None:
         """The next configuration of the study's own seed."""
-        if self.open_trials() == 0:
-            return None
         for _ in range(MAX_REPEATS):
             if not self._queue() and self.study.sampler is None:
                 return None  # an exact grid: all asked for
@@ -177,7 +229,7 @@ class Ledger(Results):
         trial.set_user_attr(CONFIG, config.flat())
         if replicate_of is not None:
             return Assignment(trial.number, config, replicate_of)
-        for known in self._made(TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING):
+        for known in self._made(*ENDED, TrialState.RUNNING):
             if known.number != trial.number and known.user_attrs.get(HASH) == own_hash:
                 self._answer(trial.number, known)
                 return None
@@ -239,7 +291,11 @@ class Ledger(Results):
         if known.state == TrialState.RUNNING:
             self._parked.setdefault(known.user_attrs[HASH], []).append(number)
             return
-        self._tell(number, known.value, known.state, {REPEAT_OF: known.number})
+        if known.state == TrialState.PRUNED:  # its value is that of its last epoch, which Optuna looks up itself
+            for epoch, ppl in known.intermediate_values.items():
+                self.storage.set_trial_intermediate_value(self._trial_id(number), epoch, ppl)
+        value = known.value if known.state == TrialState.COMPLETE else None
+        self._tell(number, value, known.state, {REPEAT_OF: known.number})
 
     def _untried(self) -> list[Point]:
         tried = {t.user_attrs.get(HASH) for t in self._trials()}
@@ -248,6 +304,20 @@ class Ledger(Results):
     def complete(self, number: int, figures: dict[str, float]) -> None:
         """A trial's result."""
         self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures})
+        self._release(number)
+
+    def epoch(self, number: int, epoch: int, value: float) -> str:
+        """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
+        self.storage.set_trial_intermediate_value(self._trial_id(number), epoch, value)
+        trial = self._trial(number)
+        if self._judge is None or REPLICATE_OF in trial.user_attrs:
+            return ""
+        reason = self._judge.reason(trial)  # asked for fixed points too: others are measured by them
+        return "" if trial.user_attrs[HASH] in self._fixed_hashes else reason
+
+    def prune(self, number: int, reason: str, figures: dict[str, float]) -> None:
+        """A trial that was stopped for what it had shown: why, and the figures that it has."""
+        self._tell(number, None, TrialState.PRUNED, {REASON: reason, METRICS: figures})
         self._release(number)
 
     def fail(self, number: int, reason: str) -> None:
@@ -261,8 +331,10 @@ class Ledger(Results):
             self._answer(parked, known)
 
     def _trial_id(self, number: int) -> int:
-        study_id = self.storage.get_study_id_from_name(self.name)
-        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        if number not in self._ids:
+            study_id = self.storage.get_study_id_from_name(self.name)
+            self._ids[number] = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self._ids[number]
 
     def _trial(self, number: int) -> FrozenTrial:
         return self.storage.get_trial(self._trial_id(number))

@@ -12,9 +12,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn
 
+from search.budgets import LEAST_GAIN, Budgets
 from search.checks import check_cluster, check_machine, check_root, check_server
 from search.presets import PRESETS, Preset
-from search.spaces import SAMPLERS
+from search.spaces import NO_SCHEDULER, SAMPLERS, SCHEDULERS
 from trainables.config import RunConfig
 from trainables.records import DEFAULT_ROOT, Records
 from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
@@ -33,6 +34,8 @@ class Settings:
     trials: int
     replicates: int  # seeds of a finalist, in all
     sampler: str
+    scheduler: str
+    budgets: Budgets
     data: DataSource
     embedding: EmbeddingSource
     name: str | None
@@ -65,6 +68,13 @@ def _amount(text: str) -> float:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
+    return value
+
+
+def _hours(text: str) -> float:
+    value = _amount(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
     return value
 
 
@@ -120,10 +130,11 @@ def build_parser(description: str, sampled: bool) -> argparse.ArgumentParser:
     """The parser of one entry.
 
     Args:
-        sampled: whether the study samples; an exact grid has neither `--trials` nor `--sampler`.
+        sampled: whether the study samples; an exact grid has no `--trials`, `--sampler`, `--scheduler`, `--plateau`.
     """
     parser = _Parser(description=description, allow_abbrev=False)
     _add_study_options(parser.add_argument_group("study"), sampled)
+    _add_budget_options(parser.add_argument_group("budgets"), sampled)
     _add_data_options(parser.add_argument_group("data and embedding"))
     _add_record_options(parser.add_argument_group("records"))
     _add_resource_options(parser.add_argument_group("resources"))
@@ -151,6 +162,8 @@ def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
         sampler = "who proposes the trials after the cells (default: %(default)s)"
         group.add_argument("--trials", type=_count, default=DEFAULT_TRIALS, metavar="N", help=trials)
         group.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help=sampler)
+        scheduler = "stops poor trials after some epochs of Phase 2, never the cells (default: %(default)s)"
+        group.add_argument("--scheduler", choices=SCHEDULERS, default=NO_SCHEDULER, help=scheduler)
     else:
         dims = f"values of D; every mode is run at each ({_each('context_dim')})"
     group.add_argument("--context-dims", type=_dims, metavar="D,D,…", help=dims)
@@ -165,6 +178,19 @@ def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
     group.add_argument("--seed", type=_seed, default=0, metavar="N", help=seed)
     name = "the study's name (default: the entry, the data and a short hash of the definition)"
     group.add_argument("--name", type=_name, metavar="STUDY", help=name)
+    resume = "continue this study as it was begun; no option that defines it may be added (default: not)"
+    group.add_argument("--resume", type=_name, metavar="STUDY", help=resume)
+
+
+def _add_budget_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
+    hours = "start no trial after this many hours of this run, e.g. 0.5; those that run then end (default: no limit)"
+    group.add_argument("--max-hours", type=_hours, metavar="H", help=hours)
+    if sampled:
+        plateau = (
+            f"start no trial once the last N that the sampler proposed have not improved the best by {LEAST_GAIN:.1%} "
+            "(default: never)"
+        ).replace("%", " %%")
+        group.add_argument("--plateau", type=_count, metavar="N", help=plateau)
 
 
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
@@ -229,6 +255,8 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
         trials=args.trials if sampled else 0,
         replicates=args.replicates,
         sampler=args.sampler if sampled else "",
+        scheduler=args.scheduler if sampled else NO_SCHEDULER,
+        budgets=Budgets(args.max_hours, args.plateau if sampled else None),
         data=data,
         embedding=embedding,
         name=args.name,

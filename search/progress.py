@@ -105,6 +105,12 @@ class Display:
         self.done += 1
         self._say(number, running.name, f"[bold red]failed[/]: {escape(reason)}")
 
+    def prune(self, number: int, reason: str) -> None:
+        """A trial was stopped early."""
+        running = self._running.pop(number)
+        self.done += 1
+        self._say(number, running.name, f"[yellow]pruned[/]: {escape(reason)}")
+
     def _say(self, number: int, name: str, text: str) -> None:
         # Fixed columns: the numbers of a run of lines stand under each other.
         self.console.print(f"[dim]{self.done:>3}/{self.total}[/]  trial {number:<3} {name:<29} {text}", soft_wrap=True)

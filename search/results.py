@@ -16,7 +16,7 @@ from trainables.config import RunConfig
 CONFIG, HASH, METRICS, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
     "config", "config_hash", "metrics", "reason", "repeat_of", "retry_of", "replicate_of", "seed",
 )  # fmt: skip
-DEFINITION = "definition"  # user attribute of the Optuna study
+DEFINITION, SUMMARY = "definition", "summary"  # user attributes of the Optuna study
 INTERRUPTED = "interrupted"
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
 
@@ -94,7 +94,7 @@ class Results:
         return self._made(TrialState.FAIL)
 
     def pruned(self) -> list[FrozenTrial]:
-        """Trials that were stopped since they did badly."""
+        """Trials that were stopped for what they had shown; their REASON says what."""
         return self._made(TrialState.PRUNED)
 
     def replicates(self, *states: TrialState) -> list[FrozenTrial]:

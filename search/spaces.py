@@ -18,6 +18,13 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "tpe": {"n_startup_trials": STARTUP_TRIALS, "multivariate": True, "group": True, "constant_liar": True},
     "random": {},
 }
+NO_SCHEDULER = "none"
+# Who stops poor trials on their validation perplexity by epoch; as SAMPLERS. Options of Optuna's pruners.
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    NO_SCHEDULER: {},
+    "asha": {"min_resource": 1, "reduction_factor": 3, "min_early_stopping_rate": 0, "bootstrap_count": 0},
+    "first-epoch": {"percentile": 75.0, "n_startup_trials": 0, "n_min_trials": STARTUP_TRIALS},
+}
 SEARCHED = ("context_layers", "token_layers", "context_dim", "context_mode")  # fields of a RunConfig
 
 Point = dict[str, Any]  # the searched fields of a RunConfig
@@ -75,6 +82,7 @@ class Study:
     fixed_points: tuple[Point, ...]
     sampler: str | None  # None: an exact grid, nothing is sampled
     trials: int  # all of them, the fixed points included; no part of the definition, so it can grow
+    scheduler: str = NO_SCHEDULER  # fixed points are never stopped
 
     def definition(self) -> dict[str, Any]:
         """What the study is. Two studies of equal definitions are one."""
@@ -89,6 +97,8 @@ class Study:
             "fixed_points": list(self.fixed_points),
             "sampler": self.sampler,
             "sampler_options": SAMPLERS[self.sampler] if self.sampler else {},
+            "scheduler": self.scheduler,
+            "scheduler_options": SCHEDULERS[self.scheduler],
         }
 
     def default_name(self, data_label: str) -> str:
@@ -96,7 +106,9 @@ class Study:
         return f"{self.entry}-{data_label}-{content_key(self.definition())[:8]}"
 
 
-def asym_layers(base: RunConfig, context_dims: tuple[int, ...], sampler: str, trials: int) -> Study:
+def asym_layers(
+    base: RunConfig, context_dims: tuple[int, ...], sampler: str, trials: int, scheduler: str = NO_SCHEDULER
+) -> Study:
     """The four cells C1T1, C2T1, C1T2, C2T2 at the base's D, then layers 1–4, D and mode by a sampler.
 
     Raises:
@@ -121,7 +133,15 @@ def asym_layers(base: RunConfig, context_dims: tuple[int, ...], sampler: str, tr
         context_dims=context_dims,
         context_modes=CONTEXT_MODES,
     )
-    return Study(entry="asym_layers", base=base, space=space, fixed_points=fixed, sampler=sampler, trials=trials)
+    return Study(
+        entry="asym_layers",
+        base=base,
+        space=space,
+        fixed_points=fixed,
+        sampler=sampler,
+        trials=trials,
+        scheduler=scheduler,
+    )
 
 
 def context_modes(base: RunConfig, context_dims: tuple[int, ...]) -> Study:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from search.budgets import Budgets
 from search.cluster import Resources
 from search.leaderboard import trial_name
 from search.ledger import Assignment, Ledger
 from search.progress import Display
 from search.trial_records import TrialRecord, write_trial_record
+from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
 from trainables.tracking import Tracker
-from trainables.two_phase import COMPUTE, DIVERGED, DOCUMENTS, FINAL, PROFILE, SERIES, two_phase
+from trainables.two_phase import COLLAPSED, COMPUTE, DIVERGED, DOCUMENTS, FINAL, PROFILE, SERIES, TOTAL, two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -36,13 +39,13 @@ class _Unpickled:
 class _LedgerSearcher(_Unpickled, Searcher):
     """Hands the ledger's next configuration to Tune. It is told nothing: the callback tells the ledger."""
 
-    def __init__(self, ledger: Ledger, profile: Path | None) -> None:
+    def __init__(self, ledger: Ledger, profile: Path | None, budgets: Budgets) -> None:
         super().__init__()
-        self._ledger, self._profile = ledger, profile
+        self._ledger, self._profile, self._budgets = ledger, profile, budgets
         self.assigned: dict[str, Assignment] = {}  # by Ray's trial id
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        assignment = self._ledger.next()
+        assignment = self._ledger.next(self._budgets)
         if assignment is None:
             return None if self._ledger.undecided() else str(Searcher.FINISHED)
         self.assigned[trial_id] = assignment
@@ -77,6 +80,7 @@ class _Recorder(_Unpickled, Callback):
         self._runtime = runtime  # params of every run that are no part of the configuration
         self._runs: dict[int, str] = {}  # MLflow run by trial number
         self._open: set[int] = set()
+        self._stopped: dict[int, str] = {}  # why a trial was stopped in Phase 2
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         assignment = self._searcher.assigned[trial.trial_id]
@@ -98,10 +102,30 @@ class _Recorder(_Unpickled, Callback):
         self._tracker.log_series(self._runs[number], result[SERIES])
         self._display.update(number, result)
 
+    def stop(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether a trial is to be stopped for what a report of it shows.
+
+        Tune asks before it hands on the report, and the trial waits in its report meanwhile: one that is stopped ends
+        there, and its worker is free for the next.
+        """
+        number = self._searcher.assigned[trial_id].number
+        if result.get("done") or number in self._stopped:  # Tune shows the last report once more
+            return number in self._stopped
+        for name, epoch, value in result[SERIES]:
+            # The last epoch's is on record but not judged: nothing is left to be saved.
+            if name == EPOCH_VAL_PPL and (reason := self._ledger.epoch(number, epoch, value)) and epoch < result[TOTAL]:
+                self._stopped[number] = reason
+                return True
+        return False
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = self._searcher.assigned[trial.trial_id].number
         last = trial.last_result or {}
-        if last.get(DIVERGED):
+        if number in self._stopped:
+            self._prune(number, self._stopped[number], {})
+        elif last.get(COLLAPSED):
+            self._prune(number, last[COLLAPSED], last[FINAL])
+        elif last.get(DIVERGED):
             self._fail(number, last[DIVERGED], "")
         elif last.get(FINAL):
             self._open.discard(number)
@@ -124,6 +148,13 @@ class _Recorder(_Unpickled, Callback):
         self._tracker.fail_trial(self._runs[number], reason, details)
         self._display.fail(number, reason)
 
+    def _prune(self, number: int, reason: str, figures: dict[str, float]) -> None:
+        self._open.discard(number)
+        self._keep(number, "pruned", reason)
+        self._ledger.prune(number, reason, figures)
+        self._tracker.prune_trial(self._runs[number], reason, figures)
+        self._display.prune(number, reason)
+
     def _keep(self, number: int, status: str, reason: str = "", documents: dict[str, Any] | None = None) -> None:
         """Write the trial's record: before the ledger has its end, so that what has ended has a record."""
         record = self._seen.pop(number).ended(status, reason, documents)
@@ -139,6 +170,20 @@ class _Recorder(_Unpickled, Callback):
             if number in self._runs:
                 self._tracker.fail_trial(self._runs[number], "interrupted", "", status="KILLED")
         return len(self._open | pending)
+
+
+class _Stopper(_Unpickled, tune.Stopper):
+    """Asks the recorder about each report."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self._recorder = recorder
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self._recorder.stop(trial_id, result)
+
+    def stop_all(self) -> bool:
+        """The searcher ends a study, by asking for nothing more."""
+        return False
 
 
 def _why(trial: Trial) -> tuple[str, str]:
@@ -166,15 +211,19 @@ def run_trials(
     resources: Resources,
     runtime: dict[str, Any],
     profile: Path | None,
+    budgets: Budgets,
+    train: Callable[..., None] = two_phase,
 ) -> int:
-    """Run trials until the ledger has no more; how many were cut off (by Ctrl-C, say).
+    """Run trials until the ledger has no more or a budget is used up; how many were cut off (by Ctrl-C, say).
 
-    The first one is recorded into the folder `profile`, if given.
+    Args:
+        profile: a folder that the first one is recorded into, if given.
+        train: what a trial is; tests/overhead.py gives one that returns at once.
     """
-    searcher = _LedgerSearcher(ledger, profile)
+    searcher = _LedgerSearcher(ledger, profile, budgets)
     recorder = _Recorder(ledger, tracker, display, searcher, runtime, records)
     trainable = tune.with_parameters(
-        two_phase, inputs=[inputs], cache=str(records.cache), threads=resources.threads, gpus=resources.gpus
+        train, inputs=[inputs], cache=str(records.cache), threads=resources.threads, gpus=resources.gpus
     )
     request = {"cpu": resources.cpus, "gpu": resources.gpus}
     with ExitStack() as stack:
@@ -191,7 +240,7 @@ def run_trials(
                 trial_dirname_creator=_folder_name,
             ),
             run_config=tune.RunConfig(
-                name="study", storage_path=scratch, verbose=0, callbacks=[recorder],
+                name="study", storage_path=scratch, verbose=0, callbacks=[recorder], stop=_Stopper(recorder),
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )  # fmt: skip

@@ -122,6 +122,7 @@ def test_replace_refuses_an_unknown_name() -> None:
         ("contexts_train", "refresh"),
         ("contexts_tolerance", 0.0),
         ("contexts_rank_rows", 0),
+        ("contexts_min_rank", 101.0),
         ("phase2_batch_size", 0),
         ("phase2_epochs", 0),
         ("phase2_patience", 0),
@@ -204,6 +205,7 @@ MATTERS_TO_PHASE1 = [
     {"contexts_train": "last_sweep"},
     {"contexts_tolerance": 1e-3},
     {"contexts_rank_rows": 50},
+    {"contexts_min_rank": 5.0},
 ]
 
 

@@ -230,7 +230,7 @@ def test_defaults_in_the_help_are_those_of_the_presets(monkeypatch: pytest.Monke
 
 def test_a_grid_offers_all_options_but_those_of_a_sampler() -> None:
     sampled, grid = (options_of(build_parser("x", kind)).keys() for kind in (True, False))
-    assert sampled - grid == {"--trials", "--sampler"}
+    assert sampled - grid == {"--trials", "--sampler", "--scheduler", "--plateau"}
     assert grid - sampled == set()
 
 

@@ -10,7 +10,7 @@ from conftest import run_config
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.phase1 import DivergedError
-from trainables.pipeline import FIGURES, WEIGHTS, Inputs, Progress, run
+from trainables.pipeline import FIGURES, WEIGHTS, CollapsedError, Inputs, Progress, run
 
 TIMES = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS}
 FINAL = {
@@ -136,3 +136,17 @@ def test_losses_by_document_are_those_of_the_best_epoch(chat_file: Path, chat_in
     assert sum(documents.targets) == len(split.tokens) - 1
     mean = math.fsum(documents.nats) / sum(documents.targets)
     assert mean == pytest.approx(math.log(result.metrics[names.VAL_PPL]), abs=1e-9)
+
+
+def test_a_collapsed_phase1_ends_the_run_with_its_figures_trained_or_reused(
+    chat_file: Path, chat_inputs: Inputs, tmp_path: Path
+) -> None:
+    config = run_config(chat_file, contexts_min_rank=99.0)
+    store, seen, shared = ArtifactStore(tmp_path), [], []
+    for _ in range(2):
+        with pytest.raises(CollapsedError, match=r"Phase 1 collapsed: effective rank .* % of D, under 99 %") as ended:
+            run(config, chat_inputs, store, on_progress=lambda progress: seen.append(progress.phase))
+        assert ended.value.figures[names.VAL_ER] < 99
+        shared.append(ended.value.figures[names.PHASE1_SHARED])
+    assert shared == [0.0, 1.0]
+    assert "phase 2" not in seen

@@ -18,14 +18,23 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
 from model.compute import Compute
-from search.ledger import CONFIG, HASH, METRICS, REPEAT_OF
+from search.ledger import CONFIG, HASH, METRICS, REASON, REPEAT_OF
 from search.results import REPLICATE_OF
 from search.trial_records import read_trial_record
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.records import Records
 from trainables.sources import split_of
-from trainables.tracking import COMPUTE_TAG, HASH_TAG, PARENT_TAG, REPLICATE_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG
+from trainables.tracking import (
+    COMPUTE_TAG,
+    HASH_TAG,
+    PARENT_TAG,
+    PRUNED_TAG,
+    REPLICATE_TAG,
+    ROLE_TAG,
+    STUDY_TAG,
+    TRIAL_TAG,
+)
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--vocab-size", "280", "--embedding-dim", "16", "--context-dims", "8,16", "--name", "small"]
@@ -348,3 +357,28 @@ def test_inputs_that_fail_late_are_one_sentence_and_leave_no_run_open(tmp_path: 
     parent, children, _ = mlflow_runs(tmp_path / "r")
     assert parent.info.status == "FAILED"
     assert children == []
+
+
+def test_pruned_trials_are_on_record_alike_and_the_study_is_resumed_by_name(chat_file: Path, tmp_path: Path) -> None:
+    done = start(
+        "search/asym_layers.py", chat_file, tmp_path, "--trials", "10", "--epochs", "6", "--scheduler", "asha",
+        "--sampler", "random", "--max-concurrent", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = [t for t in optuna_trials(tmp_path) if REPEAT_OF not in t.user_attrs]
+    pruned = {t.user_attrs[HASH]: t for t in trials if t.state == TrialState.PRUNED}
+    assert pruned
+    assert f"{10 - len(pruned)} trials finished, {len(pruned)} pruned, 0 failed in all; 10 ran now" in done.stdout
+    assert {t.state for t in trials} == {TrialState.PRUNED, TrialState.COMPLETE}
+    _, children, _ = mlflow_runs(tmp_path)
+    tagged = {r.data.tags[HASH_TAG]: r for r in children if PRUNED_TAG in r.data.tags}
+    assert tagged.keys() == pruned.keys()
+    for config_hash, run in tagged.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags[PRUNED_TAG] == pruned[config_hash].user_attrs[REASON]
+        assert run.data.metrics[names.EPOCH_VAL_PPL] == pytest.approx(pruned[config_hash].value)
+    line = [sys.executable, str(ROOT / "search/asym_layers.py"), "--mlruns", str(tmp_path), "--resume", "small"]
+    again = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "nothing to run: all trials of this study are finished" in again.stdout
+    assert "0 ran now" in again.stdout

@@ -49,11 +49,13 @@ class ContextsConfig:
     train: str = "exact"  # or "last_sweep": one noiseless sweep from Phase 1's last state, as the reports did
     tolerance: float = 1e-4  # largest change of a chunk's start state that counts as none
     rank_rows: int = 10_000  # rows drawn for the effective rank
+    min_rank: float = 10.0  # per cent of D: with less on the validation stream the run ends before Phase 2
 
     def __post_init__(self) -> None:
         _require(self.train in ("exact", "last_sweep"), "contexts_train", "exact or last_sweep", self.train)
         _require(self.tolerance > 0, "contexts_tolerance", "positive", self.tolerance)
         _require(self.rank_rows >= 1, "contexts_rank_rows", "at least 1", self.rank_rows)
+        _require(0 <= self.min_rank <= 100, "contexts_min_rank", "from 0 to 100", self.min_rank)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,14 @@ from trainables.sources import DataSource, EmbeddingSource
 WEIGHTS, FIGURES = "context_block.safetensors", "figures.json"
 
 
+class CollapsedError(RuntimeError):
+    """Phase 1 ended with contexts of so few directions that Phase 2 is not worth its time."""
+
+    def __init__(self, reason: str, figures: dict[str, float]) -> None:
+        super().__init__(reason)
+        self.figures = figures  # Phase 1's
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What all runs of a study share; arrays only, so that Ray's object store maps it without a copy."""
@@ -207,10 +215,14 @@ def run(
 
     Raises:
         DivergedError: a loss became NaN or infinite.
+        CollapsedError: the effective rank of Phase 1's validation contexts is under `ContextsConfig.min_rank`.
     """
     began = time.perf_counter()
     current = _Run(config, inputs, store, torch.device(device), on_progress)
     figures = current.phase1()
+    if figures[names.VAL_ER] < config.contexts.min_rank:
+        shown = f"{figures[names.VAL_ER]:.1f} % of D, under {config.contexts.min_rank:g} %"
+        raise CollapsedError(f"Phase 1 collapsed: effective rank {shown}", figures)
     result = current.phase2()
     assert current.train_contexts is not None
     model_config = current.model.config

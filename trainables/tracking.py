@@ -30,6 +30,7 @@ STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
 )
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
 COMPUTE_TAG, PROFILED_TAG, REPLICATE_TAG = "compute", "profiled", "replicate_of"
+PRUNED_TAG = "pruned"  # why a trial was stopped early: an outcome, so its run ends as FINISHED
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
 
@@ -161,6 +162,12 @@ class Tracker:
         if details:
             self.client.log_text(run_id, details, "error.txt")
         self.client.set_terminated(run_id, status)
+
+    def prune_trial(self, run_id: str, reason: str, figures: dict[str, float]) -> None:
+        """End a run that was stopped early, with the figures that it has."""
+        self.client.set_tag(run_id, PRUNED_TAG, reason[:500])
+        self.log_series(run_id, [(name, 0, value) for name, value in figures.items()])
+        self.client.set_terminated(run_id, "FINISHED")
 
     def end_study(self, status: str, figures: dict[str, float], files: Iterable[Path]) -> None:
         """The parent run's figures, files and end; trials that never ended are marked killed."""

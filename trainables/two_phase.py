@@ -11,13 +11,14 @@ from ray import tune
 from trainables.config import RunConfig
 
 if TYPE_CHECKING:
-    from trainables.pipeline import Progress, RunResult
+    from trainables.pipeline import DocumentLosses, Progress
     from trainables.sources import DataSource, EmbeddingSource
 
 REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in one of them
 
 # Keys of a report. Every report has all of them.
 PHASE, STEP, TOTAL, SERIES, FINAL, DIVERGED = "phase", "step", "total", "series", "final", "diverged"
+COLLAPSED = "collapsed"  # why the trial ended before Phase 2; `FINAL` then has Phase 1's figures
 COMPUTE = "compute"  # how this trial's device computes
 DOCUMENTS = "documents"  # the validation's `pipeline.DocumentLosses` as a dict, beside the final figures
 
@@ -39,10 +40,17 @@ class _Reporter:
         if time.monotonic() - self._last >= REPORT_EVERY:
             self.send()
 
-    def send(self, result: "RunResult | None" = None, diverged: str = "") -> None:
+    def send(
+        self,
+        figures: dict[str, float] | None = None,
+        documents: "DocumentLosses | None" = None,
+        diverged: str = "",
+        collapsed: str = "",
+    ) -> None:
         """Report what has gathered; the last report of a run has its figures or why there are none."""
-        final = {FINAL: result.metrics, DOCUMENTS: vars(result.val_documents)} if result else {FINAL: {}, DOCUMENTS: {}}
-        tune.report({**self._at, SERIES: self._points, **final, DIVERGED: diverged, COMPUTE: self._compute})
+        kept = {FINAL: figures or {}, DOCUMENTS: vars(documents) if documents else {}}
+        ends = {DIVERGED: diverged, COLLAPSED: collapsed, COMPUTE: self._compute}
+        tune.report({**self._at, SERIES: self._points, **kept, **ends})
         self._points, self._last = [], time.monotonic()
 
 
@@ -83,7 +91,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     from model.compute import Compute
     from trainables.artifacts import ArtifactStore
     from trainables.phase1 import DivergedError
-    from trainables.pipeline import run
+    from trainables.pipeline import CollapsedError, run
     from trainables.traces import Profiler
 
     torch.set_num_threads(threads)
@@ -96,8 +104,10 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
         result = run(RunConfig.from_flat(config), ray.get(inputs[0]), store, device, listen)
     except DivergedError as error:  # an outcome, not a fault: the worker goes on with the next trial
         report.send(diverged=str(error))
+    except CollapsedError as error:
+        report.send(error.figures, collapsed=str(error))
     else:
-        report.send(result)
+        report.send(result.metrics, result.val_documents)
     finally:
         if profiler:  # the worker is used again: nothing may go on recording
             profiler.stop()

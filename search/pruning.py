@@ -1,0 +1,46 @@
+"""Which trials are stopped early: Optuna's pruners, asked about what is on record, so that a resume changes nothing."""
+
+from collections.abc import Callable, Container
+
+import optuna
+from optuna.pruners import BasePruner, PercentilePruner, SuccessiveHalvingPruner
+from optuna.trial import FrozenTrial, TrialState
+
+from search.spaces import SCHEDULERS
+
+
+class _OnRecord(optuna.Study):
+    """A study as pruners see it: an interrupted trial and its second try, or a repeat, do not count twice."""
+
+    made: Callable[..., list[FrozenTrial]]
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        return [trial for trial in self.made() if states is None or trial.state in states]
+
+
+class Judge:
+    """Looks at each epoch's validation perplexity."""
+
+    def __init__(
+        self, kind: str, study: str, storage: optuna.storages.BaseStorage, made: Callable[..., list[FrozenTrial]]
+    ) -> None:
+        """Args: a scheduler other than none, and the ledger's trials that stand for a configuration of their own."""
+        self.kind, self.options = kind, SCHEDULERS[kind]
+        kinds: dict[str, Callable[..., BasePruner]] = {
+            "asha": SuccessiveHalvingPruner,
+            "first-epoch": PercentilePruner,
+        }
+        self._pruner = kinds[kind](**self.options)
+        self._study = _OnRecord(study, storage)
+        self._study.made = made
+
+    def reason(self, trial: FrozenTrial) -> str:
+        """Why a trial whose latest epoch is on record is to be stopped; empty if it is not."""
+        epoch = trial.last_step
+        assert epoch is not None
+        if self.kind == "first-epoch" and epoch > 1:
+            return ""
+        if not self._pruner.prune(self._study, trial):
+            return ""
+        value = trial.intermediate_values[epoch]
+        return f"{self.kind}: validation perplexity {value:.2f} after epoch {epoch} is not good enough"

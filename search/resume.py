@@ -1,0 +1,72 @@
+"""`--resume STUDY`: the options a study was begun with, kept in its folder and given again. Imports nothing heavy."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from search.options import Settings
+from trainables.records import Records
+
+OPTIONS = "options.json"  # in the study's folder
+
+# By the names that argparse gives them. All others define the study.
+OF_ONE_RUN = {"resume", "mlruns", "address", "profile", "max_hours", "plateau"}  # not kept: each run says its own
+MAY_CHANGE = {"trials", "tracking_uri", "gpus_per_trial", "cpus_per_trial", "max_concurrent"}  # kept until given again
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; with `--resume`, what it leaves out is as the study was begun.
+
+    Raises:
+        ValueError: the study is unknown, another entry's, or an option would change what it is.
+    """
+    args = parser.parse_args(argv)
+    if args.resume is None:
+        return args
+    # argparse sets no default where there is a value already, so what is still UNSET was not typed
+    unset = object()
+    blank = argparse.Namespace(**dict.fromkeys(vars(args), unset))
+    given = {key: value for key, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
+    defining = sorted(given.keys() - OF_ONE_RUN - MAY_CHANGE)
+    if defining:
+        named = ", ".join(f"--{key.replace('_', '-')}" for key in defining)
+        raise ValueError(f"--resume takes the study as it was begun: leave out {named}")
+    stored = _read(Records.at(args.mlruns), args.resume, args.mlruns)
+    _check_entry(parser, stored["entry"], args.resume)
+    unknown = sorted(stored["options"].keys() - vars(args).keys())
+    if unknown:
+        raise ValueError(f"study {args.resume!r} was begun by another version of this program: it has {unknown}")
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in stored["options"].items()}
+    return argparse.Namespace(**{**vars(args), **options, **given, "name": args.resume})
+
+
+def _read(records: Records, name: str, shown_root: Path) -> dict[str, Any]:
+    file = records.study(name) / OPTIONS
+    if not file.exists():
+        known = sorted(found.parent.name for found in file.parent.parent.glob(f"*/{OPTIONS}"))
+        listed = f"known are {', '.join(known)}" if known else "there is none yet"
+        raise ValueError(f"--resume {name}: no such study in {shown_root}/ ({listed})")
+    stored: dict[str, Any] = json.loads(file.read_text())
+    return stored
+
+
+def _check_entry(parser: argparse.ArgumentParser, entry: str, name: str) -> None:
+    if Path(entry).name != parser.prog:
+        inside = os.path.relpath(entry)
+        shown = entry if inside.startswith(os.pardir) else inside
+        raise ValueError(f"study {name!r} is continued by `python {shown} --resume {name}`")
+
+
+def keep(args: argparse.Namespace, settings: Settings, entry: str, folder: Path) -> None:
+    """Keep the options of a study in its folder, with paths that hold from every working folder."""
+    options = {key: value for key, value in vars(args).items() if key not in OF_ONE_RUN | {"name"}}
+    if settings.data.kind == "jsonl":
+        options["data"] = settings.data.location
+    if settings.embedding.kind == "causal_lm":
+        options["embedding"] = settings.embedding.location
+    scratch = folder / f".{OPTIONS}"
+    scratch.write_text(json.dumps({"entry": str(Path(entry).resolve()), "options": options}, indent=1) + "\n")
+    scratch.replace(folder / OPTIONS)

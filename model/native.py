@@ -82,7 +82,7 @@ def load() -> ctypes.CDLL | None:
     except OSError as error:
         log.warning("the C operators cannot be built, torch's are used: %s", error)
         return None
-    for name, pointers in (("residual_norm", 10), ("residual_norm_backward", 10), ("softmax_gradient", 4)):
+    for name, pointers in (("residual_norm", 9), ("residual_norm_backward", 8), ("softmax_gradient", 4)):
         getattr(library, name).argtypes = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * pointers
         getattr(library, name).restype = None
     return library
@@ -110,26 +110,21 @@ class Saved(NamedTuple):
 def residual_norm(
     x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int
 ) -> tuple[Tensor, Saved]:
-    """As `model.plain.residual_norm`; `product` is kept as it is."""
-    out, normed, slope = (torch.empty_like(product) for _ in range(3))
-    rstd = product.new_empty(len(product))
-    _call("residual_norm", len(product), size, x, product, term, tokens, weight, bias, out, normed, slope, rstd)
-    return out, Saved(out, normed, slope, rstd)
+    """As `model.plain.residual_norm`."""
+    out, normed, rstd = torch.empty_like(product), torch.empty_like(product), product.new_empty(len(product))
+    _call("residual_norm", len(product), size, x, product, term, tokens, weight, bias, out, normed, rstd)
+    return out, Saved(out, normed, product, rstd)
 
 
 def residual_norm_backward(
     grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor, size: int, want_x: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `model.plain.residual_norm_backward`."""
+    """As `model.plain.residual_norm_backward`; `grad` and `saved` are overwritten."""
     if isinstance(grad, BlockGradient):
         grad = grad.dense(saved.out)
-    grad_x, grad_product = torch.empty_like(grad), torch.empty_like(grad)
     sums = [torch.empty_like(weight) for _ in range(3)]
-    _call(
-        "residual_norm_backward", len(grad), size,
-        grad, saved.normed, saved.slope, saved.rstd, weight, grad_x, grad_product, *sums,
-    )  # fmt: skip
-    return grad_x, grad_product, sums[0], sums[1], sums[2]
+    _call("residual_norm_backward", len(grad), size, grad, saved.normed, saved.slope, saved.rstd, weight, *sums)
+    return grad, saved.slope, sums[0], sums[1], sums[2]
 
 
 def settling_norm(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.errors import BadInputError, user_errors
+from search.interrupts import Interrupts
 from search.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.spaces import Study
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
     from search.cluster import Resources
     from search.ledger import Ledger
+    from search.tuner import Outcome
+    from trainables.spool import Spool
 
-OK, ALL_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
 
 # Set before anything heavy is imported. What each is for:
 QUIET = {
@@ -33,6 +36,10 @@ QUIET = {
     # No CSV, JSON and TensorBoard copies of what MLflow has. It empties Tune's ResultGrid, which nothing here reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # The spool tries again itself; MLflow's own seven times with growing pauses would hold it up for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search.interrupts` hears the signals and tells Tune
     "TOKENIZERS_PARALLELISM": "true",
 }
 
@@ -40,9 +47,12 @@ QUIET = {
 def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) -> int:
     """Run one entry with the process's arguments; the exit code.
 
-    0: done. 1: no trial succeeded. 2: bad input, in one sentence. 130: interrupted; the same command continues.
+    0: done. 1: no trial succeeded, or one error stopped the study. 2: bad input, in one sentence. 130 (Ctrl-C) and
+    143 (SIGTERM): interrupted; the same command continues.
     """
     args = build_parser(describe, sampled).parse_args()
+    interrupts = Interrupts()
+    interrupts.listen()
     try:
         with user_errors():
             settings = check(args, sampled)
@@ -52,16 +62,16 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         if settings.address is not None and (Path.home() / ".ray" / "auth_token").exists():
             # A cluster that was started where a token file lies wants the token. Ray reads this when it is imported.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-        return _run(settings, study)
+        return _run(settings, study, interrupts)
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues this study", file=sys.stderr)
-        return INTERRUPTED
+        return interrupts.exit_code
 
 
-def _run(settings: Settings, study: Study) -> int:
+def _run(settings: Settings, study: Study, interrupts: Interrupts) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
@@ -75,7 +85,8 @@ def _run(settings: Settings, study: Study) -> int:
         else:  # whether a cluster is there and has what is asked for is found out before anything is written
             resources = stack.enter_context(_ray(settings, console))
             stack.enter_context(study_lock(settings.records.study(name)))
-        return _StudyRun(settings, study, name, console, resources, began).go()
+        interrupts.listen()
+        return _StudyRun(settings, study, name, console, resources, began).go(interrupts)
 
 
 @contextmanager
@@ -105,33 +116,57 @@ class _StudyRun:
         self.profiled = False
         self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
-    def go(self) -> int:
+    def go(self, interrupts: Interrupts) -> int:
         """Prepare, run what is open, and show the result."""
         prepared = self._start_preparing()  # on a worker, while the stores are opened here
+        folder = self.settings.records.study(self.name)
         with self.console.status("opening the records …"):
             from search.ledger import Ledger
+            from trainables.spool import Spool
             from trainables.tracking import Tracker
 
             with user_errors():
                 ledger = Ledger(self.study, self.name, self.settings.records.optuna_database)
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
+                spool = Spool(tracker, folder / "mlflow.journal", self.console.print)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
-            summary: dict[str, Any] = {}
-            status, cut_off = "FAILED", 0
+            spool.start()
+        summary: dict[str, Any] = {}
+        status, outcome = "FAILED", None
         try:
             with self.console.status("preparing token ids and embedding (cached for next time) …"):
                 inputs, summary = self._prepared(prepared)
-            cut_off = self._run(ledger, tracker, inputs, summary)
-            status = "KILLED" if cut_off else "FINISHED"
+            outcome = self._run(ledger, spool, inputs, summary)
+            cut_off = outcome is not None and outcome.cut_off > 0
+            status = "KILLED" if cut_off or interrupts.first else "FAILED" if outcome and outcome.bug else "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
         finally:  # also where the inputs cannot be made: no run stays open
-            files = self._report(ledger, summary) if summary else []
+            files = [str(file) for file in self._report(ledger, summary)] if summary else []
             best = ledger.best()
-            tracker.end_study(status, best.user_attrs["metrics"] if best else {}, files)
-        self._say_end(ledger, cut_off)
-        if cut_off:
-            return INTERRUPTED
-        return OK if ledger.finished() else ALL_FAILED
+            spool.put("end_study", status=status, figures=best.user_attrs["metrics"] if best else {}, files=files)
+            with self.console.status("handing the records to MLflow …"):
+                lacking = spool.close()
+            if lacking:
+                self.console.print(
+                    f"[bold]MLflow is away and lacks the last of {lacking} run(s); the same command completes them[/]"
+                )
+            else:  # the traces were handed over, or their trial has ended without them
+                shutil.rmtree(folder / "profile", ignore_errors=True)
+        self._say_end(ledger, status == "KILLED")
+        if status == "KILLED":
+            return interrupts.exit_code
+        if outcome is not None and outcome.bug:
+            from rich.markup import escape
+
+            self.console.print(
+                f"[bold red]stopped: one trial after the other failed with {escape(outcome.bug)}; "
+                "mend it, and the same command runs these trials again and continues[/]"
+            )
+            return FAILED
+        return OK if ledger.finished() else FAILED
 
     def _start_preparing(self) -> Any:
         import ray
@@ -141,7 +176,7 @@ class _StudyRun:
         # Nothing else computes meanwhile: on this machine it may use every core.
         threads = self.resources.threads if self.settings.address else os.cpu_count() or 1
         task = ray.remote(prepare).options(
-            num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, num_returns=2, max_retries=0
+            num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, num_returns=2, max_retries=2
         )
         arguments = (
             self.settings.data,
@@ -194,22 +229,29 @@ class _StudyRun:
         }
 
     @staticmethod
-    def _complete_mlflow(ledger: "Ledger", tracker: Any, runtime: dict[str, Any]) -> None:
-        """Finish MLflow's runs of trials that the ledger has as finished: a driver was killed between the two."""
+    def _complete_mlflow(ledger: "Ledger", spool: "Spool", runtime: dict[str, Any]) -> None:
+        """End MLflow's runs of trials that the ledger has as ended: a driver was killed between the two."""
         from search.leaderboard import trial_name
-        from search.ledger import HASH, METRICS, trial_config
+        from search.ledger import COMPUTE, HASH, METRICS, REASON, trial_config
 
-        missing = {t.user_attrs[HASH]: t for t in ledger.finished()}
-        for config_hash in missing.keys() - tracker.finished_hashes():
-            trial = missing[config_hash]
-            config = trial_config(trial)
-            run_id = tracker.start_trial(trial.number, config_hash, trial_name(config), config.flat() | runtime)
-            tracker.finish_trial(run_id, trial.user_attrs[METRICS])
+        for status, trials in (("FINISHED", ledger.finished()), ("FAILED", ledger.failed())):
+            for trial in trials:
+                key = trial.user_attrs[HASH]
+                if key in spool.ended[status]:
+                    continue
+                config = trial_config(trial)
+                params = config.flat() | runtime
+                spool.put("start_trial", key, number=trial.number, name=trial_name(config), params=params)
+                if status == "FAILED":
+                    spool.put("fail_trial", key, reason=trial.user_attrs[REASON], details="")
+                else:
+                    compute = trial.user_attrs.get(COMPUTE, "")
+                    spool.put("finish_trial", key, figures=trial.user_attrs[METRICS], compute=compute)
 
-    def _run(self, ledger: "Ledger", tracker: Any, inputs: Any, summary: dict[str, Any]) -> int:
-        """Run what is open; how many trials were cut off."""
+    def _run(self, ledger: "Ledger", spool: "Spool", inputs: Any, summary: dict[str, Any]) -> "Outcome | None":
+        """Run what is open; None if nothing is."""
         self._say_prepared(summary)
-        tracker.start_study(self._study_params(summary))
+        spool.put("start_study", params=self._study_params(summary))
         runtime = {
             "device_name": summary["hardware"],
             "threads": self.resources.threads,
@@ -219,12 +261,12 @@ class _StudyRun:
         from search.progress import Display
         from search.tuner import run_trials
 
-        self._complete_mlflow(ledger, tracker, runtime)
+        self._complete_mlflow(ledger, spool, runtime)
         if ledger.open_trials() == 0:
             self.console.print("all trials of this study are finished: nothing to run")
             if self.settings.profile:
                 self.console.print("so nothing is profiled: a larger --trials or another --seed runs one")
-            return 0
+            return None
         from search.ledger import trial_config
 
         best = ledger.best()
@@ -232,21 +274,10 @@ class _StudyRun:
         done = self.study.trials - ledger.open_trials()
         display = Display(self.console, self.study.trials, done, known)
         self.profiled = self.settings.profile
-        with self._traces() as traces:
-            cache = self.settings.records.cache
-            return run_trials(ledger, tracker, display, inputs, cache, self.resources, runtime, traces)
-
-    @contextmanager
-    def _traces(self) -> "Iterator[Path | None]":
-        """Where the profiled trial leaves its traces until they are artifacts; seen from all nodes, as the cache is."""
-        if not self.settings.profile:
-            yield None
-            return
-        folder = self.settings.records.study(self.name) / "profile"
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        # where the profiled trial leaves its traces until they are artifacts; seen from all nodes, as the cache is
+        traces = self.settings.records.study(self.name) / "profile" if self.profiled else None
+        cache, timeout = self.settings.records.cache, self.settings.trial_timeout
+        return run_trials(ledger, spool, display, inputs, cache, self.resources, runtime, traces, timeout)
 
     def _report(self, ledger: "Ledger", summary: dict[str, Any]) -> list[Path]:
         from search.leaderboard import as_table, leaderboard, write_results
@@ -258,7 +289,7 @@ class _StudyRun:
             self.console.print(as_table(frame, f"{self.name}: best first"))
         return write_results(ledger, frame, self.settings.records.study(self.name), self.command)
 
-    def _say_end(self, ledger: "Ledger", cut_off: int) -> None:
+    def _say_end(self, ledger: "Ledger", cut_off: bool) -> None:
         from rich.markup import escape
 
         from search.leaderboard import BEST, failures

@@ -24,11 +24,14 @@ from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 
 # User attributes of an Optuna trial.
-CONFIG, HASH, METRICS, REASON, REPEAT_OF, RETRY_OF = (
-    "config", "config_hash", "metrics", "reason", "repeat_of", "retry_of",
+CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF = (
+    "config", "config_hash", "metrics", "compute", "reason", "repeat_of", "retry_of",
 )  # fmt: skip
 DEFINITION = "definition"  # user attribute of the Optuna study
+RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next command runs again
 INTERRUPTED = "interrupted"
+LOST = "the worker process died"
+MAX_LOSSES = 3  # a configuration whose worker died so often is failed
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
 
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
@@ -98,6 +101,8 @@ class Ledger:
             raise ValueError(
                 f"study {name!r} exists with another definition ({_differences(stored, wanted)}): give another --name"
             )
+        # read once: what `run_again` adds is for the next command
+        self._again = frozenset(self.optuna.user_attrs.get(RUN_AGAIN, ()))
         self._parked: dict[str, list[int]] = {}  # config hash -> trials that wait for a running one's value
         self._recover()
 
@@ -106,11 +111,34 @@ class Ledger:
         for trial in self._trials(TrialState.RUNNING):
             self.interrupt(trial.number)
 
-    def interrupt(self, number: int) -> None:
+    def interrupt(self, number: int, reason: str = INTERRUPTED) -> None:
         """A trial that was cut off, and those that wait for its value: failed; `_queue` asks for it again."""
         own_hash = self._trial(number).user_attrs.get(HASH, "")
         for cut_off in (number, *self._parked.pop(own_hash, [])):
-            self._tell(cut_off, None, TrialState.FAIL, {REASON: INTERRUPTED})
+            self._tell(cut_off, None, TrialState.FAIL, {REASON: reason})
+
+    def lose(self, number: int) -> str | None:
+        """A trial whose worker died: it is asked for again, or failed after `MAX_LOSSES` times; then, why."""
+        own_hash = self._trial(number).user_attrs[HASH]
+        lost = [t for t in self._trials(TrialState.FAIL) if t.user_attrs.get(REASON) == LOST]
+        if 1 + sum(t.user_attrs.get(HASH) == own_hash for t in lost) < MAX_LOSSES:
+            self.interrupt(number, LOST)
+            return None
+        reason = f"{LOST} {MAX_LOSSES} times"
+        self.fail(number, reason)
+        return reason
+
+    def ended(self, number: int) -> bool:
+        """Whether a trial's end is on record."""
+        return self._trial(number).state.is_finished()
+
+    def run_again(self, numbers: Iterable[int]) -> None:
+        """Have the next command run these failed trials again."""
+        self.optuna.set_user_attr(RUN_AGAIN, sorted(self._again.union(numbers)))
+
+    def _cut_off(self, trial: FrozenTrial) -> bool:
+        """Whether a trial is to be asked for again."""
+        return trial.user_attrs.get(REASON) in (INTERRUPTED, LOST) or trial.number in self._again
 
     def _queue(self) -> bool:
         """Queue what comes before the sampler's proposals; whether anything is queued.
@@ -123,7 +151,7 @@ class Ledger:
         made = {t.user_attrs.get(HASH) for t in self._made()}
         for trial in self._trials(TrialState.FAIL):
             own_hash = trial.user_attrs.get(HASH)  # none: it was cut off before it had parameters
-            if trial.user_attrs.get(REASON) == INTERRUPTED and own_hash is not None and own_hash not in made:
+            if self._cut_off(trial) and own_hash is not None and own_hash not in made:
                 self.optuna.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
                 return True
         for point in self.study.fixed_points:
@@ -134,18 +162,14 @@ class Ledger:
 
     def _proposals(self) -> int:
         """How many configurations were asked for; interrupted ones do not count, so that seeds stay the same."""
-        return sum(t.user_attrs.get(REASON) != INTERRUPTED for t in self._trials())
+        return sum(not self._cut_off(t) for t in self._trials())
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False, states=states or None)  # none named: all
 
     def _made(self, *states: TrialState) -> list[FrozenTrial]:
         """Trials that stand for a configuration of their own: no repeats, no interrupted ones."""
-        return [
-            t
-            for t in self._trials(*states)
-            if REPEAT_OF not in t.user_attrs and t.user_attrs.get(REASON) != INTERRUPTED
-        ]
+        return [t for t in self._trials(*states) if REPEAT_OF not in t.user_attrs and not self._cut_off(t)]
 
     def finished(self) -> list[FrozenTrial]:
         """Trials with a result."""
@@ -207,9 +231,9 @@ class Ledger:
         tried = {t.user_attrs.get(HASH) for t in self._trials()}
         return [p for p in self.study.space.points() if self._config(p).config_hash() not in tried]
 
-    def complete(self, number: int, figures: dict[str, float]) -> None:
-        """A trial's result."""
-        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures})
+    def complete(self, number: int, figures: dict[str, float], compute: str = "") -> None:
+        """A trial's result, and how it was computed."""
+        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures, COMPUTE: compute})
         self._release(number)
 
     def fail(self, number: int, reason: str) -> None:

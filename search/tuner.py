@@ -1,9 +1,12 @@
 """Runs a study's trials on Ray Tune; the ledger decides what runs, Tune only where and when."""
 
 import logging
+import re
 import shutil
 import tempfile
+import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,28 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from search.cluster import Resources
+from search.interrupts import tune_ended
 from search.leaderboard import trial_name
-from search.ledger import Assignment, Ledger
+from search.ledger import INTERRUPTED, LOST, Assignment, Ledger
 from search.progress import Display
-from trainables.tracking import Tracker
+from trainables.spool import Spool
 from trainables.two_phase import COMPUTE, DIVERGED, FINAL, PROFILE, SERIES, two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded since: a bug, not bad luck
+# What a worker or a node that died leaves behind.
+LOSSES = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How running a study's trials ended."""
+
+    cut_off: int  # trials that were interrupted
+    bug: str | None  # the error of the last trials, if that is why no more were asked for
 
 
 class _Unpickled:
@@ -38,11 +55,21 @@ class _LedgerSearcher(_Unpickled, Searcher):
         super().__init__()
         self._ledger, self._profile = ledger, profile
         self.assigned: dict[str, Assignment] = {}  # by Ray's trial id
+        self.ended: set[str] = set()  # of these, as the recorder says
+        self.stopped = False  # nothing more is asked for
+        self._none_left_at = -1  # trials that had ended when the ledger last had none
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.stopped:
+            return str(Searcher.FINISHED)
+        if self._none_left_at == len(self.ended):
+            return None
         assignment = self._ledger.next()
         if assignment is None:
-            return str(Searcher.FINISHED)
+            if len(self.ended) == len(self.assigned):
+                return str(Searcher.FINISHED)
+            self._none_left_at = len(self.ended)  # one that runs may have to be run again
+            return None
         self.assigned[trial_id] = assignment
         profile = {PROFILE: str(self._profile)} if self._profile and len(self.assigned) == 1 else {}
         return assignment.config.flat() | profile
@@ -63,54 +90,109 @@ class _Recorder(_Unpickled, Callback):
     def __init__(
         self,
         ledger: Ledger,
-        tracker: Tracker,
+        tracker: Spool,
         display: Display,
         searcher: _LedgerSearcher,
         runtime: dict[str, Any],
+        timeout: float,
     ) -> None:
         self._ledger, self._tracker, self._display, self._searcher = ledger, tracker, display, searcher
         self._runtime = runtime  # params of every run that are no part of the configuration
-        self._runs: dict[int, str] = {}  # MLflow run by trial number
+        self._runs: dict[int, str] = {}  # config hash, which finds the MLflow run, by trial number
         self._open: set[int] = set()
+        self._timeout = timeout  # seconds
+        self._heard: dict[int, float] = {}  # when each trial last showed a sign of life
+        self._killed: set[int] = set()  # for having shown none
+        self._alike: list[int] = []  # the last failed trials, all for the same reason
+        self._error = ""  # that reason, without its numbers
+        self.bug: str | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         assignment = self._searcher.assigned[trial.trial_id]
         config, number = assignment.config, assignment.number
         name = trial_name(config)
         params = config.flat() | self._runtime
-        self._runs[number] = self._tracker.start_trial(number, config.config_hash(), name, params)
+        self._runs[number] = config.config_hash()
+        self._tracker.put("start_trial", self._runs[number], number=number, name=name, params=params)
         self._open.add(number)
+        self._heard[number] = time.monotonic()
         self._display.start(number, name)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         number = self._searcher.assigned[trial.trial_id].number
-        self._tracker.log_series(self._runs[number], result[SERIES])
+        self._heard[number] = time.monotonic()
+        if result[SERIES]:
+            self._tracker.put("log_series", self._runs[number], points=result[SERIES])
         self._display.update(number, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = self._searcher.assigned[trial.trial_id].number
+        self._searcher.ended.add(trial.trial_id)
         last = trial.last_result or {}
         if last.get(DIVERGED):
             self._fail(number, last[DIVERGED], "")
         elif last.get(FINAL):
             self._open.discard(number)
-            self._ledger.complete(number, last[FINAL])
-            self._tracker.finish_trial(self._runs[number], last[FINAL], last[COMPUTE], trial.config.get(PROFILE))
+            self._alike = []
+            self._ledger.complete(number, last[FINAL], last[COMPUTE])
+            self._tracker.put(
+                "finish_trial",
+                self._runs[number],
+                figures=last[FINAL],
+                compute=last[COMPUTE],
+                traces=trial.config.get(PROFILE),
+            )
             self._display.finish(number, last[FINAL])
         # else it was stopped from outside: `interrupt_open` records it
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if self._searcher.assigned[trial.trial_id].number not in self._runs:
+        self._searcher.ended.add(trial.trial_id)
+        number = self._searcher.assigned[trial.trial_id].number
+        if number not in self._runs:
             self.on_trial_start(iteration, trials, trial)  # it failed before it started
-        self._fail(self._searcher.assigned[trial.trial_id].number, *_why(trial))
+        error = _error(trial)
+        if number in self._killed:
+            reason: str | None = f"no progress for {self._timeout / 60:g} min"
+        elif isinstance(error, LOSSES):
+            reason = self._ledger.lose(number)
+        else:
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
+        if reason is None:
+            self._open.discard(number)
+            self._tracker.put("fail_trial", self._runs[number], reason=LOST, details="", status="KILLED")
+            self._display.lose(number)
+            return
+        self._fail(number, reason, _story(trial))
+        self._count(number, reason)
 
     def _fail(self, number: int, reason: str, details: str) -> None:
         self._open.discard(number)
-        self._ledger.fail(number, reason)
-        self._tracker.fail_trial(self._runs[number], reason, details)
+        if not self._ledger.ended(number):
+            self._ledger.fail(number, reason)
+        self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details)
         self._display.fail(number, reason)
+
+    def _count(self, number: int, reason: str) -> None:
+        """Stop asking where one error after the other is the same."""
+        kind = re.sub(r"\d+", "0", reason)
+        self._alike = [*self._alike, number] if kind == self._error else [number]
+        self._error = kind
+        if len(self._alike) >= MAX_SAME_ERRORS:
+            self._searcher.stopped, self.bug = True, reason
+            self._ledger.run_again(self._alike)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Kill the workers of trials that hang; their trials then end with an error."""
+        for trial in trials:
+            assignment = self._searcher.assigned.get(trial.trial_id)
+            if assignment is None or assignment.number not in self._open or assignment.number in self._killed:
+                continue
+            actor = trial.temporary_state.ray_actor
+            if actor is not None and time.monotonic() - self._heard[assignment.number] > self._timeout:
+                self._killed.add(assignment.number)
+                ray.kill(actor)
 
     def interrupt_open(self) -> int:
         """Record the trials that never ended as interrupted, to be asked for again; how many there were."""
@@ -118,20 +200,25 @@ class _Recorder(_Unpickled, Callback):
         for number in sorted(self._open | pending):
             self._ledger.interrupt(number)
             if number in self._runs:
-                self._tracker.fail_trial(self._runs[number], "interrupted", "", status="KILLED")
+                self._tracker.put("fail_trial", self._runs[number], reason=INTERRUPTED, details="", status="KILLED")
         return len(self._open | pending)
 
 
-def _why(trial: Trial) -> tuple[str, str]:
-    """Why a trial raised, in one line, and the whole story."""
+def _unpickled(trial: Trial) -> Exception:
     assert trial.pickled_error_file is not None
     with open(trial.pickled_error_file, "rb") as file:
-        error = ray.cloudpickle.load(file)
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, ray.exceptions.RayActorError):
-        return "the worker process died", str(cause)
-    lines = str(cause).strip().splitlines() or ["no message"]
-    return f"{type(cause).__name__}: {lines[-1]}", str(error)
+        error: Exception = ray.cloudpickle.load(file)
+    return error
+
+
+def _error(trial: Trial) -> Exception:
+    """What a trial raised, or how its worker was lost."""
+    error = _unpickled(trial)
+    return getattr(error, "cause", None) or error
+
+
+def _story(trial: Trial) -> str:
+    return str(_unpickled(trial))
 
 
 def _folder_name(trial: Trial) -> str:
@@ -140,20 +227,21 @@ def _folder_name(trial: Trial) -> str:
 
 def run_trials(
     ledger: Ledger,
-    tracker: Tracker,
+    tracker: Spool,
     display: Display,
     inputs: ray.ObjectRef,
     cache: Path,
     resources: Resources,
     runtime: dict[str, Any],
     profile: Path | None,
-) -> int:
-    """Run trials until the ledger has no more; how many were cut off (by Ctrl-C, say).
+    timeout: float,
+) -> Outcome:
+    """Run trials until the ledger has no more, a signal ends them, or they all fail alike.
 
-    The first one is recorded into the folder `profile`, if given.
+    The first one is recorded into the folder `profile`, if given; one that is silent for `timeout` minutes is ended.
     """
     searcher = _LedgerSearcher(ledger, profile)
-    recorder = _Recorder(ledger, tracker, display, searcher, runtime)
+    recorder = _Recorder(ledger, tracker, display, searcher, runtime, 60 * timeout)
     trainable = tune.with_parameters(
         two_phase, inputs=[inputs], cache=str(cache), threads=resources.threads, gpus=resources.gpus
     )
@@ -179,5 +267,6 @@ def run_trials(
         try:
             tuner.fit()
         finally:
+            tune_ended()
             cut_off = recorder.interrupt_open()
-    return cut_off
+    return Outcome(cut_off, recorder.bug)

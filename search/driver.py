@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.errors import BadInputError, user_errors
+from search.interrupts import Interrupts
 from search.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.resume import keep, parse
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
     from search.cluster import Resources
     from search.ledger import Ledger
-    from trainables.tracking import Tracker
+    from search.tuner import Outcome
+    from trainables.spool import Spool
 
-OK, ALL_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
 
 # Set before anything heavy is imported. What each is for:
 QUIET = {
@@ -35,6 +37,10 @@ QUIET = {
     # No CSV, JSON and TensorBoard copies of what MLflow has. It empties Tune's ResultGrid, which nothing here reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # The spool tries again itself; MLflow's own seven times with growing pauses would hold it up for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search.interrupts` hears the signals and tells Tune
     "TOKENIZERS_PARALLELISM": "true",
 }
 
@@ -42,8 +48,11 @@ QUIET = {
 def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) -> int:
     """Run one entry with the process's arguments; the exit code.
 
-    0: done. 1: no trial succeeded. 2: bad input, in one sentence. 130: interrupted; the same command continues.
+    0: done. 1: no trial succeeded, or one error stopped the study. 2: bad input, in one sentence. 130 (Ctrl-C) and
+    143 (SIGTERM): interrupted; the same command continues.
     """
+    interrupts = Interrupts()
+    interrupts.listen()
     try:
         with user_errors():
             args = parse(build_parser(describe, sampled), sys.argv[1:])
@@ -54,16 +63,16 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         if settings.address is not None and (Path.home() / ".ray" / "auth_token").exists():
             # A cluster that was started where a token file lies wants the token. Ray reads this when it is imported.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-        return _run(settings, study, lambda folder: keep(args, settings, sys.argv[0], folder))
+        return _run(settings, study, lambda folder: keep(args, settings, sys.argv[0], folder), interrupts)
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues this study", file=sys.stderr)
-        return INTERRUPTED
+        return interrupts.exit_code
 
 
-def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None]) -> int:
+def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None], interrupts: Interrupts) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
@@ -85,7 +94,8 @@ def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None])
         enough = ledger.nothing_to_run(settings.budgets)
         if not enough and resources is None:
             resources = stack.enter_context(_ray(settings, console))
-        return _StudyRun(settings, ledger, console, resources, began).go(enough)
+        interrupts.listen()
+        return _StudyRun(settings, ledger, console, resources, began).go(enough, interrupts)
 
 
 @contextmanager
@@ -104,22 +114,27 @@ def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
         ray.shutdown()
 
 
-def complete_mlflow(ledger: "Ledger", tracker: "Tracker", runtime: dict[str, Any]) -> None:
-    """Finish MLflow's runs of trials that ended in the ledger: a driver was killed between the two."""
-    from search.leaderboard import trial_name
-    from search.results import HASH, METRICS, REASON, REPLICATE_OF, trial_config
+def complete_mlflow(ledger: "Ledger", spool: "Spool", runtime: dict[str, Any]) -> None:
+    """End MLflow's runs of trials that ended in the ledger: a driver was killed between the two."""
+    from optuna.trial import TrialState
 
-    finished = [trial for configuration in ledger.configurations() for trial in configuration.trials]
-    missing = {t.user_attrs[HASH]: t for t in (*finished, *ledger.pruned())}
-    for config_hash in missing.keys() - tracker.finished_hashes():
-        trial = missing[config_hash]
-        config, first = trial_config(trial), trial.user_attrs.get(REPLICATE_OF)
+    from search.leaderboard import trial_name
+    from search.results import COMPUTE, HASH, METRICS, REASON, REPLICATE_OF, trial_config
+
+    for trial in ledger.made_with_replicates():
+        key, kept = trial.user_attrs[HASH], trial.user_attrs
+        failed = trial.state == TrialState.FAIL
+        if key in spool.ended["FAILED" if failed else "FINISHED"]:
+            continue
+        config, first = trial_config(trial), kept.get(REPLICATE_OF)
         name, params = trial_name(config, first is not None), config.flat() | runtime
-        run_id = tracker.start_trial(trial.number, config_hash, name, params, first)
-        if REASON in trial.user_attrs:
-            tracker.prune_trial(run_id, trial.user_attrs[REASON], trial.user_attrs[METRICS])
+        spool.put("start_trial", key, number=trial.number, name=name, params=params, replicate_of=first)
+        if failed:
+            spool.put("fail_trial", key, reason=kept[REASON], details="")
+        elif trial.state == TrialState.PRUNED:
+            spool.put("prune_trial", key, reason=kept[REASON], figures=kept[METRICS])
         else:
-            tracker.finish_trial(run_id, trial.user_attrs[METRICS])
+            spool.put("finish_trial", key, figures=kept[METRICS], compute=kept.get(COMPUTE, ""))
 
 
 class _StudyRun:
@@ -128,12 +143,10 @@ class _StudyRun:
     def __init__(
         self, settings: Settings, ledger: "Ledger", console: "Console", resources: "Resources | None", began: float
     ) -> None:
-        from search.ledger import ENDED
-
         self.settings, self.ledger, self.console, self.began = settings, ledger, console, began
         self.study, self.name = ledger.study, ledger.name
         self._resources = resources
-        self.made_before = ledger.made() + len(ledger.replicates(*ENDED))
+        self.made_before = len(ledger.made_with_replicates())
         self.profiled = self.reported = False
         self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
@@ -143,39 +156,62 @@ class _StudyRun:
         assert self._resources is not None
         return self._resources
 
-    def go(self, enough: str) -> int:
+    def go(self, enough: str, interrupts: Interrupts) -> int:
         """Prepare, run what is open, and show the result; `enough` says why nothing is to run, if so."""
-        ledger = self.ledger
+        ledger, folder = self.ledger, self.settings.records.study(self.name)
         prepared = None if enough else self._start_preparing()  # on a worker, while MLflow's store is opened here
         with self.console.status("opening the records …"):
+            from trainables.spool import Spool
             from trainables.tracking import Tracker
 
             with user_errors():
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
+                spool = Spool(tracker, folder / "mlflow.journal", self.console.print)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
-            summary: dict[str, Any] = {}
-            status, cut_off = "FAILED", 0
+            spool.start()
+        summary: dict[str, Any] = {}
+        status, outcome = "FAILED", None
         try:
             if enough:
                 summary = ledger.summary()
                 self._say_nothing_to_run(enough)
-                complete_mlflow(ledger, tracker, self._runtime(summary))
+                complete_mlflow(ledger, spool, self._runtime(summary))
             else:
                 with self.console.status("preparing token ids and embedding (cached for next time) …"):
                     inputs, summary = self._prepared(prepared)
                 summary |= {"threads": self.resources.threads, "gpus": self.resources.gpus}
                 ledger.keep_summary(summary)
-                cut_off = self._run(ledger, tracker, inputs, summary)
-            status = "KILLED" if cut_off else "FINISHED"
+                outcome = self._run(ledger, spool, inputs, summary)
+            cut_off = outcome is not None and outcome.cut_off > 0
+            status = "KILLED" if cut_off or interrupts.first else "FAILED" if outcome and outcome.bug else "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
         finally:  # also where the inputs cannot be made: no run stays open
-            files = self._report(ledger, summary) if summary else []
+            files = [str(file) for file in self._report(ledger, summary)] if summary else []
             best = ledger.best()
-            tracker.end_study(status, best.user_attrs["metrics"] if best else {}, files)
-        self._say_end(ledger, cut_off)
-        if cut_off:
-            return INTERRUPTED
-        return OK if ledger.finished() else ALL_FAILED
+            spool.put("end_study", status=status, figures=best.user_attrs["metrics"] if best else {}, files=files)
+            with self.console.status("handing the records to MLflow …"):
+                lacking = spool.close()
+            if lacking:
+                self.console.print(
+                    f"[bold]MLflow is away and lacks the last of {lacking} run(s); the same command completes them[/]"
+                )
+            else:  # the traces were handed over, or their trial has ended without them
+                shutil.rmtree(folder / "profile", ignore_errors=True)
+        self._say_end(ledger, status == "KILLED")
+        if status == "KILLED":
+            return interrupts.exit_code
+        if outcome is not None and outcome.bug:
+            from rich.markup import escape
+
+            self.console.print(
+                f"[bold red]stopped: one trial after the other failed with {escape(outcome.bug)}; "
+                "mend it, and the same command runs these trials again and continues[/]"
+            )
+            return FAILED
+        return OK if ledger.finished() else FAILED
 
     def _say_nothing_to_run(self, enough: str) -> None:
         self.console.print(f"nothing to run: {enough}")
@@ -190,7 +226,7 @@ class _StudyRun:
         # Nothing else computes meanwhile: on this machine it may use every core.
         threads = self.resources.threads if self.settings.address else os.cpu_count() or 1
         task = ray.remote(prepare).options(
-            num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, num_returns=2, max_retries=0
+            num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, num_returns=2, max_retries=2
         )
         arguments = (
             self.settings.data,
@@ -233,40 +269,29 @@ class _StudyRun:
         """Params of every trial's run that are no part of its configuration."""
         return {"device_name": summary["hardware"], "threads": summary["threads"], "gpus": summary["gpus"]}
 
-    def _run(self, ledger: "Ledger", tracker: Any, inputs: Any, summary: dict[str, Any]) -> int:
-        """Run what is open; how many trials were cut off."""
+    def _run(self, ledger: "Ledger", spool: "Spool", inputs: Any, summary: dict[str, Any]) -> "Outcome | None":
+        """Run what is open; None if nothing is."""
         self._say_prepared(summary)
         from search.study_record import study_record, write_study_record
 
         record = study_record(self.settings, self.study, self.command, summary)
         write_study_record(self.settings.records.study_record(self.name), record)
-        tracker.start_study(record)
+        spool.put("start_study", params=record)
         from search.leaderboard import trial_name
         from search.progress import Display
         from search.tuner import run_trials
 
-        complete_mlflow(ledger, tracker, self._runtime(summary))
+        complete_mlflow(ledger, spool, self._runtime(summary))
         leader = ledger.leader()
         known = (leader.ppl, trial_name(leader.config)) if leader else None
         display = Display(self.console, self.study.trials + ledger.planned_replicates(), self.made_before, known)
         self.profiled = self.settings.profile
-        with self._traces() as traces:
-            return run_trials(
-                ledger, tracker, display, inputs, self.settings.records, self.resources, self._runtime(summary), traces,
-                self.settings.budgets,
-            )  # fmt: skip
-
-    @contextmanager
-    def _traces(self) -> "Iterator[Path | None]":
-        """Where the profiled trial leaves its traces until they are artifacts; seen from all nodes, as the cache is."""
-        if not self.settings.profile:
-            yield None
-            return
-        folder = self.settings.records.study(self.name) / "profile"
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        # where the profiled trial leaves its traces until they are artifacts; seen from all nodes, as the cache is
+        traces = self.settings.records.study(self.name) / "profile" if self.profiled else None
+        return run_trials(
+            ledger, spool, display, inputs, self.settings.records, self.resources, self._runtime(summary), traces,
+            self.settings.budgets, self.settings.trial_timeout,
+        )  # fmt: skip
 
     def _report(self, ledger: "Ledger", summary: dict[str, Any]) -> list[Path]:
         from search.leaderboard import as_table, leaderboard, write_results
@@ -296,12 +321,11 @@ class _StudyRun:
         self.reported = True
         return files
 
-    def _say_end(self, ledger: "Ledger", cut_off: int) -> None:
+    def _say_end(self, ledger: "Ledger", cut_off: bool) -> None:
         from optuna.trial import TrialState
         from rich.markup import escape
 
         from search.leaderboard import BEST, failures
-        from search.ledger import ENDED
         from search.progress import duration
         from search.report import HTML
 
@@ -314,7 +338,7 @@ class _StudyRun:
         finished, pruned = len(ledger.finished()), len(ledger.pruned())
         seeds = f" and {len(more)} replicates" if (more := ledger.replicates(TrialState.COMPLETE)) else ""
         counted = f"{finished} trials{seeds} finished, {f'{pruned} pruned, ' if pruned else ''}{len(failed)} failed"
-        ran = ledger.made() + len(ledger.replicates(*ENDED)) - self.made_before
+        ran = len(ledger.made_with_replicates()) - self.made_before
         self.console.print(f"\n{counted} in all; {ran} ran now, in {duration(time.monotonic() - self.began)}")
         enough = self.settings.budgets.used_up(ledger.ended()) if ledger.open_trials() else ""
         if enough and ran:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,19 @@ from sqlalchemy import event
 from search.budgets import UNLIMITED, Budgets
 from search.pruning import Judge
 from search.results import (
+    COMPUTE,
     CONFIG,
     DEFINITION,
     FINALISTS,
     HASH,
     INTERRUPTED,
+    LOST,
     METRICS,
     REASON,
     REPEAT_OF,
     REPLICATE_OF,
     RETRY_OF,
+    RUN_AGAIN,
     SEED,
     SUMMARY,
     Results,
@@ -44,6 +47,7 @@ from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+MAX_LOSSES = 3  # a configuration whose worker died so often is failed
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
 
 
@@ -114,11 +118,30 @@ class Ledger(Results):
         for trial in self._trials(TrialState.RUNNING):
             self.interrupt(trial.number)
 
-    def interrupt(self, number: int) -> None:
+    def interrupt(self, number: int, reason: str = INTERRUPTED) -> None:
         """A trial that was cut off, and those that wait for its value: failed; `_queue` asks for it again."""
         own_hash = self._trial(number).user_attrs.get(HASH, "")
         for cut_off in (number, *self._parked.pop(own_hash, [])):
-            self._tell(cut_off, None, TrialState.FAIL, {REASON: INTERRUPTED})
+            self._tell(cut_off, None, TrialState.FAIL, {REASON: reason})
+
+    def lose(self, number: int) -> str | None:
+        """A trial whose worker died: it is asked for again, or failed after `MAX_LOSSES` times; then, why."""
+        own_hash = self._trial(number).user_attrs[HASH]
+        lost = [t for t in self._trials(TrialState.FAIL) if t.user_attrs.get(REASON) == LOST]
+        if 1 + sum(t.user_attrs.get(HASH) == own_hash for t in lost) < MAX_LOSSES:
+            self.interrupt(number, LOST)
+            return None
+        reason = f"{LOST} {MAX_LOSSES} times"
+        self.fail(number, reason)
+        return reason
+
+    def has_ended(self, number: int) -> bool:
+        """Whether a trial's end is on record."""
+        return self._trial(number).state.is_finished()
+
+    def run_again(self, numbers: Iterable[int]) -> None:
+        """Have the next command run these failed trials again."""
+        self.optuna.set_user_attr(RUN_AGAIN, sorted(self._again.union(numbers)))
 
     def _queue(self) -> bool:
         """Queue what comes before the sampler's proposals; whether anything is queued.
@@ -133,7 +156,7 @@ class Ledger(Results):
             if REPLICATE_OF in trial.user_attrs:
                 continue  # `_next_replicate` finds by itself what is missing
             own_hash = trial.user_attrs.get(HASH)  # none: it was cut off before it had parameters
-            if trial.user_attrs.get(REASON) == INTERRUPTED and own_hash is not None and own_hash not in made:
+            if self._cut_off(trial) and own_hash is not None and own_hash not in made:
                 self.optuna.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
                 return True
         for point in self.study.fixed_points:
@@ -144,7 +167,7 @@ class Ledger(Results):
 
     def _proposals(self) -> int:
         """How many configurations were asked for; interrupted ones do not count, so that seeds stay the same."""
-        return sum(t.user_attrs.get(REASON) != INTERRUPTED for t in self._without_replicates())
+        return sum(not self._cut_off(t) for t in self._without_replicates())
 
     def _without_replicates(self) -> list[FrozenTrial]:
         return [t for t in self._trials() if REPLICATE_OF not in t.user_attrs]
@@ -161,6 +184,10 @@ class Ledger(Results):
     def made(self) -> int:
         """How many configurations have ended."""
         return len(self._made(*ENDED))
+
+    def made_with_replicates(self) -> list[FrozenTrial]:
+        """All trials that have ended for good, further seeds included."""
+        return self._made(*ENDED) + self.replicates(*ENDED)
 
     def ended(self) -> list[tuple[float | None, bool]]:
         """What `Budgets` looks at: of each trial with an outcome its value, if finished, and if it was proposed."""
@@ -301,9 +328,9 @@ class Ledger(Results):
         tried = {t.user_attrs.get(HASH) for t in self._trials()}
         return [p for p in self.study.space.points() if self._config(p).config_hash() not in tried]
 
-    def complete(self, number: int, figures: dict[str, float]) -> None:
-        """A trial's result."""
-        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures})
+    def complete(self, number: int, figures: dict[str, float], compute: str = "") -> None:
+        """A trial's result, and how it was computed."""
+        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures, COMPUTE: compute})
         self._release(number)
 
     def epoch(self, number: int, epoch: int, value: float) -> str:

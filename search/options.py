@@ -22,6 +22,9 @@ from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolv
 
 DEFAULT_TRIALS = 12
 DEFAULT_SAMPLER = "gp"
+# A sweep, an epoch, or the contexts of one stream at a large scale take minutes, and so does waiting for another
+# trial's Phase 1: an hour without a sign is none of these.
+DEFAULT_TRIAL_TIMEOUT = 60.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -46,6 +49,7 @@ class Settings:
     cpus_per_trial: float
     gpus_per_trial: float | None  # None: one where there are GPUs
     max_concurrent: int | None
+    trial_timeout: float  # minutes
     profile: bool  # record the first trial that is run
 
 
@@ -87,6 +91,13 @@ def _share(text: str) -> float:
 
 def _cpus(text: str) -> float:
     value = _share(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
+def _minutes(text: str) -> float:
+    value = _amount(text)
     if value == 0:
         raise argparse.ArgumentTypeError("must be more than 0")
     return value
@@ -230,6 +241,8 @@ def _add_resource_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cpus-per-trial", type=_cpus, default=1.0, metavar="F", help=cpus)
     most = "most trials at once (default: as many as fit)"
     group.add_argument("--max-concurrent", type=_count, metavar="N", help=most)
+    silent = "a trial that reports nothing for so long is ended and failed (default: %(default)g)"
+    group.add_argument("--trial-timeout", type=_minutes, default=DEFAULT_TRIAL_TIMEOUT, metavar="MINUTES", help=silent)
 
 
 def check(args: argparse.Namespace, sampled: bool) -> Settings:
@@ -267,6 +280,7 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
         cpus_per_trial=args.cpus_per_trial,
         gpus_per_trial=args.gpus_per_trial,
         max_concurrent=args.max_concurrent,
+        trial_timeout=args.trial_timeout,
         profile=args.profile,
     )
 

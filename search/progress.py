@@ -111,6 +111,11 @@ class Display:
         self.done += 1
         self._say(number, running.name, f"[yellow]pruned[/]: {escape(reason)}")
 
+    def lose(self, number: int) -> None:
+        """A trial's worker died; the trial will be started again."""
+        running = self._running.pop(number)
+        self._say(number, running.name, "the worker process died: it is run again")
+
     def _say(self, number: int, name: str, text: str) -> None:
         # Fixed columns: the numbers of a run of lines stand under each other.
         self.console.print(f"[dim]{self.done:>3}/{self.total}[/]  trial {number:<3} {name:<29} {text}", soft_wrap=True)

@@ -13,11 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 from trainables.config import RunConfig
 
 # User attributes of an Optuna trial.
-CONFIG, HASH, METRICS, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
-    "config", "config_hash", "metrics", "reason", "repeat_of", "retry_of", "replicate_of", "seed",
+CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
+    "config", "config_hash", "metrics", "compute", "reason", "repeat_of", "retry_of", "replicate_of", "seed",
 )  # fmt: skip
 DEFINITION, SUMMARY = "definition", "summary"  # user attributes of the Optuna study
-INTERRUPTED = "interrupted"
+RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next command runs again
+INTERRUPTED, LOST = "interrupted", "the worker process died"  # the reasons of trials that are asked for again
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
 
 FINALISTS = 3  # configurations beside the fixed points that are run with more seeds
@@ -67,6 +68,7 @@ class Results:
 
     def __init__(self, study: optuna.Study) -> None:
         self.optuna, self.name = study, study.study_name
+        self._again = frozenset(study.user_attrs.get(RUN_AGAIN, ()))  # read once: what is added is for the next command
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -82,8 +84,12 @@ class Results:
         return [
             t
             for t in self._trials(*states)
-            if not t.user_attrs.keys() & {REPEAT_OF, REPLICATE_OF} and t.user_attrs.get(REASON) != INTERRUPTED
+            if not t.user_attrs.keys() & {REPEAT_OF, REPLICATE_OF} and not self._cut_off(t)
         ]
+
+    def _cut_off(self, trial: FrozenTrial) -> bool:
+        """Whether a trial is to be asked for again."""
+        return trial.user_attrs.get(REASON) in (INTERRUPTED, LOST) or trial.number in self._again
 
     def finished(self) -> list[FrozenTrial]:
         """Trials with a result."""
@@ -99,9 +105,7 @@ class Results:
 
     def replicates(self, *states: TrialState) -> list[FrozenTrial]:
         """Further seeds of configurations that were finished; no interrupted ones."""
-        return [
-            t for t in self._trials(*states) if REPLICATE_OF in t.user_attrs and t.user_attrs.get(REASON) != INTERRUPTED
-        ]
+        return [t for t in self._trials(*states) if REPLICATE_OF in t.user_attrs and not self._cut_off(t)]
 
     def configurations(self) -> list[Configuration]:
         """All finished configurations, by mean loss over their seeds."""

@@ -1,10 +1,13 @@
 """Runs a study's trials on Ray Tune; the ledger decides what runs, Tune only where and when."""
 
 import logging
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,31 @@ from ray.tune.search import Searcher
 
 from search.budgets import Budgets
 from search.cluster import Resources
+from search.interrupts import tune_ended
 from search.leaderboard import trial_name
-from search.ledger import Assignment, Ledger
+from search.ledger import INTERRUPTED, LOST, Assignment, Ledger
 from search.progress import Display
 from search.trial_records import TrialRecord, write_trial_record
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
-from trainables.tracking import Tracker
+from trainables.spool import Spool
 from trainables.two_phase import COLLAPSED, COMPUTE, DIVERGED, DOCUMENTS, FINAL, PROFILE, SERIES, TOTAL, two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded since: a bug, not bad luck
+# What a worker or a node that died leaves behind.
+LOSSES = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How running a study's trials ended."""
+
+    cut_off: int  # trials that were interrupted
+    bug: str | None  # the error of the last trials, if that is why no more were asked for
 
 
 class _Unpickled:
@@ -43,11 +60,21 @@ class _LedgerSearcher(_Unpickled, Searcher):
         super().__init__()
         self._ledger, self._profile, self._budgets = ledger, profile, budgets
         self.assigned: dict[str, Assignment] = {}  # by Ray's trial id
+        self.ended: set[str] = set()  # of these, as the recorder says
+        self.stopped = False  # nothing more is asked for
+        self._none_left_at = -1  # trials that had ended when the ledger last had none
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.stopped:
+            return str(Searcher.FINISHED)
+        if self._none_left_at == len(self.ended):
+            return None
         assignment = self._ledger.next(self._budgets)
         if assignment is None:
-            return None if self._ledger.undecided() else str(Searcher.FINISHED)
+            if len(self.ended) == len(self.assigned):
+                return str(Searcher.FINISHED)
+            self._none_left_at = len(self.ended)  # one that runs may have to be run again, or replicates follow it
+            return None
         self.assigned[trial_id] = assignment
         profile = {PROFILE: str(self._profile)} if self._profile and len(self.assigned) == 1 else {}
         return assignment.config.flat() | profile
@@ -68,19 +95,26 @@ class _Recorder(_Unpickled, Callback):
     def __init__(
         self,
         ledger: Ledger,
-        tracker: Tracker,
+        tracker: Spool,
         display: Display,
         searcher: _LedgerSearcher,
         runtime: dict[str, Any],
         records: Records,
+        timeout: float,
     ) -> None:
         self._records = records
         self._seen: dict[int, TrialRecord] = {}  # by trial number
         self._ledger, self._tracker, self._display, self._searcher = ledger, tracker, display, searcher
         self._runtime = runtime  # params of every run that are no part of the configuration
-        self._runs: dict[int, str] = {}  # MLflow run by trial number
+        self._runs: dict[int, str] = {}  # config hash, which finds the MLflow run, by trial number
         self._open: set[int] = set()
         self._stopped: dict[int, str] = {}  # why a trial was stopped in Phase 2
+        self._timeout = timeout  # seconds
+        self._heard: dict[int, float] = {}  # when each trial last showed a sign of life
+        self._killed: set[int] = set()  # for having shown none
+        self._alike: list[int] = []  # the last failed trials, all for the same reason
+        self._error = ""  # that reason, without its numbers
+        self.bug: str | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         assignment = self._searcher.assigned[trial.trial_id]
@@ -88,18 +122,27 @@ class _Recorder(_Unpickled, Callback):
         name = trial_name(config, assignment.replicate_of is not None)
         params = config.flat() | self._runtime
         self._seen[number] = TrialRecord(config.config_hash(), number, config.seed)
-        self._runs[number] = self._tracker.start_trial(
-            number, config.config_hash(), name, params, assignment.replicate_of
+        self._runs[number] = config.config_hash()
+        self._tracker.put(
+            "start_trial",
+            self._runs[number],
+            number=number,
+            name=name,
+            params=params,
+            replicate_of=assignment.replicate_of,
         )
         self._open.add(number)
+        self._heard[number] = time.monotonic()
         self._display.start(number, name)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         number = self._searcher.assigned[trial.trial_id].number
+        self._heard[number] = time.monotonic()
         self._seen[number].add(result[SERIES])
-        self._tracker.log_series(self._runs[number], result[SERIES])
+        if result[SERIES]:
+            self._tracker.put("log_series", self._runs[number], points=result[SERIES])
         self._display.update(number, result)
 
     def stop(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -120,6 +163,7 @@ class _Recorder(_Unpickled, Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = self._searcher.assigned[trial.trial_id].number
+        self._searcher.ended.add(trial.trial_id)
         last = trial.last_result or {}
         if number in self._stopped:
             self._prune(number, self._stopped[number], {})
@@ -129,30 +173,54 @@ class _Recorder(_Unpickled, Callback):
             self._fail(number, last[DIVERGED], "")
         elif last.get(FINAL):
             self._open.discard(number)
+            self._alike = []
             self._keep(number, "finished", documents=last[DOCUMENTS])
-            self._ledger.complete(number, last[FINAL])
-            self._tracker.finish_trial(self._runs[number], last[FINAL], last[COMPUTE], trial.config.get(PROFILE))
+            self._ledger.complete(number, last[FINAL], last[COMPUTE])
+            self._tracker.put(
+                "finish_trial",
+                self._runs[number],
+                figures=last[FINAL],
+                compute=last[COMPUTE],
+                traces=trial.config.get(PROFILE),
+            )
             replicate = self._searcher.assigned[trial.trial_id].replicate_of is not None
             self._display.finish(number, last[FINAL], may_lead=not replicate)
         # else it was stopped from outside: `interrupt_open` records it
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if self._searcher.assigned[trial.trial_id].number not in self._runs:
+        self._searcher.ended.add(trial.trial_id)
+        number = self._searcher.assigned[trial.trial_id].number
+        if number not in self._runs:
             self.on_trial_start(iteration, trials, trial)  # it failed before it started
-        self._fail(self._searcher.assigned[trial.trial_id].number, *_why(trial))
+        error = _error(trial)
+        if number in self._killed:
+            reason: str | None = f"no progress for {self._timeout / 60:g} min"
+        elif isinstance(error, LOSSES):
+            reason = self._ledger.lose(number)
+        else:
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
+        if reason is None:
+            self._open.discard(number)
+            self._tracker.put("fail_trial", self._runs[number], reason=LOST, details="", status="KILLED")
+            self._display.lose(number)
+            return
+        self._fail(number, reason, _story(trial))
+        self._count(number, reason)
 
     def _fail(self, number: int, reason: str, details: str) -> None:
         self._open.discard(number)
         self._keep(number, "failed", reason)
-        self._ledger.fail(number, reason)
-        self._tracker.fail_trial(self._runs[number], reason, details)
+        if not self._ledger.has_ended(number):
+            self._ledger.fail(number, reason)
+        self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details)
         self._display.fail(number, reason)
 
     def _prune(self, number: int, reason: str, figures: dict[str, float]) -> None:
         self._open.discard(number)
+        self._alike = []
         self._keep(number, "pruned", reason)
         self._ledger.prune(number, reason, figures)
-        self._tracker.prune_trial(self._runs[number], reason, figures)
+        self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=figures)
         self._display.prune(number, reason)
 
     def _keep(self, number: int, status: str, reason: str = "", documents: dict[str, Any] | None = None) -> None:
@@ -160,7 +228,27 @@ class _Recorder(_Unpickled, Callback):
         record = self._seen.pop(number).ended(status, reason, documents)
         path = self._records.trial_record(self._ledger.name, record.config_hash)
         write_trial_record(path, record)
-        self._tracker.log_file(self._runs[number], path)
+        self._tracker.put("log_file", self._runs[number], file=str(path))
+
+    def _count(self, number: int, reason: str) -> None:
+        """Stop asking where one error after the other is the same."""
+        kind = re.sub(r"\d+", "0", reason)
+        self._alike = [*self._alike, number] if kind == self._error else [number]
+        self._error = kind
+        if len(self._alike) >= MAX_SAME_ERRORS:
+            self._searcher.stopped, self.bug = True, reason
+            self._ledger.run_again(self._alike)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Kill the workers of trials that hang; their trials then end with an error."""
+        for trial in trials:
+            assignment = self._searcher.assigned.get(trial.trial_id)
+            if assignment is None or assignment.number not in self._open or assignment.number in self._killed:
+                continue
+            actor = trial.temporary_state.ray_actor
+            if actor is not None and time.monotonic() - self._heard[assignment.number] > self._timeout:
+                self._killed.add(assignment.number)
+                ray.kill(actor)
 
     def interrupt_open(self) -> int:
         """Record the trials that never ended as interrupted, to be asked for again; how many there were."""
@@ -168,7 +256,7 @@ class _Recorder(_Unpickled, Callback):
         for number in sorted(self._open | pending):
             self._ledger.interrupt(number)
             if number in self._runs:
-                self._tracker.fail_trial(self._runs[number], "interrupted", "", status="KILLED")
+                self._tracker.put("fail_trial", self._runs[number], reason=INTERRUPTED, details="", status="KILLED")
         return len(self._open | pending)
 
 
@@ -186,16 +274,21 @@ class _Stopper(_Unpickled, tune.Stopper):
         return False
 
 
-def _why(trial: Trial) -> tuple[str, str]:
-    """Why a trial raised, in one line, and the whole story."""
+def _unpickled(trial: Trial) -> Exception:
     assert trial.pickled_error_file is not None
     with open(trial.pickled_error_file, "rb") as file:
-        error = ray.cloudpickle.load(file)
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, ray.exceptions.RayActorError):
-        return "the worker process died", str(cause)
-    lines = str(cause).strip().splitlines() or ["no message"]
-    return f"{type(cause).__name__}: {lines[-1]}", str(error)
+        error: Exception = ray.cloudpickle.load(file)
+    return error
+
+
+def _error(trial: Trial) -> Exception:
+    """What a trial raised, or how its worker was lost."""
+    error = _unpickled(trial)
+    return getattr(error, "cause", None) or error
+
+
+def _story(trial: Trial) -> str:
+    return str(_unpickled(trial))
 
 
 def _folder_name(trial: Trial) -> str:
@@ -204,7 +297,7 @@ def _folder_name(trial: Trial) -> str:
 
 def run_trials(
     ledger: Ledger,
-    tracker: Tracker,
+    tracker: Spool,
     display: Display,
     inputs: ray.ObjectRef,
     records: Records,
@@ -212,16 +305,18 @@ def run_trials(
     runtime: dict[str, Any],
     profile: Path | None,
     budgets: Budgets,
+    timeout: float,
     train: Callable[..., None] = two_phase,
-) -> int:
-    """Run trials until the ledger has no more or a budget is used up; how many were cut off (by Ctrl-C, say).
+) -> Outcome:
+    """Run trials until the ledger has no more, a budget is used up, a signal ends them, or they all fail alike.
 
     Args:
         profile: a folder that the first one is recorded into, if given.
+        timeout: a trial that is silent for so many minutes is ended.
         train: what a trial is; tests/overhead.py gives one that returns at once.
     """
     searcher = _LedgerSearcher(ledger, profile, budgets)
-    recorder = _Recorder(ledger, tracker, display, searcher, runtime, records)
+    recorder = _Recorder(ledger, tracker, display, searcher, runtime, records, 60 * timeout)
     trainable = tune.with_parameters(
         train, inputs=[inputs], cache=str(records.cache), threads=resources.threads, gpus=resources.gpus
     )
@@ -247,5 +342,6 @@ def run_trials(
         try:
             tuner.fit()
         finally:
+            tune_ended()
             cut_off = recorder.interrupt_open()
-    return cut_off
+    return Outcome(cut_off, recorder.bug)

@@ -5,6 +5,7 @@ runs and never makes a second one for the same configuration.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,13 @@ from typing import Any
 from filelock import FileLock
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    INTERNAL_ERROR,
+    REQUEST_LIMIT_EXCEEDED,
+    RESOURCE_DOES_NOT_EXIST,
+    TEMPORARILY_UNAVAILABLE,
+    ErrorCode,
+)
 from mlflow.tracking import MlflowClient
 
 from trainables.metrics import SERIES
@@ -33,6 +41,17 @@ COMPUTE_TAG, PROFILED_TAG, REPLICATE_TAG = "compute", "profiled", "replicate_of"
 PRUNED_TAG = "pruned"  # why a trial was stopped early: an outcome, so its run ends as FINISHED
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
+
+
+# What a server or a database that is away, locked, full or overloaded answers; all else it refuses for good.
+OUTAGES = {ErrorCode.Name(code) for code in (INTERNAL_ERROR, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE)}
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the same call may go through later."""
+    if isinstance(error, MlflowException):
+        return error.error_code in OUTAGES
+    return isinstance(error, OSError)  # connections, timeouts (requests' errors are OSErrors), a full disk
 
 
 def _initialise(records: Records) -> None:
@@ -82,6 +101,19 @@ class Tracker:
         self.experiment_id: str = experiment_id
         self.parent = self._open({ROLE_TAG: "study"}, study).info.run_id
 
+    def reopen(self) -> None:
+        """The parent run is running again."""
+        self.client.update_run(self.parent, status="RUNNING")
+
+    def ping(self) -> None:
+        """Raise an error if the store does not answer or cannot be written to."""
+        self.client.set_tag(self.parent, STUDY_TAG, self.study)
+
+    @staticmethod
+    def refusal(error: Exception) -> bool:
+        """Whether MLflow understood a call and will never take it: a run that someone deleted, say."""
+        return isinstance(error, MlflowException) and not is_outage(error)
+
     def _open(self, key: dict[str, str], name: str, tags: dict[str, str] | None = None) -> Run:
         """The run with these tags, reopened, or a new one."""
         where = " and ".join(f"tags.{k} = '{v}'" for k, v in key.items())
@@ -104,15 +136,26 @@ class Tracker:
     ) -> str:
         """The id of the child run of one configuration, new or reopened."""
         run = self._open({HASH_TAG: config_hash}, name, {PARENT_TAG: self.parent})
-        run_id: str = run.info.run_id
+        run_id = self._look_at_curves(run)
         self.client.set_tag(run_id, TRIAL_TAG, str(number))
         if replicate_of is not None:
             self.client.set_tag(run_id, REPLICATE_TAG, str(replicate_of))
-        # A reopened run goes through its curves again: points that it has are not logged twice.
+        self._params(run_id, {k: v for k, v in params.items() if k not in run.data.params})
+        return run_id
+
+    def find_trial(self, config_hash: str) -> str:
+        """The id of a child run that was started before."""
+        where = f"tags.{HASH_TAG} = '{config_hash}'"
+        runs = self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
+        if not runs:
+            raise MlflowException(f"no run of configuration {config_hash}", RESOURCE_DOES_NOT_EXIST)
+        return self._look_at_curves(runs[0])
+
+    def _look_at_curves(self, run: Run) -> str:
+        """A reopened run goes through its curves again: points that it has are not logged twice."""
+        run_id: str = run.info.run_id
         curves = [name for name in run.data.metrics if name.startswith(SERIES)]
         self._last_step[run_id] = {name: self.client.get_metric_history(run_id, name)[-1].step for name in curves}
-        if not run.data.params:
-            self._params(run_id, params)
         return run_id
 
     def _params(self, run_id: str, params: dict[str, Any]) -> None:
@@ -135,22 +178,24 @@ class Tracker:
         if compute:
             self.client.set_tag(run_id, COMPUTE_TAG, compute)
         if traces:
-            self.client.log_artifacts(run_id, traces, "profile")
+            if Path(traces).exists():  # else they are there already
+                self.client.log_artifacts(run_id, traces, "profile")
             self.client.set_tag(run_id, PROFILED_TAG, "true")  # its seconds are not those of an ordinary trial
-        self.log_series(run_id, [(name, 0, value) for name, value in figures.items()])
+            shutil.rmtree(traces, ignore_errors=True)
+        self._log_figures(run_id, figures)
         self.client.set_terminated(run_id, "FINISHED")
 
-    def log_file(self, run_id: str, file: Path) -> None:
+    def log_file(self, run_id: str, file: str) -> None:
         """One file of a trial as an artifact."""
-        self.client.log_artifact(run_id, str(file))
+        self.client.log_artifact(run_id, file)
 
-    def finished_hashes(self) -> set[str]:
-        """Configurations whose run has ended well."""
+    def ended_hashes(self, status: str) -> set[str]:
+        """Configurations whose run has ended, FINISHED or FAILED."""
         found: set[str] = set()
         token = None
         while token != "":
             page = self.client.search_runs(
-                [self.experiment_id], "attributes.status = 'FINISHED'", page_token=token, max_results=1_000
+                [self.experiment_id], f"attributes.status = '{status}'", page_token=token, max_results=1_000
             )
             found |= {run.data.tags[HASH_TAG] for run in page if HASH_TAG in run.data.tags}
             token = page.token or ""
@@ -166,17 +211,21 @@ class Tracker:
     def prune_trial(self, run_id: str, reason: str, figures: dict[str, float]) -> None:
         """End a run that was stopped early, with the figures that it has."""
         self.client.set_tag(run_id, PRUNED_TAG, reason[:500])
-        self.log_series(run_id, [(name, 0, value) for name, value in figures.items()])
+        self._log_figures(run_id, figures)
         self.client.set_terminated(run_id, "FINISHED")
 
-    def end_study(self, status: str, figures: dict[str, float], files: Iterable[Path]) -> None:
+    def _log_figures(self, run_id: str, figures: dict[str, float]) -> None:
+        """Those that the run does not have yet."""
+        known = self.client.get_run(run_id).data.metrics
+        self.log_series(run_id, [(name, 0, value) for name, value in figures.items() if known.get(name) != value])
+
+    def end_study(self, status: str, figures: dict[str, float], files: Iterable[str]) -> None:
         """The parent run's figures, files and end; trials that never ended are marked killed."""
         running = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'")
         for run in running:
             if run.info.run_id != self.parent:
                 self.client.set_terminated(run.info.run_id, "KILLED")
-        known = self.client.get_run(self.parent).data.metrics
-        self.log_series(self.parent, [(name, 0, value) for name, value in figures.items() if known.get(name) != value])
+        self._log_figures(self.parent, figures)
         for file in files:
-            self.client.log_artifact(self.parent, str(file))
+            self.client.log_artifact(self.parent, file)
         self.client.set_terminated(self.parent, status)

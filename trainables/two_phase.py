@@ -31,11 +31,15 @@ class _Reporter:
     def __init__(self, compute: str) -> None:
         self._compute = compute
         self._points: list[tuple[str, int, float]] = []
+        self._sent: dict[str, int] = {}
         self._last = -math.inf
         self._at: dict[str, Any] = {PHASE: "start", STEP: 0, TOTAL: 0}
 
     def __call__(self, progress: "Progress") -> None:
-        self._points += [(name, progress.step, value) for name, value in progress.series.items()]
+        for name, value in progress.series.items():
+            if progress.step > self._sent.get(name, -1):  # a run that had to begin again goes through them again
+                self._points.append((name, progress.step, value))
+                self._sent[name] = progress.step
         self._at = {PHASE: progress.phase, STEP: progress.step, TOTAL: progress.total}
         if time.monotonic() - self._last >= REPORT_EVERY:
             self.send()

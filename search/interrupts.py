@@ -1,0 +1,38 @@
+"""Ctrl-C and SIGTERM: the first one ends a study cleanly, the second one at once."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+class Interrupts:
+    """Hears both signals once `listen` was called."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None  # the signal that ends this study
+
+    @property
+    def exit_code(self) -> int:
+        """130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + (self.first or signal.SIGINT)
+
+    def listen(self) -> None:
+        """To be called again after Ray was started, which hears SIGTERM itself."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.first is not None:  # records survive a kill at any moment, so nothing is left to do
+            os.write(sys.stderr.fileno(), b"\nended at once; the same command continues this study\n")
+            os._exit(128 + number)
+        self.first = number
+        if callable(signal.getsignal(signal.SIGUSR1)):  # Tune is running: this is how it is told to end
+            signal.raise_signal(signal.SIGUSR1)
+        else:
+            raise KeyboardInterrupt
+
+
+def tune_ended() -> None:
+    """Tune leaves its handler behind: from now on a signal interrupts this process."""
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)

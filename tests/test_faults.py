@@ -1,0 +1,171 @@
+"""What breaks from outside: MLflow away, workers that hang or die, one bug in every trial."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from optuna.trial import TrialState
+
+import trainables.spool as spool_module
+from tests.test_study import ROOT, SMALL, mlflow_runs, optuna_trials, start
+from trainables.records import Records
+from trainables.spool import Spool, read_journal
+from trainables.tracking import REASON_TAG, Tracker
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    """One store for all tests of this file, since making one takes seconds."""
+    return Records.at(tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture
+def tracker(store: Records, request: pytest.FixtureRequest) -> Tracker:
+    """A study of this test's own."""
+    return Tracker(store, request.node.name.replace("[", "-").rstrip("]"))
+
+
+def one_trial(spool: Spool) -> None:
+    spool.put("start_trial", "abc", number=0, name="n", params={"a": 1})
+    spool.put("log_series", "abc", points=[("epoch/val_ppl", 1, 9.0), ("epoch/val_ppl", 2, 8.0)])
+    spool.put("finish_trial", "abc", figures={"phase2/val_ppl": 8.0}, compute="fp32")
+    spool.put("end_study", status="FINISHED", figures={}, files=[])
+
+
+def check_whole(tracker: Tracker) -> None:
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    assert [r.info.status for r in runs] == ["FINISHED", "FINISHED"]
+    (child,) = (r for r in runs if r.info.run_id != tracker.parent)
+    assert child.data.metrics["phase2/val_ppl"] == 8.0
+    history = tracker.client.get_metric_history(child.info.run_id, "epoch/val_ppl")
+    assert [(m.step, m.value) for m in history] == [(1, 9.0), (2, 8.0)]
+
+
+@pytest.mark.parametrize("calls", range(0, 8, 2))
+def test_an_outage_at_any_call_loses_and_doubles_nothing(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    monkeypatch.setattr(spool_module, "RETRY_SECONDS", 0.05)
+    said: list[str] = []
+    left = calls
+    down_until = time.monotonic() + 1e9
+
+    def through(call: Callable[..., object]) -> Callable[..., object]:
+        def called(*args: object, **kwargs: object) -> object:
+            nonlocal left, down_until
+            if left == 0:
+                left, down_until = -1, time.monotonic() + 0.3
+            if time.monotonic() < down_until and left < 0:
+                raise ConnectionError("refused")
+            left -= left > 0
+            return call(*args, **kwargs)
+
+        return called
+
+    spool = Spool(tracker, tmp_path / "journal", said.append)
+    for name in ("log_batch", "search_runs", "set_tag"):
+        monkeypatch.setattr(tracker.client, name, through(getattr(tracker.client, name)))
+    spool.start()
+    one_trial(spool)
+    assert spool.close() == 0
+    check_whole(tracker)
+    assert read_journal(tmp_path / "journal") == []
+    assert [text.split(":")[0] for text in said] == ["MLflow is away", "MLflow is back"]
+
+
+def test_what_mlflow_was_not_told_is_told_at_the_next_start(store: Records, tracker: Tracker, tmp_path: Path) -> None:
+    spool = Spool(tracker, tmp_path / "journal", print)
+    one_trial(spool)  # its thread never ran: a killed driver, say
+    with (tmp_path / "journal").open("a") as file:
+        file.write('["log_series", "abc", {"poin')
+    again = Tracker(store, tracker.study)
+    Spool(again, tmp_path / "journal", print)
+    again.end_study("FINISHED", {}, [])
+    check_whole(again)
+
+
+def test_a_refusal_is_said_and_holds_nothing_up(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    spool = Spool(tracker, tmp_path / "journal", said.append)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise MlflowException("no such thing", INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(tracker, "log_series", refuse)
+    spool.start()
+    spool.put("start_trial", "abc", number=0, name="n", params={})
+    spool.put("log_series", "abc", points=[("epoch/val_ppl", 1, 9.0)])
+    spool.put("fail_trial", "abc", reason="why", details="")
+    assert spool.close() == 0
+    assert "no such thing" in said[0]
+    assert REASON_TAG in tracker.client.get_run(tracker.find_trial("abc")).data.tags
+
+
+def test_a_bug_in_the_writer_is_raised_in_the_study(tracker: Tracker, tmp_path: Path) -> None:
+    spool = Spool(tracker, tmp_path / "journal", print)
+    spool.start()
+    spool.put("no_such_verb")
+    with pytest.raises(AttributeError, match="no_such_verb"):
+        spool.close()
+
+
+FAULTY = """
+import os, signal, sys, time
+import search.tuner, trainables.two_phase
+from search.driver import main
+from search.spaces import context_modes
+
+def broken(config, *, inputs, cache, threads, gpus):
+    raise RuntimeError(f"bug at {time.time()}")
+
+def stuck(config, *, inputs, cache, threads, gpus):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def study(settings):
+    return context_modes(settings.base, settings.context_dims)
+
+if __name__ == "__main__":
+    search.tuner.two_phase = {"broken": broken, "stuck": stuck}[sys.argv.pop(1)]
+    sys.exit(main("Trials with a fault.", study, sampled=False))
+"""
+
+
+@pytest.mark.slow
+def test_one_error_after_the_other_stops_the_study_and_is_run_again_once_mended(
+    chat_file: Path, tmp_path: Path
+) -> None:
+    entry = tmp_path / "faulty.py"
+    entry.write_text(FAULTY)
+    options = ["--data", str(chat_file), "--mlruns", str(tmp_path / "r"), *SMALL, "--epochs", "1"]
+    options += ["--context-dims", "8", "--max-concurrent", "1"]
+    line = [sys.executable, str(entry), "broken", *options]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "stopped: one trial after the other failed with RuntimeError: bug at" in " ".join(done.stdout.split())
+    assert [t.state for t in optuna_trials(tmp_path / "r")] == [TrialState.FAIL] * 3
+    mended = start(ROOT / "search/context_modes.py", chat_file, tmp_path / "r", "--epochs", "1", "--context-dims", "8")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert "5 trials finished, 0 failed" in mended.stdout
+    assert [r.info.status for r in mlflow_runs(tmp_path / "r")[1]] == ["FINISHED"] * 5
+
+
+@pytest.mark.slow
+def test_a_trial_whose_worker_is_stuck_is_ended_with_a_reason(chat_file: Path, tmp_path: Path) -> None:
+    entry = tmp_path / "faulty.py"
+    entry.write_text(FAULTY)
+    options = ["--data", str(chat_file), "--mlruns", str(tmp_path / "r"), *SMALL, "--epochs", "1"]
+    options += ["--context-dims", "8", "--max-concurrent", "1", "--trial-timeout", "0.05"]
+    line = [sys.executable, str(entry), "stuck", *options]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "failed: no progress for 0.05 min" in done.stdout
+    _, children, _ = mlflow_runs(tmp_path / "r")
+    assert [r.info.status for r in children] == ["FAILED"] * 3
+    assert {r.data.tags[REASON_TAG] for r in children} == {"no progress for 0.05 min"}

@@ -1,0 +1,159 @@
+"""MLflow's writer: a thread that takes operations from a journal on disk, so that no outage holds a study up.
+
+The driver appends what MLflow should be told, and goes on. What MLflow has taken leaves the journal; what a killed
+driver left there is told first when the study is opened again. Telling an operation twice changes nothing.
+"""
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainables.tracking import Tracker, is_outage
+
+RETRY_SECONDS = 3.0  # between looks at whether MLflow is back
+GRACE_SECONDS = 10.0  # that a study's end waits for an MLflow that is away
+
+Operation = tuple[str, str, dict[str, Any]]  # the tracker's method, the trial's config hash or "", arguments
+
+
+def read_journal(journal: Path) -> list[Operation]:
+    """What MLflow was not told yet; a last line that a kill cut off is left out."""
+    if not journal.exists():
+        return []
+    whole = journal.read_text().split("\n")[:-1]  # behind the last line's end there is nothing, or half a line
+    return [(verb, key, arguments) for verb, key, arguments in map(json.loads, whole)]
+
+
+class Spool:
+    """Tells `tracker`, in order and in the background, what it was handed."""
+
+    def __init__(self, tracker: Tracker, journal: Path, say: Callable[[str], None]) -> None:
+        """Tell MLflow what an earlier driver could not; `start` begins with what is new.
+
+        Args:
+            journal: the file of operations; its folder exists.
+            say: shows the user a sentence; called from the thread.
+
+        Raises:
+            ValueError: MLflow is away.
+        """
+        self.tracker, self.journal, self._say = tracker, journal, say
+        self._runs: dict[str, str] = {}  # run by config hash; a trial's first operation finds or makes it
+        self._queue: deque[Operation] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._away = False
+        self._bug: BaseException | None = None
+        left_behind = read_journal(journal)
+        try:
+            for operation in left_behind:
+                self._tell(operation)
+            if left_behind:  # the study's end may have been among it
+                tracker.reopen()
+            self.ended = {status: tracker.ended_hashes(status) for status in ("FINISHED", "FAILED")}
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            raise ValueError(f"MLflow cannot be reached: {error}") from error
+        journal.unlink(missing_ok=True)
+        self._file = journal.open("a")
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def start(self) -> None:
+        """Begin to tell; until then the tracker is the caller's."""
+        self._thread.start()
+
+    def put(self, verb: str, key: str = "", **arguments: Any) -> None:
+        """Have the tracker's method `verb` called, for the trial `key` (a config hash) or for the study."""
+        with self._changed:
+            if self._bug is not None:
+                raise self._bug
+            self._file.write(json.dumps([verb, key, arguments]) + "\n")
+            self._file.flush()  # a kill of this process loses nothing that was written
+            self._queue.append((verb, key, arguments))
+            self._changed.notify_all()
+
+    def _tell(self, operation: Operation) -> None:
+        verb, key, arguments = operation
+        try:
+            if verb == "start_trial":
+                self._runs[key] = self.tracker.start_trial(config_hash=key, **arguments)
+            elif key:
+                if key not in self._runs:
+                    self._runs[key] = self.tracker.find_trial(key)
+                getattr(self.tracker, verb)(self._runs[key], **arguments)
+            else:
+                getattr(self.tracker, verb)(**arguments)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            if not self.tracker.refusal(error):
+                raise
+            what = f"{verb} of {self._runs.get(key, key) or 'the study'}"
+            self._say(f"MLflow refused {what}, the study goes on without it: {str(error).splitlines()[0]}")
+
+    def _work(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._queue or self._closing)
+                    if not self._queue:
+                        return
+                    operation = self._queue[0]
+                try:
+                    self._tell(operation)
+                except Exception as error:
+                    if not is_outage(error):
+                        raise
+                    self._wait_until_back(error)
+                    continue
+                with self._changed:
+                    self._queue.popleft()
+                    if not self._queue:
+                        self._file.truncate(0)
+                    self._changed.notify_all()
+        except BaseException as error:  # a bug: the study's thread raises it
+            with self._changed:
+                self._bug = error
+                self._changed.notify_all()
+
+    def _wait_until_back(self, error: Exception) -> None:
+        self._runs.clear()  # found anew, with the points that got through
+        if not self._away:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+            self._say(f"MLflow is away: the study goes on, its records are kept and handed over later ({why})")
+            with self._changed:
+                self._away = True
+        while True:
+            time.sleep(RETRY_SECONDS)
+            try:
+                self.tracker.ping()
+            except Exception as again:
+                if not is_outage(again):
+                    raise
+            else:
+                break
+        with self._changed:
+            self._away = False
+        self._say("MLflow is back: it is told what it missed")
+
+    def close(self, grace: float = GRACE_SECONDS) -> int:
+        """Wait while MLflow takes what is left, but not for one that is away; how many runs it lacks."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            left, since = len(self._queue), time.monotonic()
+            while self._queue and self._bug is None:
+                self._changed.wait(0.2)
+                if len(self._queue) < left:
+                    left, since = len(self._queue), time.monotonic()
+                # an MLflow that is slow is waited for longer than one that is known to be away
+                if time.monotonic() - since > (grace if self._away else 6 * grace):
+                    break
+            if self._bug is not None:
+                raise self._bug
+            return len({key for _, key, _ in self._queue})

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,18 @@ def study_record(settings: Settings, study: Study, command: str, summary: dict[s
         "sampler": study.sampler or "grid",
         **study.definition(),
         **summary,
-        **{f"version_{package}": version(package) for package in PACKAGES},
+        **{f"version_{package}": _version(package) for package in PACKAGES},
         **git_state(PLACE),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it runs without having been installed under this name, from a checkout or another build of it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def git_state(source: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from optuna.trial import TrialState
+from test_study import ROOT, SMALL, mlflow_runs, optuna_trials, start
 
 import trainables.spool as spool_module
-from tests.test_study import ROOT, SMALL, mlflow_runs, optuna_trials, start
 from trainables.records import Records
 from trainables.spool import Spool, read_journal
 from trainables.tracking import REASON_TAG, Tracker

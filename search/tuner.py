@@ -154,12 +154,11 @@ class _Recorder(_Unpickled, Callback):
         number = self._searcher.assigned[trial_id].number
         if result.get("done") or number in self._stopped:  # Tune shows the last report once more
             return number in self._stopped
-        for name, epoch, value in result[SERIES]:
+        for name, epoch, value in result[SERIES]:  # all of them are recorded, as in MLflow
             # The last epoch's is on record but not judged: nothing is left to be saved.
             if name == EPOCH_VAL_PPL and (reason := self._ledger.epoch(number, epoch, value)) and epoch < result[TOTAL]:
-                self._stopped[number] = reason
-                return True
-        return False
+                self._stopped.setdefault(number, reason)
+        return number in self._stopped
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = self._searcher.assigned[trial.trial_id].number

@@ -336,8 +336,10 @@ class Ledger(Results):
     def epoch(self, number: int, epoch: int, value: float) -> str:
         """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
         self.storage.set_trial_intermediate_value(self._trial_id(number), epoch, value)
+        if self._judge is None:
+            return ""
         trial = self._trial(number)
-        if self._judge is None or REPLICATE_OF in trial.user_attrs:
+        if REPLICATE_OF in trial.user_attrs:
             return ""
         reason = self._judge.reason(trial)  # asked for fixed points too: others are measured by them
         return "" if trial.user_attrs[HASH] in self._fixed_hashes else reason
@@ -353,6 +355,8 @@ class Ledger(Results):
         self._release(number)
 
     def _release(self, number: int) -> None:
+        if not self._parked:
+            return
         known = self._trial(number)
         for parked in self._parked.pop(known.user_attrs[HASH], []):
             self._answer(parked, known)

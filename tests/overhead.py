@@ -10,6 +10,7 @@ import os
 import pstats
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from model.modes import CONTEXT_MODES
 from search.budgets import Budgets
 from search.cluster import plan_resources, start_ray
 from search.driver import complete_mlflow
-from search.leaderboard import leaderboard, write_results
+from search.leaderboard import leaderboard, trial_name, write_results
 from search.ledger import Ledger
 from search.progress import Display
 from search.spaces import Space, Study
@@ -33,8 +34,9 @@ from search.tuner import run_trials
 from trainables import metrics as names
 from trainables.config import BigramConfig, RunConfig
 from trainables.records import Records
+from trainables.spool import Spool
 from trainables.tracking import Tracker
-from trainables.two_phase import COLLAPSED, COMPUTE, DIVERGED, FINAL, PHASE, SERIES, STEP, TOTAL
+from trainables.two_phase import COLLAPSED, COMPUTE, DIVERGED, DOCUMENTS, FINAL, PHASE, SERIES, STEP, TOTAL
 
 NAMES = [value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)]
 FIGURES = {name: 1.0 for name in NAMES if not name.startswith(names.SERIES)}  # of a trial
@@ -44,7 +46,7 @@ RUNTIME = {"device_name": "none", "threads": 1, "gpus": 0.0}
 def at_once(config: dict[str, Any], **_: Any) -> None:
     """A trial that does nothing: three epochs and its figures in two reports."""
     epochs = [(names.EPOCH_VAL_PPL, epoch, 30.0 - epoch) for epoch in (1, 2, 3)]
-    report = {PHASE: "phase 2", STEP: 3, TOTAL: 3, DIVERGED: "", COLLAPSED: "", COMPUTE: "none"}
+    report = {PHASE: "phase 2", STEP: 3, TOTAL: 3, DIVERGED: "", COLLAPSED: "", COMPUTE: "none", DOCUMENTS: {}}
     tune.report({**report, SERIES: epochs, FINAL: {}})
     figures = FIGURES | {names.VAL_PPL: 20 + config["context_dim"] / 100}
     tune.report({**report, SERIES: [], FINAL: figures})
@@ -59,45 +61,88 @@ def wide_study(trials: int) -> Study:
     return Study(entry="overhead", base=base, space=space, fixed_points=(), sampler="random", trials=trials)
 
 
-def time_trials(trials: int, records: Records) -> float:
-    """Seconds from the first proposal to the last record."""
-    ledger, tracker = Ledger(wide_study(trials), "quick", records.optuna_database), Tracker(records, "quick")
+@dataclass(frozen=True)
+class Cost:
+    """On the clock, and CPU time of this process with all its threads, which other processes disturb less."""
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.2f} s (CPU {self.cpu:.2f} s)"
+
+
+class _Watch:
+    """Measures from its making."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> Cost:
+        """What has passed since."""
+        return Cost(time.perf_counter() - self._wall, time.process_time() - self._cpu)
+
+
+def open_spool(records: Records, name: str) -> Spool:
+    """MLflow's writer, as the driver opens it."""
+    folder = records.study(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    spool = Spool(Tracker(records, name), folder / "mlflow.journal", print)
     records.use_write_ahead_logs()
+    spool.start()
+    return spool
+
+
+def time_trials(trials: int, records: Records) -> tuple[Cost, Cost]:
+    """From the first proposal to the last trial's end, and until MLflow has all of it."""
+    ledger, spool = Ledger(wide_study(trials), "quick", records.optuna_database), open_spool(records, "quick")
     with open(os.devnull, "w") as sink:
         display = Display(Console(file=sink), trials, 0, None)
         inputs, resources = ray.put(None), plan_resources(1, 0, None)
-        began = time.perf_counter()
-        run_trials(ledger, tracker, display, inputs, records.cache, resources, RUNTIME, None, Budgets(), at_once)
-        seconds = time.perf_counter() - began
-    tracker.end_study("FINISHED", {}, [])
+        watch = _Watch()
+        run_trials(
+            ledger, spool, display, inputs, records, resources, RUNTIME, None, Budgets(), 60.0, at_once
+        )  # fmt: skip
+        ran = watch.read()
+        spool.put("end_study", status="FINISHED", figures={}, files=[])
+        assert spool.close() == 0
+        whole = watch.read()
     assert len(ledger.finished()) == trials
-    return seconds
+    assert len(spool.tracker.ended_hashes("FINISHED")) == trials
+    return ran, whole
 
 
 def fill(trials: int, records: Records) -> None:
     """A study of that many finished trials, in the ledger and in MLflow."""
-    ledger, tracker = Ledger(wide_study(trials), "study", records.optuna_database), Tracker(records, "study")
-    records.use_write_ahead_logs()
+    ledger, spool = Ledger(wide_study(trials), "study", records.optuna_database), open_spool(records, "study")
     while (assignment := ledger.next()) is not None:
         figures = FIGURES | {names.VAL_PPL: 20 + assignment.number / 100}
-        config = assignment.config
-        run = tracker.start_trial(assignment.number, config.config_hash(), "trial", config.flat())
         ledger.complete(assignment.number, figures)
-        tracker.finish_trial(run, figures)
-    tracker.end_study("FINISHED", {}, [])
+    complete_mlflow(ledger, spool, RUNTIME)
+    spool.put("end_study", status="FINISHED", figures={}, files=[])
+    assert spool.close() == 0
 
 
-def time_opening(trials: int, records: Records) -> float:
-    """Seconds from opening a study's records to its next proposal, and of its tables at the end."""
-    began = time.perf_counter()
+def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
+    """From opening a study's records to its first proposal, and its tables at the end."""
+    watch = _Watch()
     ledger = Ledger(wide_study(trials + 1), "study", records.optuna_database)
-    assert not ledger.enough(Budgets())
-    tracker = Tracker(records, "study")
-    complete_mlflow(ledger, tracker, RUNTIME)
-    ledger.next()
+    assert not ledger.nothing_to_run(Budgets())
+    made = len(ledger.made_with_replicates())
+    spool = open_spool(records, "study")
+    complete_mlflow(ledger, spool, RUNTIME)
+    leader = ledger.leader()
+    known = (leader.ppl, trial_name(leader.config)) if leader else None
+    Display(Console(), ledger.study.trials + ledger.planned_replicates(), made, known)
+    assignment = ledger.next()
+    opened = watch.read()
+    assert made == trials
+    assert assignment is not None
+    watch = _Watch()
     write_results(ledger, leaderboard(ledger, None), records.study("study"), "")
-    tracker.end_study("FINISHED", {}, [])
-    return time.perf_counter() - began
+    spool.put("end_study", status="FINISHED", figures={}, files=[])
+    spool.close()
+    return opened, watch.read()
 
 
 def main() -> None:
@@ -114,20 +159,21 @@ def main() -> None:
             time_trials(4, Records.at(Path(folder) / "warm"))
             if args.profile:
                 profiler.enable()
-            seconds = time_trials(args.trials, Records.at(Path(folder) / "trials"))
+            ran, whole = time_trials(args.trials, Records.at(Path(folder) / "trials"))
             profiler.disable()
             ray.shutdown()
-            print(f"{args.trials} trials that return at once: {seconds:.1f} s, {seconds / args.trials:.3f} s each")
+            print(f"{args.trials} trials that return at once: {ran}, {ran.wall / args.trials:.3f} s each")
+            print(f"until MLflow has them: {whole}")
         if args.finished:
             empty, full = Records.at(Path(folder) / "empty"), Records.at(Path(folder) / "full")
             fill(0, empty)
             fill(args.finished, full)
-            nothing = min(time_opening(0, empty) for _ in range(3))
+            nothing, _ = time_opening(0, empty)
             if args.profile:
                 profiler.enable()
-            much = time_opening(args.finished, full)
+            much, tables = time_opening(args.finished, full)
             profiler.disable()
-            print(f"opening {args.finished} finished trials: {much:.2f} s, an empty study: {nothing:.2f} s")
+            print(f"opening {args.finished} finished trials: {much}, an empty study: {nothing}; the end: {tables}")
     if args.profile:
         text = io.StringIO()
         pstats.Stats(profiler, stream=text).sort_stats("cumulative").print_stats(70)

@@ -6,7 +6,7 @@ reads it back.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any
 
 from model.config import ModelConfig
 from model.modes import context_reads
@@ -157,7 +157,6 @@ class RunConfig:
             ValueError: a key is unknown, or a required one is missing.
         """
         rest, kwargs = dict(flat), {}
-        hints = get_type_hints(cls)
         nested = {
             "bigram": BigramConfig,
             "phase1": Phase1Config,
@@ -168,7 +167,7 @@ class RunConfig:
             own = {f.name: rest.pop(f"{name}_{f.name}") for f in dataclasses.fields(kind) if f"{name}_{f.name}" in rest}
             if own:
                 kwargs[name] = kind(**own)
-        unknown = sorted(set(rest) - set(hints))
+        unknown = sorted(set(rest) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown config fields: {', '.join(unknown)}")
         try:

@@ -135,12 +135,13 @@ class Tracker:
         self, number: int, config_hash: str, name: str, params: dict[str, Any], replicate_of: int | None = None
     ) -> str:
         """The id of the child run of one configuration, new or reopened."""
-        run = self._open({HASH_TAG: config_hash}, name, {PARENT_TAG: self.parent})
+        tags = {TRIAL_TAG: str(number)} | ({} if replicate_of is None else {REPLICATE_TAG: str(replicate_of)})
+        run = self._open({HASH_TAG: config_hash}, name, {PARENT_TAG: self.parent} | tags)
         run_id = self._look_at_curves(run)
-        self.client.set_tag(run_id, TRIAL_TAG, str(number))
-        if replicate_of is not None:
-            self.client.set_tag(run_id, REPLICATE_TAG, str(replicate_of))
         self._params(run_id, {k: v for k, v in params.items() if k not in run.data.params})
+        changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        if changed:  # of a run that was reopened
+            self.client.log_batch(run_id, tags=changed)
         return run_id
 
     def find_trial(self, config_hash: str) -> str:

@@ -121,6 +121,8 @@ def complete_mlflow(ledger: "Ledger", spool: "Spool", runtime: dict[str, Any]) -
     from search.leaderboard import trial_name
     from search.results import COMPUTE, HASH, METRICS, REASON, REPLICATE_OF, trial_config
 
+    if spool.ended is None:
+        return
     for trial in ledger.made_with_replicates():
         key, kept = trial.user_attrs[HASH], trial.user_attrs
         failed = trial.state == TrialState.FAIL
@@ -166,7 +168,8 @@ class _StudyRun:
 
             with user_errors():
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
-                spool = Spool(tracker, folder / "mlflow.journal", self.console.print)
+                told = ledger.all_told(tracker.parent)
+                spool = Spool(tracker, folder / "mlflow.journal", self.console.print, look=not told)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
             spool.start()
@@ -200,6 +203,7 @@ class _StudyRun:
                 )
             else:  # the traces were handed over, or their trial has ended without them
                 shutil.rmtree(folder / "profile", ignore_errors=True)
+                ledger.keep_told(tracker.parent)
         self._say_end(ledger, status == "KILLED")
         if status == "KILLED":
             return interrupts.exit_code

@@ -37,6 +37,7 @@ from search.results import (
     RUN_AGAIN,
     SEED,
     SUMMARY,
+    TOLD,
     Results,
     open_storage,
     sorted_by_value,
@@ -215,6 +216,15 @@ class Ledger(Results):
     def keep_summary(self, summary: dict[str, Any]) -> None:
         """Keep it, for a run that has nothing to train and so makes no inputs."""
         self.optuna.set_user_attr(SUMMARY, summary)
+
+    def all_told(self, parent: str) -> bool:
+        """Whether MLflow's runs under the run `parent` were complete, and no trial has ended since."""
+        told: list[Any] = self.optuna.user_attrs.get(TOLD, [])
+        return told == [parent, len(self.made_with_replicates())]
+
+    def keep_told(self, parent: str) -> None:
+        """They are complete now."""
+        self.optuna.set_user_attr(TOLD, [parent, len(self.made_with_replicates())])
 
     def open_trials(self) -> int:
         """How many configurations are still to be asked for."""

@@ -16,7 +16,7 @@ from trainables.config import RunConfig
 CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
     "config", "config_hash", "metrics", "compute", "reason", "repeat_of", "retry_of", "replicate_of", "seed",
 )  # fmt: skip
-DEFINITION, SUMMARY = "definition", "summary"  # user attributes of the Optuna study
+DEFINITION, SUMMARY, TOLD = "definition", "summary", "told"  # user attributes of the Optuna study
 RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next command runs again
 INTERRUPTED, LOST = "interrupted", "the worker process died"  # the reasons of trials that are asked for again
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial

@@ -83,11 +83,13 @@ class _Watch:
         return Cost(time.perf_counter() - self._wall, time.process_time() - self._cpu)
 
 
-def open_spool(records: Records, name: str) -> Spool:
+def open_spool(records: Records, name: str, ledger: Ledger | None = None) -> Spool:
     """MLflow's writer, as the driver opens it."""
     folder = records.study(name)
     folder.mkdir(parents=True, exist_ok=True)
-    spool = Spool(Tracker(records, name), folder / "mlflow.journal", print)
+    tracker = Tracker(records, name)
+    look = ledger is None or not ledger.all_told(tracker.parent)
+    spool = Spool(tracker, folder / "mlflow.journal", print, look)
     records.use_write_ahead_logs()
     spool.start()
     return spool
@@ -121,6 +123,7 @@ def fill(trials: int, records: Records) -> None:
     complete_mlflow(ledger, spool, RUNTIME)
     spool.put("end_study", status="FINISHED", figures={}, files=[])
     assert spool.close() == 0
+    ledger.keep_told(spool.tracker.parent)
 
 
 def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
@@ -129,7 +132,7 @@ def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
     ledger = Ledger(wide_study(trials + 1), "study", records.optuna_database)
     assert not ledger.nothing_to_run(Budgets())
     made = len(ledger.made_with_replicates())
-    spool = open_spool(records, "study")
+    spool = open_spool(records, "study", ledger)
     complete_mlflow(ledger, spool, RUNTIME)
     leader = ledger.leader()
     known = (leader.ppl, trial_name(leader.config)) if leader else None

@@ -559,3 +559,15 @@ def test_a_failed_replicate_is_not_tried_again_and_does_not_count(database: Path
     assert len(run_to_the_end(ledger)) == 3
     assert ledger.failed() == []
     assert [len(c.trials) for c in ledger.configurations()].count(1) == 1
+
+
+def test_mlflow_is_looked_through_only_where_it_may_lack_something(tmp_path: Path) -> None:
+    ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
+    finish(ledger, handed_out(ledger))
+    assert not ledger.all_told("parent")
+    ledger.keep_told("parent")
+    again = Ledger(small_study(4), "study", tmp_path / "optuna.db")
+    assert again.all_told("parent")
+    assert not again.all_told("of another store")
+    finish(again, handed_out(again))  # and the driver is killed before MLflow hears of it
+    assert not Ledger(small_study(4), "study", tmp_path / "optuna.db").all_told("parent")

@@ -31,12 +31,13 @@ def read_journal(journal: Path) -> list[Operation]:
 class Spool:
     """Tells `tracker`, in order and in the background, what it was handed."""
 
-    def __init__(self, tracker: Tracker, journal: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, tracker: Tracker, journal: Path, say: Callable[[str], None], look: bool = True) -> None:
         """Tell MLflow what an earlier driver could not; `start` begins with what is new.
 
         Args:
             journal: the file of operations; its folder exists.
             say: shows the user a sentence; called from the thread.
+            look: whether to find out which trials MLflow has as ended: it reads all their runs.
 
         Raises:
             ValueError: MLflow is away.
@@ -54,7 +55,7 @@ class Spool:
                 self._tell(operation)
             if left_behind:  # the study's end may have been among it
                 tracker.reopen()
-            self.ended = {status: tracker.ended_hashes(status) for status in ("FINISHED", "FAILED")}
+            self.ended = {status: tracker.ended_hashes(status) for status in ("FINISHED", "FAILED")} if look else None
         except Exception as error:
             if not is_outage(error):
                 raise

@@ -1,25 +1,31 @@
-"""How a device computes: which kernels, which operand precision. Chosen once per run, never per call."""
+"""How a device computes: which kernels, which operand precision, how much at once.
+
+Chosen once per attempt at a run, never per call.
+"""
 
 import importlib.util
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from model.chunks import Chunks
 
 ALIGNMENT = 16  # rows of a multiple of 16 entries: what fast matrix products and 16-byte loads need
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Kernels and precision of all training passes on one device."""
+    """Kernels, precision and sizes of all training passes on one device."""
 
     fused: bool = False  # Triton kernels (model.fused)
     native: bool = False  # C operators (model.native); if neither, torch's own (model.plain)
     bf16: bool = False  # operands of products and kept activations; sums, weights and Adam stay in fp32
     tf32: bool = False  # the device may round other fp32 operands to TF32, where torch is told so
+    chunks: Chunks = field(default_factory=Chunks)  # no part of the name: results are the same
 
     @classmethod
     def of(cls, device: torch.device | str) -> "Compute":
@@ -32,11 +38,11 @@ class Compute:
 
             return cls(native=native.load() is not None)
         if torch.cuda.get_device_capability(device) < (8, 0):
-            return cls()
+            return cls(chunks=Chunks.of("cuda"))
         # Triton builds a launcher for each kernel, with a C compiler
         compiler = any(map(shutil.which, (os.environ.get("CC", ""), "clang", "gcc")))
         kernels = compiler and importlib.util.find_spec("triton") is not None
-        return cls(fused=kernels, bf16=kernels, tf32=True)
+        return cls(fused=kernels, bf16=kernels, tf32=True, chunks=Chunks.of("cuda"))
 
     @property
     def ops(self) -> Any:

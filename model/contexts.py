@@ -21,7 +21,6 @@ from model.passes import ContextPass
 
 CHUNK = 64  # positions scanned one after another; 0.77**64 = 5e-8 of a start survives a C=1 chunk
 MAX_PASSES = 50
-ROWS_PER_PASS = 262_144  # positions whose intermediate layers are computed at once; bounds memory only
 
 
 @dataclass
@@ -73,8 +72,9 @@ def full_products() -> Iterator[None]:
 def _layer_outputs(weights: ContextPass, tokens: Tensor, previous: Tensor, number: int) -> Tensor:
     """Layer `number`'s output where position t starts from the kept `previous[t]`.  # (N, W), kept as that is"""
     outputs = torch.empty_like(previous)
-    for start in range(0, len(tokens), ROWS_PER_PASS):
-        rows = slice(start, start + ROWS_PER_PASS)
+    step = weights.compute.chunks.context_rows
+    for start in range(0, len(tokens), step):
+        rows = slice(start, start + step)
         outputs[rows] = weights.forward(previous[rows].to(weights.terms[0].dtype), tokens[rows], number)[-1]
     return outputs
 

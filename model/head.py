@@ -6,8 +6,6 @@ from torch import Tensor
 
 from model.compute import Compute
 
-# Logits held at once: memory only, and on a GPU enough rows for full-speed products.
-LOGITS_PER_CHUNK = {"cuda": 1 << 29, "cpu": 1 << 26}
 COLUMNS = 64  # the vocabulary is padded to a multiple: odd sizes take bf16 products off their fast kernels
 
 
@@ -20,7 +18,7 @@ class FrozenHead:
         columns = -(-len(table) // COLUMNS) * COLUMNS if compute.bf16 else len(table)
         padded = table if columns == len(table) else F.pad(table, (0, 0, 0, columns - len(table)))
         self.weight = compute.operand(padded)  # (columns, E), pads zero
-        self.rows_per_chunk = max(1, LOGITS_PER_CHUNK[table.device.type] // columns)
+        self.rows_per_chunk = max(1, compute.chunks.logits // columns)
 
     @torch.no_grad()
     def gradient(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from search.trial_records import TrialRecord, write_trial_record
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
 from trainables.spool import Spool
-from trainables.two_phase import COLLAPSED, COMPUTE, DIVERGED, DOCUMENTS, FINAL, PROFILE, SERIES, TOTAL, two_phase
+from trainables.two_phase import COLLAPSED, COMPUTE, DOCUMENTS, FINAL, NO_RESULT, PROFILE, SERIES, TOTAL, two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -168,8 +168,8 @@ class _Recorder(_Unpickled, Callback):
             self._prune(number, self._stopped[number], {})
         elif last.get(COLLAPSED):
             self._prune(number, last[COLLAPSED], last[FINAL])
-        elif last.get(DIVERGED):
-            self._fail(number, last[DIVERGED], "")
+        elif last.get(NO_RESULT):
+            self._fail(number, last[NO_RESULT], "")
         elif last.get(FINAL):
             self._open.discard(number)
             self._alike = []

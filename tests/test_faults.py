@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from test_study import ROOT, SMALL, mlflow_runs, optuna_trials, start
 
 import trainables.spool as spool_module
+from search.results import known_studies, load_results
 from trainables.records import Records
 from trainables.spool import Spool, read_journal
 from trainables.tracking import REASON_TAG, Tracker
@@ -128,11 +129,25 @@ def broken(config, *, inputs, cache, threads, gpus):
 def stuck(config, *, inputs, cache, threads, gpus):
     os.kill(os.getpid(), signal.SIGSTOP)
 
+def tight(config, *, inputs, cache, threads, gpus):
+    import torch, trainables.pipeline, trainables.two_phase
+    fit = trainables.pipeline.fit_phase2
+    def fit_phase2(model, *rest):
+        if model.config.context_mode != "previous_only":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return fit(model, *rest)
+    trainables.pipeline.fit_phase2 = fit_phase2
+    try:
+        trainables.two_phase.two_phase(config, inputs=inputs, cache=cache, threads=threads, gpus=gpus)
+    finally:
+        trainables.pipeline.fit_phase2 = fit
+
 def study(settings):
     return context_modes(settings.base, settings.context_dims)
 
 if __name__ == "__main__":
-    search.tuner.run_trials.__defaults__ = ({"broken": broken, "stuck": stuck}[sys.argv.pop(1)],)  # its `train`
+    train = {"broken": broken, "stuck": stuck, "tight": tight}[sys.argv.pop(1)]
+    search.tuner.run_trials.__defaults__ = (train,)
     sys.exit(main("Trials with a fault.", study, sampled=False))
 """
 
@@ -169,3 +184,26 @@ def test_a_trial_whose_worker_is_stuck_is_ended_with_a_reason(chat_file: Path, t
     _, children, _ = mlflow_runs(tmp_path / "r")
     assert [r.info.status for r in children] == ["FAILED"] * 3
     assert {r.data.tags[REASON_TAG] for r in children} == {"no progress for 0.05 min"}
+
+
+@pytest.mark.slow
+def test_trials_that_do_not_fit_the_memory_are_outcomes_and_the_study_goes_on(chat_file: Path, tmp_path: Path) -> None:
+    entry = tmp_path / "faulty.py"
+    entry.write_text(FAULTY)
+    options = ["--data", str(chat_file), "--mlruns", str(tmp_path / "r"), *SMALL, "--epochs", "1"]
+    options += ["--context-dims", "8", "--max-concurrent", "1"]
+    line = [sys.executable, str(entry), "tight", *options]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 trials finished, 4 failed" in done.stdout
+    reason = "infeasible: does not fit the GPU's memory, nor with half the chunks: CUDA out of memory."
+    trials = optuna_trials(tmp_path / "r")
+    assert sorted(t.state.name for t in trials) == ["COMPLETE"] + 4 * ["FAIL"]
+    assert {t.user_attrs["reason"] for t in trials if t.state == TrialState.FAIL} == {reason}
+    _, children, _ = mlflow_runs(tmp_path / "r")
+    assert sorted(r.info.status for r in children) == 4 * ["FAILED"] + ["FINISHED"]
+    assert {r.data.tags[REASON_TAG] for r in children if r.info.status == "FAILED"} == {reason}
+    (name,) = known_studies(tmp_path / "r/optuna.db")
+    assert len(load_results(name, tmp_path / "r/optuna.db").failed()) == 4  # none will be tried again
+    (html,) = (tmp_path / "r").glob("studies/*/report.html")
+    assert html.read_text().count("nor with half the chunks") == 4

@@ -21,7 +21,7 @@ from trainables.config import Phase1Config, Phase2Config
 from trainables.corpus import load_corpus
 from trainables.phase1 import STATE_STD, fit_phase1
 from trainables.phase2 import Stream, fit_phase2
-from trainables.pipeline import Inputs, run
+from trainables.pipeline import DoesNotFitError, Inputs, run
 from trainables.sources import resolve_data, resolve_embedding
 from trainables.two_phase import choose_device
 
@@ -140,3 +140,18 @@ def test_the_softmax_in_place_has_no_race(vocab: int) -> None:
         assert torch.equal(rows, first)
         assert torch.equal(again[0], losses)
         assert torch.equal(again[1], scales)
+
+
+def test_a_full_memory_is_an_outcome_and_the_process_goes_on(
+    chat_file: Path, chat_inputs: Inputs, tmp_path: Path
+) -> None:
+    device, config = choose_device(1), run_config(chat_file)
+    torch.cuda.empty_cache()
+    all_of_it = torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 1024) / all_of_it)
+        with pytest.raises(DoesNotFitError, match=r"infeasible: .* nor with half the chunks: CUDA out of memory"):
+            run(config, chat_inputs, ArtifactStore(tmp_path), device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert run(config, chat_inputs, ArtifactStore(tmp_path), device).metrics[names.VAL_PPL] > 1

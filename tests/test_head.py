@@ -1,10 +1,12 @@
 """The frozen head against cross-entropy and autograd on full logits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from model import head as head_module
+from model.chunks import Chunks
 from model.compute import Compute
 from model.head import FrozenHead
 
@@ -32,14 +34,13 @@ NATIVE = pytest.param(Compute.of("cpu"), torch.float32, 1e-5, marks=pytest.mark.
 )
 @pytest.mark.parametrize("logits_per_chunk", [1, 53 * 7, 1 << 26])
 def test_loss_and_gradient_equal_cross_entropy(
-    compute: Compute, dtype: torch.dtype, tolerance: float, logits_per_chunk: int, monkeypatch: pytest.MonkeyPatch
+    compute: Compute, dtype: torch.dtype, tolerance: float, logits_per_chunk: int
 ) -> None:
-    monkeypatch.setitem(head_module.LOGITS_PER_CHUNK, DEVICE, logits_per_chunk)
     hidden = torch.randn(31, 12, generator=generator(1), dtype=dtype).to(DEVICE)
     table = torch.randn(53, 12, generator=generator(2), dtype=dtype).to(DEVICE)
     targets = torch.randint(53, (31,), generator=generator(3)).to(DEVICE)
     expected, wanted = textbook(hidden, table, targets)
-    head = FrozenHead(table, compute)
+    head = FrozenHead(table, replace(compute, chunks=Chunks(logits=logits_per_chunk)))
     losses, gradient = head.gradient(hidden, targets)
     assert (losses - expected).norm() < tolerance * expected.norm()
     assert (gradient - wanted).norm() < tolerance * wanted.norm()
@@ -50,16 +51,15 @@ def test_loss_and_gradient_equal_cross_entropy(
 
 @pytest.mark.parametrize("vocab", [53, 64, 1000])
 @pytest.mark.parametrize("logits_per_chunk", [64 * 70, 1 << 26])
-def test_bf16_head_and_its_padded_columns(vocab: int, logits_per_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_head_and_its_padded_columns(vocab: int, logits_per_chunk: int) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setitem(head_module.LOGITS_PER_CHUNK, DEVICE, logits_per_chunk)
     table = (
         0.5 * torch.randn(vocab, 32, generator=generator(2)).to(DEVICE) - 0.5
     )  # a zero column would win every softmax
     hidden = torch.rand(301, 32, generator=generator(1)).to(DEVICE).bfloat16()
     targets = torch.randint(vocab, (301,), generator=generator(3)).to(DEVICE)
     expected, wanted = textbook(hidden, table.bfloat16(), targets)
-    head = FrozenHead(table, Compute(fused=True, bf16=True))
+    head = FrozenHead(table, Compute(fused=True, bf16=True, chunks=Chunks(logits=logits_per_chunk)))
     assert head.weight.shape[0] % 64 == 0
     losses, gradient = head.gradient(hidden, targets)
     assert abs(losses.double().mean() - expected.mean()) < 1e-3 * expected.mean()

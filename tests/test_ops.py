@@ -6,6 +6,7 @@ interpreted, on the CPU.
 
 import math
 import secrets
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,12 +17,12 @@ from test_contexts import twin
 from torch import Tensor
 
 from model import plain
+from model.chunks import Chunks
 from model.compute import Compute
 from model.head import FrozenHead
 from model.language_model import LanguageModel
 from model.passes import ContextPass, TokenPass
 from model.plain import BlockGradient
-from trainables import phase1 as phase1_module
 from trainables.config import Phase1Config
 from trainables.optimizer import FlatAdam
 from trainables.phase1 import _Stream
@@ -243,9 +244,9 @@ def agrees(found: list[Tensor], expected: list[Tensor], compute: Compute) -> boo
 @pytest.mark.parametrize("context_layers", [1, 3])
 @pytest.mark.parametrize("block", [50, 75])  # a last block of one row more, a last block that is short
 def test_a_sweep_equals_autograd(
-    tokens: Tensor, table: Tensor, compute: Compute, context_layers: int, block: int, monkeypatch: pytest.MonkeyPatch
+    tokens: Tensor, table: Tensor, compute: Compute, context_layers: int, block: int
 ) -> None:
-    monkeypatch.setitem(phase1_module.TENSOR_BYTES, DEVICE, 110 * 32)  # several passes
+    compute = replace(compute, chunks=Chunks(activation_bytes=110 * 32))  # several passes
     model = LanguageModel(model_config(context_layers), table, seed=1).to(DEVICE)
     book, tokens, size = twin(model).to(DEVICE), tokens.to(DEVICE), model.config.context_dim
     stream = _Stream(tokens, model, Phase1Config(block=block), 5, compute)

@@ -4,10 +4,11 @@ import torch
 from conftest import model_config
 from test_contexts import twin
 
+from model.chunks import Chunks
+from model.compute import Compute
 from model.language_model import LanguageModel
 from model.losses import block_spans
 from model.seeds import seeded
-from trainables import phase1 as phase1_module
 from trainables.config import Phase1Config
 from trainables.phase1 import STATE_STD, DivergedError, fit_phase1
 
@@ -16,10 +17,8 @@ CONFIG = Phase1Config(block=50, max_sweeps=7, converged_share=0.999)
 
 @pytest.mark.parametrize("context_layers", [1, 2, 3])
 @pytest.mark.parametrize("length", [301, 300, 130])  # a last block of one row, no short block, a short one
-def test_fit_equals_the_textbook(
-    tokens: torch.Tensor, table: torch.Tensor, context_layers: int, length: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(phase1_module.TENSOR_BYTES, "cpu", 100 * 8 * 8)  # several passes a sweep
+def test_fit_equals_the_textbook(tokens: torch.Tensor, table: torch.Tensor, context_layers: int, length: int) -> None:
+    compute = Compute(chunks=Chunks(activation_bytes=100 * 8 * 8))  # several passes a sweep
     tokens, seed = tokens[:length], 4
     model = LanguageModel(model_config(context_layers), table.double(), seed)
     book = twin(model)
@@ -45,7 +44,7 @@ def test_fit_equals_the_textbook(
         converged_share=CONFIG.converged_share,
         max_sweeps=CONFIG.max_sweeps,
     )
-    found = fit_phase1(model, tokens, CONFIG, seed)
+    found = fit_phase1(model, tokens, CONFIG, seed, compute=compute)
     assert found.num_sweeps == expected.sweeps
     assert [s.loss for s in found.sweeps] == pytest.approx(expected.losses, rel=1e-9)
     assert [s.convergence for s in found.sweeps] == expected.rates

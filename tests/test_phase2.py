@@ -6,6 +6,8 @@ import torch
 from conftest import model_config
 from test_contexts import twin
 
+from model.chunks import Chunks
+from model.compute import Compute
 from model.language_model import LanguageModel
 from model.modes import CONTEXT_MODES
 from trainables.config import Phase2Config
@@ -56,7 +58,7 @@ def test_validation_loss_does_not_depend_on_the_batch(tokens: torch.Tensor, tabl
     whole, hits = evaluate(model, stream)
     assert len(whole) == len(tokens) - 1
     for rows in (1, 7, 128):
-        losses, correct = evaluate(model, stream, rows=rows)
+        losses, correct = evaluate(model, stream, Compute(chunks=Chunks(eval_rows=rows)))
         assert torch.allclose(losses, whole, atol=1e-5)
         assert torch.equal(correct, hits)
 

@@ -17,9 +17,6 @@ from trainables.config import Phase1Config
 from trainables.optimizer import FlatAdam
 
 STATE_STD = 0.01  # of the random initial state
-# Of one activation of the positions that are held at once: bounded by memory on a GPU, by the cache on a CPU. Changes
-# nothing but the last digits.
-TENSOR_BYTES = {"cuda": 1 << 29, "cpu": 1 << 22}
 
 
 class DivergedError(RuntimeError):
@@ -69,7 +66,7 @@ class _Stream:
     def __init__(self, tokens: Tensor, model: LanguageModel, config: Phase1Config, seed: int, compute: Compute) -> None:
         self.tokens, self.config, self.compute = tokens, config, compute
         row = compute.width(model.config.context_dim) * compute.operand(model.embedded[:1]).element_size()
-        self.passes = _passes(len(tokens), config.block, TENSOR_BYTES[tokens.device.type] // row)
+        self.passes = _passes(len(tokens), config.block, compute.chunks.activation_bytes // row)
         self.num_blocks = sum(map(len, self.passes))
         vocab_size, size = len(model.embedded), model.config.context_dim
         self.token_sums = [compute.ops.TokenSums(tokens[p[0][0] : p[-1][1]], vocab_size) for p in self.passes]

@@ -18,7 +18,6 @@ from trainables.config import Phase2Config
 from trainables.optimizer import FlatAdam
 from trainables.phase1 import DivergedError
 
-EVAL_ROWS = 8_192  # positions evaluated at once; changes nothing but the last digits
 EAGER_STEPS = 3  # of an epoch on a GPU before the step is recorded: libraries must be warm by then
 
 
@@ -55,16 +54,17 @@ class _Steps:
 
     def __init__(self, model: LanguageModel, compute: Compute) -> None:
         self.weights = TokenPass(model.token_block, compute)
+        self.eval_rows = compute.chunks.eval_rows
         self.embedded = compute.operand(model.embedded)  # (V, E)
         self.head = FrozenHead(model.table, compute)
         self.total = torch.zeros((), dtype=torch.float64, device=model.table.device)
         self.recorded: _Recording | None = None
 
-    def evaluate(self, stream: Stream, rows: int) -> tuple[Tensor, Tensor]:
+    def evaluate(self, stream: Stream) -> tuple[Tensor, Tensor]:
         losses, correct = [], []
         last = len(stream.tokens) - 1
-        for start in range(0, last, rows):
-            stop = min(start + rows, last)
+        for start in range(0, last, self.eval_rows):
+            stop = min(start + self.eval_rows, last)
             contexts = [None if c is None else c[start:stop] for c in stream.contexts]
             hidden = self.weights.forward(F.embedding(stream.tokens[start:stop], self.embedded), contexts)
             scores = self.head.scores(hidden, stream.tokens[start + 1 : stop + 1])
@@ -128,15 +128,13 @@ class _Recording:
         self.graph.replay()
 
 
-def evaluate(
-    model: LanguageModel, stream: Stream, compute: Compute | None = None, rows: int = EVAL_ROWS
-) -> tuple[Tensor, Tensor]:
+def evaluate(model: LanguageModel, stream: Stream, compute: Compute | None = None) -> tuple[Tensor, Tensor]:
     """Every next token of a stream, judged.
 
     Returns:
         Losses in nats and hits of the N-1 targets `tokens[1:]`.  # (N-1,) float, (N-1,) bool
     """
-    return _Steps(model, compute or Compute()).evaluate(stream, rows)
+    return _Steps(model, compute or Compute()).evaluate(stream)
 
 
 def fit_phase2(
@@ -165,7 +163,7 @@ def fit_phase2(
     best, best_loss, best_losses, best_weights = None, math.inf, None, None
     for number in range(1, config.epochs + 1):
         train_loss = steps.train(train, optimizer, config.batch_size)
-        losses, correct = steps.evaluate(validation, EVAL_ROWS)
+        losses, correct = steps.evaluate(validation)
         val_loss = float(losses.double().mean())
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise DivergedError(

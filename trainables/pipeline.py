@@ -3,12 +3,13 @@
 Phase 1 is looked up by content first: whatever run trained it, its weights and figures are reused.
 """
 
+import gc
 import hashlib
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,10 @@ from trainables.phase2 import Epoch, Phase2Result, Stream, fit_phase2
 from trainables.sources import DataSource, EmbeddingSource
 
 WEIGHTS, FIGURES = "context_block.safetensors", "figures.json"
+
+
+class DoesNotFitError(RuntimeError):
+    """The GPU's memory is too small for a configuration: it has no result on this hardware."""
 
 
 class CollapsedError(RuntimeError):
@@ -99,10 +104,15 @@ class _Run:
     """The state of one run while it goes: model and streams on their device."""
 
     def __init__(
-        self, config: RunConfig, inputs: Inputs, store: ArtifactStore, device: torch.device, listen: Listener
+        self,
+        config: RunConfig,
+        inputs: Inputs,
+        store: ArtifactStore,
+        device: torch.device,
+        listen: Listener,
+        compute: Compute,
     ) -> None:
-        self.config, self.store, self.listen = config, store, listen
-        self.compute = Compute.of(device)
+        self.config, self.store, self.listen, self.compute = config, store, listen, compute
         # By settings, by content (a table that was made again on other hardware differs in the last digits) and by how
         # it is computed: a run repeats itself bit by bit, whoever trained its Phase 1.
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.get_num_threads()
@@ -216,9 +226,31 @@ def run(
     Raises:
         DivergedError: a loss became NaN or infinite.
         CollapsedError: the effective rank of Phase 1's validation contexts is under `ContextsConfig.min_rank`.
+        DoesNotFitError: the GPU's memory is too small, also for half the chunks.
     """
     began = time.perf_counter()
-    current = _Run(config, inputs, store, torch.device(device), on_progress)
+    whole = Compute.of(device)
+    for chunks in (whole.chunks, whole.chunks.halved()):
+        try:
+            result = _attempt(config, inputs, store, torch.device(device), on_progress, replace(whole, chunks=chunks))
+        except torch.OutOfMemoryError as error:
+            reason = str(error).strip().split("\n")[0]
+        else:
+            result.metrics[names.TOTAL_SECONDS] = time.perf_counter() - began
+            return result
+        # Here and not in the clause above: only after it the error is gone, and with its traceback all that the attempt
+        # held, CUDA graphs included.
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    raise DoesNotFitError(f"infeasible: does not fit the GPU's memory, nor with half the chunks: {reason}")
+
+
+def _attempt(
+    config: RunConfig, inputs: Inputs, store: ArtifactStore, device: torch.device, listen: Listener, compute: Compute
+) -> RunResult:
+    """As `run`, once; the whole run's seconds are not yet among the metrics."""
+    current = _Run(config, inputs, store, device, listen, compute)
     figures = current.phase1()
     if figures[names.VAL_ER] < config.contexts.min_rank:
         shown = f"{figures[names.VAL_ER]:.1f} % of D, under {config.contexts.min_rank:g} %"
@@ -238,7 +270,6 @@ def run(
         names.TOTAL_PARAMS: float(model_config.total_params),
         names.PHASE1_PARAMS: float(model_config.phase1_params),
         names.PHASE2_PARAMS: float(model_config.phase2_params),
-        names.TOTAL_SECONDS: time.perf_counter() - began,
     }
     if inputs.embedding.bigram is not None:
         figures[names.BIGRAM_VAL_PPL] = inputs.embedding.bigram.val_ppl

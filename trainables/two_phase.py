@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in one of them
 
 # Keys of a report. Every report has all of them.
-PHASE, STEP, TOTAL, SERIES, FINAL, DIVERGED = "phase", "step", "total", "series", "final", "diverged"
+PHASE, STEP, TOTAL, SERIES, FINAL = "phase", "step", "total", "series", "final"
+NO_RESULT = "no_result"  # why the trial ended without one: it diverged, or does not fit the GPU's memory
 COLLAPSED = "collapsed"  # why the trial ended before Phase 2; `FINAL` then has Phase 1's figures
 COMPUTE = "compute"  # how this trial's device computes
 DOCUMENTS = "documents"  # the validation's `pipeline.DocumentLosses` as a dict, beside the final figures
@@ -48,12 +49,12 @@ class _Reporter:
         self,
         figures: dict[str, float] | None = None,
         documents: "DocumentLosses | None" = None,
-        diverged: str = "",
+        no_result: str = "",
         collapsed: str = "",
     ) -> None:
         """Report what has gathered; the last report of a run has its figures or why there are none."""
         kept = {FINAL: figures or {}, DOCUMENTS: vars(documents) if documents else {}}
-        ends = {DIVERGED: diverged, COLLAPSED: collapsed, COMPUTE: self._compute}
+        ends = {NO_RESULT: no_result, COLLAPSED: collapsed, COMPUTE: self._compute}
         tune.report({**self._at, SERIES: self._points, **kept, **ends})
         self._points, self._last = [], time.monotonic()
 
@@ -95,7 +96,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     from model.compute import Compute
     from trainables.artifacts import ArtifactStore
     from trainables.phase1 import DivergedError
-    from trainables.pipeline import CollapsedError, run
+    from trainables.pipeline import CollapsedError, DoesNotFitError, run
     from trainables.traces import Profiler
 
     torch.set_num_threads(threads)
@@ -106,8 +107,8 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     store, listen = ArtifactStore(Path(cache)), profiler or report
     try:
         result = run(RunConfig.from_flat(config), ray.get(inputs[0]), store, device, listen)
-    except DivergedError as error:  # an outcome, not a fault: the worker goes on with the next trial
-        report.send(diverged=str(error))
+    except (DivergedError, DoesNotFitError) as error:  # an outcome, not a fault: the worker goes on with the next trial
+        report.send(no_result=str(error))
     except CollapsedError as error:
         report.send(error.figures, collapsed=str(error))
     else:

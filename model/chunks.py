@@ -1,0 +1,25 @@
+"""How much is computed at once."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Limits of what is held at once, by memory or by a cache; they change nothing but the last digits.
+
+    The defaults are a CPU's.
+    """
+
+    activation_bytes: int = 1 << 22  # of one activation of a Phase-1 pass: what a CPU's cache holds
+    context_rows: int = 262_144  # positions whose intermediate context layers are computed together
+    logits: int = 1 << 26  # on a GPU enough rows for full-speed products
+    eval_rows: int = 8_192  # positions judged together
+
+    @classmethod
+    def of(cls, device_type: str) -> "Chunks":
+        """Those of a `torch.device.type`."""
+        return cls(activation_bytes=1 << 29, logits=1 << 29) if device_type == "cuda" else cls()
+
+    def halved(self) -> "Chunks":
+        """Half of each, for a device whose memory was too small."""
+        return Chunks(self.activation_bytes // 2, self.context_rows // 2, self.logits // 2, self.eval_rows // 2)

@@ -1,0 +1,126 @@
+"""A GPU's memory that is too small: a second attempt with half the chunks, then an outcome of its own."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from conftest import run_config
+from ray import tune
+
+from model.chunks import Chunks
+from model.compute import Compute
+from trainables import metrics as names
+from trainables import pipeline as pipeline_module
+from trainables import two_phase as two_phase_module
+from trainables.artifacts import ArtifactStore
+from trainables.pipeline import DoesNotFitError, Inputs, run
+from trainables.two_phase import FINAL, NO_RESULT, SERIES, two_phase
+
+TOO_SMALL = "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore about it"
+PARTS = ("fit_phase1", "fit_phase2")
+OWN = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS, names.PHASE1_SHARED}
+
+
+def figures(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in OWN}
+
+
+def fill_memory(monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[Chunks]:
+    """Have a part of a run do all its work and then find no memory, `times` times; the chunks of each call.
+
+    Whatever an attempt made must be gone when the next one begins.
+    """
+    part: Callable[..., Any] = getattr(pipeline_module, name)
+    seen: list[Chunks] = []
+    models: list[weakref.ref[torch.nn.Module]] = []
+
+    def tight(model: torch.nn.Module, *args: Any) -> Any:
+        assert all(earlier() is None for earlier in models)
+        models.append(weakref.ref(model))
+        seen.append(args[-1].chunks)
+        result = part(model, *args)
+        if len(seen) <= times:
+            raise torch.OutOfMemoryError(TOO_SMALL)
+        return result
+
+    monkeypatch.setattr(pipeline_module, name, tight)
+    return seen
+
+
+def reports(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], inputs: Inputs, cache: Path) -> list[Any]:
+    """What a trial in this process reports."""
+    sent: list[Any] = []
+    monkeypatch.setattr(tune, "report", sent.append)
+    monkeypatch.setattr(ray, "get", lambda ref: ref)
+    two_phase(config, inputs=[inputs], cache=str(cache), threads=1, gpus=0)  # type: ignore[list-item]
+    return sent
+
+
+def points(sent: list[Any]) -> list[tuple[str, int]]:
+    return sorted((name, step) for report in sent for name, step, _ in report[SERIES])
+
+
+def test_half_the_chunks_halve_everything_and_change_no_name() -> None:
+    for device in ("cpu", "cuda"):
+        whole = Chunks.of(device)
+        assert [2 * size for size in vars(whole.halved()).values()] == list(vars(whole).values())
+    assert str(Compute(chunks=Chunks().halved())) == str(Compute())
+
+
+def test_results_do_not_depend_on_the_chunks(
+    chat_file: Path, chat_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Compute.of("cpu")
+    found = []
+    for number, chunks in enumerate((Chunks(), Chunks(1 << 14, 600, 1 << 14, 100))):
+        monkeypatch.setattr(pipeline_module.Compute, "of", lambda device, c=chunks: replace(whole, chunks=c))
+        found.append(run(run_config(chat_file), chat_inputs, ArtifactStore(tmp_path / str(number))))
+    assert figures(found[1].metrics) == pytest.approx(figures(found[0].metrics), rel=1e-3)
+    assert found[1].metrics[names.SWEEPS] == found[0].metrics[names.SWEEPS]
+
+
+def test_a_phase1_is_found_whatever_the_chunks(
+    chat_file: Path, chat_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(run_config(chat_file), chat_inputs, ArtifactStore(tmp_path))
+    other = replace(Compute.of("cpu"), chunks=Chunks().halved())
+    monkeypatch.setattr(pipeline_module.Compute, "of", lambda device: other)
+    assert run(run_config(chat_file), chat_inputs, ArtifactStore(tmp_path)).metrics[names.PHASE1_SHARED] == 1
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_second_attempt_gives_the_same_figures_and_reports_each_point_once(
+    chat_file: Path, chat_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(two_phase_module, "REPORT_EVERY", 0.0)
+    config = run_config(chat_file).flat()
+    expected = reports(monkeypatch, config, chat_inputs, tmp_path / "whole")
+    seen = fill_memory(monkeypatch, part, times=1)
+    found = reports(monkeypatch, config, chat_inputs, tmp_path / "halved")
+    assert seen == [Chunks(), Chunks().halved()]
+    assert figures(found[-1][FINAL]) == pytest.approx(figures(expected[-1][FINAL]), rel=1e-3)
+    assert found[-1][NO_RESULT] == ""
+    assert points(found) == points(expected)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_does_not_fit_twice_is_infeasible_and_the_worker_goes_on(
+    chat_file: Path, chat_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    config, store = run_config(chat_file), ArtifactStore(tmp_path)
+    fill_memory(monkeypatch, part, times=4)
+    said = (
+        "infeasible: does not fit the GPU's memory, nor with half the chunks: "
+        "CUDA out of memory. Tried to allocate 2.00 GiB."
+    )
+    with pytest.raises(DoesNotFitError) as ended:
+        run(config, chat_inputs, store)
+    assert str(ended.value) == said
+    *_, last = reports(monkeypatch, config.flat(), chat_inputs, tmp_path)
+    assert (last[NO_RESULT], last[FINAL]) == (said, {})
+    assert run(config, chat_inputs, store).metrics[names.VAL_PPL] > 1

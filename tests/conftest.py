@@ -28,6 +28,12 @@ torch.set_num_threads(1)
 VOCAB, E, D, N = 37, 12, 8, 301
 
 
+@pytest.fixture(autouse=True)
+def full_precision() -> None:
+    """Trials on a GPU let torch round products to TF32, for their whole process."""
+    torch.set_float32_matmul_precision("highest")
+
+
 @pytest.fixture
 def tokens() -> torch.Tensor:
     """A stream with a skewed vocabulary.  # (N,)"""

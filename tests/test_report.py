@@ -67,6 +67,8 @@ def figures(config: RunConfig, ppl: float) -> dict[str, float]:
         names.SWEEPS: 15.0 if config.context_layers > 1 else 30.0 + config.seed,
         names.CONVERGENCE: 0.92,
         names.VAL_ER: 80.0,
+        names.PHASE1_SECONDS: 4.0,
+        names.PHASE2_SECONDS: 6.0 + config.token_layers,
         names.TOTAL_SECONDS: 10.0 + config.token_layers,
         names.TOTAL_PARAMS: 1e6 * config.token_layers + 1e5 * config.context_layers,
         names.PHASE1_PARAMS: 1e5 * config.context_layers,

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.checks import token_mode
 from search.errors import BadInputError, user_errors
 from search.interrupts import Interrupts
 from search.lock import study_lock
@@ -60,9 +61,8 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
             study = make_study(settings)
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
-        if settings.address is not None and (Path.home() / ".ray" / "auth_token").exists():
-            # A cluster that was started where a token file lies wants the token. Ray reads this when it is imported.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if settings.address is not None and "RAY_AUTH_MODE" not in os.environ:  # Ray reads it when it is imported
+            os.environ["RAY_AUTH_MODE"] = token_mode(settings.address)
         return _run(settings, study, lambda folder: keep(args, settings, sys.argv[0], folder), interrupts)
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -241,13 +241,16 @@ class _StudyRun:
         )
         return task.remote(self.study.base, *arguments)
 
-    @staticmethod
-    def _prepared(refs: Any) -> tuple[Any, dict[str, Any]]:
+    def _prepared(self, refs: Any) -> tuple[Any, dict[str, Any]]:
         import ray
 
         inputs, summary = refs
         try:
-            return inputs, ray.get(summary)
+            if self.settings.address is None:
+                return inputs, ray.get(summary)
+            # Kept by this process: if they lay on a node that dies, they could be made again only where a trial that
+            # waits for them holds the CPUs.
+            return ray.put(ray.get(inputs)), ray.get(summary)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):
                 raise BadInputError(str(error.cause)) from error

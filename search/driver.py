@@ -41,6 +41,7 @@ QUIET = {
     # The spool tries again itself; MLflow's own seven times with growing pauses would hold it up for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run that ends, in the middle of the display
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search.interrupts` hears the signals and tells Tune
     "TOKENIZERS_PARALLELISM": "true",
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainables.tracking import Tracker, is_outage
 
-RETRY_SECONDS = 3.0  # between looks at whether MLflow is back
+RETRY_SECONDS = 3.0  # before what an MLflow that is away did not take is tried again
 GRACE_SECONDS = 10.0  # that a study's end waits for an MLflow that is away
 
 Operation = tuple[str, str, dict[str, Any]]  # the tracker's method, the trial's config hash or "", arguments
@@ -26,6 +26,13 @@ def read_journal(journal: Path) -> list[Operation]:
         return []
     whole = journal.read_text().split("\n")[:-1]  # behind the last line's end there is nothing, or half a line
     return [(verb, key, arguments) for verb, key, arguments in map(json.loads, whole)]
+
+
+def _why(error: BaseException) -> str:
+    """What is behind an error, in a few words: of a database's it is the driver's own message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
 
 class Spool:
@@ -110,9 +117,12 @@ class Spool:
                 except Exception as error:
                     if not is_outage(error):
                         raise
-                    self._wait_until_back(error)
+                    self._pause(error)
                     continue
+                if self._away:
+                    self._say("MLflow is back: it is told what it missed")
                 with self._changed:
+                    self._away = False
                     self._queue.popleft()
                     if not self._queue:
                         self._file.truncate(0)
@@ -122,25 +132,14 @@ class Spool:
                 self._bug = error
                 self._changed.notify_all()
 
-    def _wait_until_back(self, error: Exception) -> None:
+    def _pause(self, error: Exception) -> None:
+        """Before the same operation is tried again, which alone shows whether MLflow is back."""
         self._runs.clear()  # found anew, with the points that got through
         if not self._away:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-            self._say(f"MLflow is away: the study goes on, its records are kept and handed over later ({why})")
+            self._say(f"MLflow is away: the study goes on, its records are kept and handed over later ({_why(error)})")
             with self._changed:
                 self._away = True
-        while True:
-            time.sleep(RETRY_SECONDS)
-            try:
-                self.tracker.ping()
-            except Exception as again:
-                if not is_outage(again):
-                    raise
-            else:
-                break
-        with self._changed:
-            self._away = False
-        self._say("MLflow is back: it is told what it missed")
+        time.sleep(RETRY_SECONDS)
 
     def close(self, grace: float = GRACE_SECONDS) -> int:
         """Wait while MLflow takes what is left, but not for one that is away; how many runs it lacks."""

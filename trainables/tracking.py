@@ -28,6 +28,8 @@ from trainables.records import Records
 
 for _noisy in ("mlflow", "alembic"):  # they announce every table of a new database
     logging.getLogger(_noisy).setLevel(logging.ERROR)
+# It logs each traceback of a locked or full database before it raises the error; the spool says it in a sentence.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
     "study",
@@ -104,10 +106,6 @@ class Tracker:
     def reopen(self) -> None:
         """The parent run is running again."""
         self.client.update_run(self.parent, status="RUNNING")
-
-    def ping(self) -> None:
-        """Raise an error if the store does not answer or cannot be written to."""
-        self.client.set_tag(self.parent, STUDY_TAG, self.study)
 
     @staticmethod
     def refusal(error: Exception) -> bool:

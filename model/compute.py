@@ -83,6 +83,13 @@ class Compute:
             return left.float() @ right.float()
         return left @ right
 
+    def product_into(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """`product`, written to `out` (n, m), of the dtype of sums."""
+        if self.bf16:
+            out.copy_(self.product(left, right))
+        else:
+            torch.mm(left, right, out=out)
+
     def __str__(self) -> str:
         kernels = "Triton kernels" if self.fused else "C operators" if self.native else "torch operators"
         return f"{'bf16' if self.bf16 else 'tf32' if self.tf32 else 'fp32'} products, {kernels}"

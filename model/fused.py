@@ -11,9 +11,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model import triton_kernels as kernels
-from model.plain import BlockGradient
+from model.plain import BlockGradient, join
 from model.seeds import seed_of
 
+__all__ = [
+    "Noise", "TokenSums", "head_gradient", "join", "residual_norm", "residual_norm_backward", "settling_norm", "spread",
+]  # fmt: skip
 SUM_PROGRAMS = 4096  # of a kernel that sums over rows: enough to fill a GPU, few enough to add up at once
 STAGES = 3  # rows whose loads are under way while one is summed
 PIECE = 128  # rows of one token that one program sums
@@ -178,8 +181,17 @@ class TokenSums:
         kernels.add_pieces[(len(self.tokens),)](table, partial, self.tokens, self.piece_begins, stride, BLOCK=block)
 
 
+def head_gradient(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, count: int, losses: Tensor, gradient: Tensor
+) -> None:
+    """As `model.plain.head_gradient`."""
+    on_logits, losses[:], sums = logit_gradient(hidden, weight, targets, vocab_size)
+    torch.mm(on_logits, weight, out=gradient)
+    divide_rows_(gradient, sums, count)
+
+
 def logit_gradient(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `model.plain.logit_gradient`; the logits themselves are never written where the GPU can do without.
+    """`softmax_gradient_` of `hidden @ weight.T`; the logits themselves are never written where the GPU can do without.
 
     There a row's sum is of exponentials less the largest logit among its target's and the first `SAMPLE` tokens'. A
     loss of more than 88 nats that those do not foresee is infinite: the run has diverged.
@@ -238,6 +250,6 @@ def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple
 
 
 def divide_rows_(rows: Tensor, by: Tensor, factor: float) -> None:
-    """As `model.plain.divide_rows_`."""
+    """Divide each row by `factor` times its entry of `by`, in place.  # (n, E), (n,)"""
     stride = rows.shape[1]
     kernels.divide_rows[(len(rows),)](rows, by, float(factor), stride, BLOCK=triton.next_power_of_2(stride))

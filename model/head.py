@@ -35,11 +35,9 @@ class FrozenHead:
         gradient = torch.empty_like(hidden)
         for start in range(0, len(hidden), self.rows_per_chunk):
             rows = slice(start, start + self.rows_per_chunk)
-            on_logits, losses[rows], sums = self.compute.ops.logit_gradient(
-                hidden[rows], self.weight, targets[rows], self.vocab_size
+            self.compute.ops.head_gradient(
+                hidden[rows], self.weight, targets[rows], self.vocab_size, len(hidden), losses[rows], gradient[rows]
             )
-            torch.mm(on_logits, self.weight, out=gradient[rows])
-            self.compute.ops.divide_rows_(gradient[rows], sums, len(hidden))
         return losses, gradient
 
     @torch.no_grad()

@@ -169,7 +169,7 @@ class Bench:
         kept = self.compute.operand(torch.randn(n, width, device=self.device))
         kept[:, self.d :] = 0
         steps = _Steps(model, self.compute)
-        optimizer = FlatAdam(model.token_block, 1e-3, 1.0)
+        optimizer = FlatAdam(model.token_block, 1e-3, 1.0, self.compute)
         contexts = [kept if read else None for read in model.config.reads]
         stream = Stream(self.tokens, contexts)
         book = reference.ReferenceModel(model.config, self.table)

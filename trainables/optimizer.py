@@ -4,6 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from model import native
+from model.compute import Compute
+
+BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.Adam's defaults
 GPU_SLICE = 1 << 14  # entries that one block of the fused kernel takes: a single tensor would keep few of them busy
 
 
@@ -14,7 +18,7 @@ class FlatAdam:
     the optimiser's function, since its object takes longer than the arithmetic of a small model's step.
     """
 
-    def __init__(self, module: nn.Module, learning_rate: float, grad_clip: float) -> None:
+    def __init__(self, module: nn.Module, learning_rate: float, grad_clip: float, compute: Compute) -> None:
         """`grad_clip` is the largest norm of the whole gradient. Every parameter has a zero `.grad` afterwards."""
         parameters = list(module.parameters())
         self.flat = torch.cat([p.detach().reshape(-1) for p in parameters])
@@ -31,17 +35,25 @@ class FlatAdam:
         self.values, self.grads = list(self.flat.split(size)), list(self.grad.split(size))
         self.means = list(torch.zeros_like(self.flat).split(size))
         self.squares = list(torch.zeros_like(self.flat).split(size))
+        self.native = compute.native and self.flat.dtype == torch.float32
         self.counts = [torch.zeros((), device=self.flat.device) for _ in self.values]
 
     @torch.no_grad()
     def step(self) -> None:
         """One step down the gradient in the parameters' `.grad`."""
+        if self.native:
+            self.counts[0] += 1
+            native.adam(
+                self.flat, self.grad, self.means[0], self.squares[0], int(self.counts[0]), self.learning_rate,
+                self.grad_clip, BETAS, EPS,
+            )  # fmt: skip
+            return
         norm = torch.linalg.vector_norm(self.grad)
         self.grad *= (self.grad_clip / (norm + 1e-6)).clamp(max=1.0)
         adam(
             self.values, self.grads, self.means, self.squares, [], self.counts, fused=True,
-            capturable=self.flat.is_cuda, amsgrad=False, maximize=False, lr=self.learning_rate, beta1=0.9,
-            beta2=0.999, eps=1e-8, weight_decay=0.0,
+            capturable=self.flat.is_cuda, amsgrad=False, maximize=False, lr=self.learning_rate, beta1=BETAS[0],
+            beta2=BETAS[1], eps=EPS, weight_decay=0.0,
         )  # fmt: skip
 
     def weights(self) -> Tensor:

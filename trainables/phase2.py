@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.compute import Compute
@@ -53,9 +52,8 @@ class _Steps:
     """A model laid out for passes over streams."""
 
     def __init__(self, model: LanguageModel, compute: Compute) -> None:
-        self.weights = TokenPass(model.token_block, compute)
+        self.weights = TokenPass(model.token_block, compute.operand(model.embedded), compute)
         self.eval_rows = compute.chunks.eval_rows
-        self.embedded = compute.operand(model.embedded)  # (V, E)
         self.head = FrozenHead(model.table, compute)
         self.total = torch.zeros((), dtype=torch.float64, device=model.table.device)
         self.recorded: _Recording | None = None
@@ -66,7 +64,7 @@ class _Steps:
         for start in range(0, last, self.eval_rows):
             stop = min(start + self.eval_rows, last)
             contexts = [None if c is None else c[start:stop] for c in stream.contexts]
-            hidden = self.weights.forward(F.embedding(stream.tokens[start:stop], self.embedded), contexts)
+            hidden = self.weights.forward(stream.tokens[start:stop], contexts)
             scores = self.head.scores(hidden, stream.tokens[start + 1 : stop + 1])
             losses.append(scores[0])
             correct.append(scores[1])
@@ -81,11 +79,11 @@ class _Steps:
         """
         tape: list[Any] = []
         self.weights.reload()
-        hidden = self.weights.forward(F.embedding(tokens[:-1], self.embedded), contexts, tape)
+        hidden = self.weights.forward(tokens[:-1], contexts, tape)
         losses, gradient = self.head.gradient(hidden, tokens[1:])
         self.weights.backward(gradient, tape)
         optimizer.step()
-        self.total += losses.sum(dtype=torch.float64)
+        self.total += losses.sum()
 
     def train(self, stream: Stream, optimizer: FlatAdam, batch_size: int) -> float:
         """One pass over the stream, always the same one, in order; the mean loss over its positions."""
@@ -157,8 +155,9 @@ def fit_phase2(
         DivergedError: a loss is not finite.
     """
     began = time.perf_counter()
-    optimizer = FlatAdam(model.token_block, config.learning_rate, config.grad_clip)
-    steps = _Steps(model, compute or Compute())
+    compute = compute or Compute()
+    optimizer = FlatAdam(model.token_block, config.learning_rate, config.grad_clip, compute)
+    steps = _Steps(model, compute)
     epochs: list[Epoch] = []
     best, best_loss, best_losses, best_weights = None, math.inf, None, None
     for number in range(1, config.epochs + 1):

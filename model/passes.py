@@ -167,6 +167,7 @@ class TokenPass:
             tape: where to keep what `backward` needs.
         """
         assert contexts[0] is not None
+        x: Tensor
         inputs, x = self.compute.ops.join(contexts[0], self.embedded, tokens)
         for i, (layer, weight, context) in enumerate(zip(self.block, self.weights, contexts, strict=True)):
             if i > 0:

@@ -17,8 +17,9 @@ from model.seeds import seed_of
 __all__ = [
     "Noise", "TokenSums", "head_gradient", "join", "residual_norm", "residual_norm_backward", "settling_norm", "spread",
 ]  # fmt: skip
-SUM_PROGRAMS = 4096  # of a kernel that sums over rows: enough to fill a GPU, few enough to add up at once
-STAGES = 3  # rows whose loads are under way while one is summed
+NORM_PROGRAMS = 1 << 14  # of a kernel that goes through rows: enough to fill a GPU, each with several of them
+SUM_PROGRAMS = 2112  # of one that sums over rows besides: few enough to add up at once
+STAGES = 3  # rows whose loads are under way while one is computed
 PIECE = 128  # rows of one token that one program sums
 SOFTMAX_BLOCK, SOFTMAX_WARPS = 4096, 32  # logits of a row in flight, by how many warps
 SAMPLE = 1024  # logits of a row that tell how large its exponentials will be; a BPE's first tokens are its commonest
@@ -107,11 +108,12 @@ def _residual_norm(
     rows, stride = x.shape
     tile = _row_tile(stride)
     means, rstds = torch.empty(rows, device=x.device), torch.empty(rows, device=x.device)
-    kernels.residual_norm[(triton.cdiv(rows, tile.rows),)](
+    programs = min(NORM_PROGRAMS // tile.warps, triton.cdiv(rows, tile.rows))
+    kernels.residual_norm[(programs,)](
         out, means, rstds, out if still is None else still, limit,
-        x, product, term, term if tokens is None else tokens, weight, bias, rows, size, stride,
+        x, product, term, term if tokens is None else tokens, weight, bias, rows, programs, size, stride,
         GATHER=tokens is not None, SETTLE=still is not None,
-        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps,
+        ROWS=tile.rows, BLOCK=tile.block, STAGES=STAGES, num_warps=tile.warps,
     )  # fmt: skip
     return Saved(x, product, term, tokens, means, rstds)
 

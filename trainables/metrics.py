@@ -30,3 +30,8 @@ SWEEP_LOSS = "sweep/loss"
 EPOCH_TRAIN_PPL = "epoch/train_ppl"
 EPOCH_VAL_PPL = "epoch/val_ppl"
 EPOCH_VAL_ACC = "epoch/val_acc"
+
+
+def judged(split: str, figure: str, end: str = "") -> str:
+    """A figure of a finished model on a split, e.g. `test/ppl`; `end` is low or high for its interval's ends."""
+    return f"{split}/{figure}{'_' + end if end else ''}"

@@ -56,9 +56,9 @@ class Baseline(nn.Module, ABC):
     def over(self, tokens: Tensor, rows: int) -> Iterator[Tensor]:
         """Hidden states of a whole stream, in order, about `rows` at once.  # (N,) -> (n, E), N in all"""
 
-    def next_state(self, token: Tensor, state: State | None) -> State:
-        """The state behind one more token, in generation.  # token (1, 1)"""
-        kept: State = self(token, state)[1]
+    def state_of(self, tokens: Tensor) -> State:
+        """What a sequence's next position needs of these, its first.  # tokens (n,)"""
+        kept: State = self(tokens[None])[1]
         return kept
 
     def num_trained(self) -> int:
@@ -108,25 +108,31 @@ class _Block(nn.Module):
         self.into, self.out = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
         self.perceptron = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden))
 
-    def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
-        """`past`: keys and values of the positions before, if any.  # (B, L, H), each (B, HEADS, past, h)"""
+    def forward(self, x: Tensor, past: State, turns: Tensor) -> tuple[Tensor, State]:
+        """The block's output, and keys and values of all positions so far.
+
+        Args:
+            x: (B, L, H)
+            past: keys and values of the positions before, if any.  # each (B, HEADS, past, h)
+            turns: cosines and sines of all positions' angles.  # (2, past+L, h/2)
+
+        # (B, L, H), each (B, HEADS, past+L, h)
+        """
         query, key, value = self.into(self.norms[0](x)).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         if past:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         length, seen = query.shape[2], key.shape[2]
         visible = torch.ones(length, seen, dtype=torch.bool, device=x.device).tril(seen - length)
+        query, turned = _rotated(query, turns[:, seen - length :]), _rotated(key, turns)
         with sdpa_kernel(SDPBackend.MATH):  # the faster ones' gradients on a GPU depend on the order of its threads
-            read = F.scaled_dot_product_attention(_rotated(query, seen - length), _rotated(key, 0), value, visible)
+            read = F.scaled_dot_product_attention(query, turned, value, visible)
         x = x + self.out(read.transpose(1, 2).flatten(2))
         return x + self.perceptron(self.norms[1](x)), [key, value]
 
 
-def _rotated(x: Tensor, begin: int) -> Tensor:
+def _rotated(x: Tensor, turns: Tensor) -> Tensor:
     """Queries or keys turned by their position, so that their products depend on distances.  # (B, HEADS, L, h)"""
-    half = x.shape[3] // 2
-    turns = ROPE_BASE ** (-torch.arange(half, device=x.device) / half)
-    angles = torch.arange(begin, begin + x.shape[2], device=x.device)[:, None] * turns  # (L, h/2)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    cos, sin = turns.to(x.dtype)
     left, right = x.chunk(2, dim=3)
     return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=3)
 
@@ -134,7 +140,7 @@ def _rotated(x: Tensor, begin: int) -> Tensor:
 class Transformer(Baseline):
     """Causal attention within a window, positions by rotation; it is trained on windows cut at random."""
 
-    STEP = 16
+    STEP = 2 * HEADS
 
     def __init__(self, embedded: Tensor, hidden: int, batch_size: int) -> None:
         """As `Baseline`."""
@@ -146,8 +152,12 @@ class Transformer(Baseline):
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """As `Baseline`; the state is each layer's keys and values."""
         x, kept = self.into(F.embedding(tokens, self.embedded)), []
+        half = x.shape[2] // HEADS // 2
+        positions = torch.arange((state[0].shape[2] if state else 0) + x.shape[1], device=x.device)
+        angles = positions[:, None] * ROPE_BASE ** (-torch.arange(half, device=x.device) / half)
+        turns = torch.stack([angles.cos(), angles.sin()])
         for number, block in enumerate(self.blocks):
-            x, seen = block(x, state[2 * number : 2 * number + 2] if state else [])
+            x, seen = block(x, state[2 * number : 2 * number + 2] if state else [], turns)
             kept += seen
         return self.norm(self.out(x)), kept
 
@@ -170,9 +180,9 @@ class Transformer(Baseline):
             hidden, _ = self(tokens[where.clamp(max=last)])
             yield hidden[(where <= last) & ((columns >= self.window - half) | (some[:, None] == 0))]
 
-    def next_state(self, token: Tensor, state: State | None) -> State:
-        """As `Baseline`; never more than a window is kept."""
-        return super().next_state(token, state and [kept[:, :, 1 - self.window :] for kept in state])
+    def state_of(self, tokens: Tensor) -> State:
+        """As `Baseline`: of the last window."""
+        return super().state_of(tokens[-self.window :])
 
 
 MODELS: dict[str, type[Baseline]] = {"gru": Gru, "transformer": Transformer}

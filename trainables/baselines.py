@@ -47,14 +47,12 @@ class FittedBaseline:
     @torch.no_grad()
     def state_bytes(self, tokens: Tensor, lengths: tuple[int, ...]) -> list[int]:
         """What one sequence holds in memory behind its first so many tokens, in generation."""
-        state: State | None = None
-        found: dict[int, int] = {}
+        found = []
         with _precision(self.head, tokens):
-            for number, token in enumerate(tokens[: max(lengths)].view(-1, 1, 1), start=1):
-                state = self.model.next_state(token, state)
-                if number in lengths:
-                    found[number] = sum(tensor.numel() * tensor.element_size() for tensor in state)
-        return [found[length] for length in lengths]
+            for length in lengths:
+                state = self.model.state_of(tokens[:length])
+                found.append(sum(tensor.numel() * tensor.element_size() for tensor in state))
+        return found
 
 
 def _precision(head: FrozenHead, tokens: Tensor) -> torch.autocast:

@@ -42,7 +42,7 @@ class Contender:
     epochs: int
     seconds: float  # of one training, judging the validation split after each epoch included
     tokens_per_second: float  # training tokens times epochs, by those seconds
-    peak_bytes: int | None  # most memory held: what a GPU's tensors took, or by how much the process grew; None: unknown
+    peak_bytes: int | None  # most held: by a GPU's tensors, or by how much the process grew; None: unknown
     state_bytes: list[int]  # of one sequence in generation, behind each of `LENGTHS`
     points: list[tuple[str, int, float]] = field(default_factory=list)  # its curves, by the names of trainables.metrics
 
@@ -144,9 +144,7 @@ def _baseline(kind: str, config: RunConfig, inputs: Inputs, device: str, say: Sa
     like = LanguageModel(config.model_config(*table.shape), table, config.seed).to(device)
     splits = (inputs.corpus.train, inputs.corpus.validation, inputs.corpus.test)
     train, validation, test = (torch.tensor(s.tokens, dtype=torch.int64, device=device) for s in splits)
-    fitted = fit_baseline(
-        kind, like, train, validation, config.phase2, config.seed, on_epoch, Compute.of(device)
-    )
+    fitted = fit_baseline(kind, like, train, validation, config.phase2, config.seed, on_epoch, Compute.of(device))
     peak, result = memory.peak(), fitted.result
     return Contender(
         kind=kind,

@@ -74,7 +74,9 @@ def top_level_at_import(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("entry", ["search.asym_layers", "search.context_modes", "search.ui", "trainables.train"])
+@pytest.mark.parametrize(
+    "entry", ["search.asym_layers", "search.context_modes", "search.ui", "trainables.train", "trainables.compare"]
+)
 def test_importing_an_entry_imports_nothing_heavy(entry: str) -> None:
     seen, waiting = set(), [entry]
     while waiting:

@@ -4,7 +4,7 @@ import multiprocessing
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,17 @@ from trainables.baselines import fit_baseline
 from trainables.config import RunConfig
 from trainables.devices import choose_device
 from trainables.judge import TOP, Judgement, judge
+from trainables.phase1 import DivergedError
 from trainables.phase2 import Epoch, Stream, evaluate, ranks
-from trainables.pipeline import Inputs, Progress, run
+from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, Progress, run
 
 TWO_PHASE = "two-phase"
 LENGTHS = (100, 1_000, 10_000)  # tokens of a sequence behind which its state is weighed
 STATUS = Path("/proc/self/status")
+
+
+class NoResultError(Exception):
+    """A model ended without figures, for a reason of its configuration."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +176,21 @@ def contend(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: 
     def say(text: str) -> None:
         print(f"  {kind:<12} {text}  ({time.monotonic() - began:.0f} s)", flush=True)
 
-    if kind == TWO_PHASE:
-        return _two_phase(config, inputs, device, say)
-    return _baseline(kind, config, inputs, device, say)
+    try:
+        if kind == TWO_PHASE:
+            return _two_phase(config, inputs, device, say)
+        return _baseline(kind, config, inputs, device, say)
+    except (DivergedError, CollapsedError, DoesNotFitError) as error:
+        raise NoResultError(f"{kind}: {error}") from None
 
 
-def contest(config: RunConfig, inputs: Inputs, kinds: Sequence[str], gpus: float, threads: int) -> list[Contender]:
-    """One model after the other, each in a fresh process: what one leaves in memory is not another's."""
+def contest(config: RunConfig, inputs: Inputs, kinds: Sequence[str], gpus: float, threads: int) -> Iterator[Contender]:
+    """One model after the other, each in a fresh process: what one leaves in memory is not another's.
+
+    Raises:
+        NoResultError: a model diverged, collapsed or does not fit.
+    """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
-        return [pool.submit(contend, kind, config, inputs, gpus, threads).result() for kind in kinds]
+        for kind in kinds:
+            yield pool.submit(contend, kind, config, inputs, gpus, threads).result()

@@ -85,8 +85,12 @@ def _samples(text: str) -> int | None:
     return None if text == "all" else as_count(text)
 
 
-def build_parser(description: str) -> argparse.ArgumentParser:
-    """The parser; of a configuration's fields only those that were typed are in what it returns."""
+def build_parser(description: str, model_folder: bool = True) -> argparse.ArgumentParser:
+    """The parser; of a configuration's fields only those that were typed are in what it returns.
+
+    Args:
+        model_folder: whether there are the options on what becomes of the trained model.
+    """
     parser = Parser(description=description, allow_abbrev=False)
     what = parser.add_argument_group("what to train").add_mutually_exclusive_group(required=True)
     what.add_argument("--from-study", type=as_name, metavar="STUDY", help="a study in DIR that has finished trials")
@@ -98,12 +102,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument("--mlruns", type=as_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
     uri = "an MLflow server that takes the run instead of DIR/mlflow.db"
     group.add_argument("--tracking-uri", type=as_tracking_uri, metavar="URI", help=uri)
-    out = "the model's folder (default: DIR/models/, named after the configuration)"
-    group.add_argument("--out", type=as_folder, metavar="FOLDER", help=out)
-    group.add_argument("--overwrite", action="store_true", help="replace another model in that folder (default: not)")
-    register = "register the model under this name; it becomes the champion where it is the best (default: not)"
-    group.add_argument("--register", type=as_name, metavar="NAME", help=register)
-    group.add_argument("--force", action="store_true", help="make it the champion whatever it is (default: not)")
+    if model_folder:
+        _add_model_folder(group)
+    else:
+        parser.set_defaults(out=None, overwrite=False, register=None, force=False)
     group = parser.add_argument_group("on what")
     device = "(default: the trial's, where this machine has it; else a GPU if there is one)"
     group.add_argument("--device", choices=("cpu", "cuda"), help=device)
@@ -111,6 +113,15 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument("--threads", type=as_count, metavar="N", help=threads)
     _add_fields(parser.add_argument_group("the configuration", "what is not given is as in the study or file"))
     return parser
+
+
+def _add_model_folder(group: argparse._ArgumentGroup) -> None:
+    out = "the model's folder (default: DIR/models/, named after the configuration)"
+    group.add_argument("--out", type=as_folder, metavar="FOLDER", help=out)
+    group.add_argument("--overwrite", action="store_true", help="replace another model in that folder (default: not)")
+    register = "register the model under this name; it becomes the champion where it is the best (default: not)"
+    group.add_argument("--register", type=as_name, metavar="NAME", help=register)
+    group.add_argument("--force", action="store_true", help="make it the champion whatever it is (default: not)")
 
 
 def _add_fields(group: argparse._ArgumentGroup) -> None:

@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.errors import BadInputError, user_errors
 from search.interrupts import Interrupts
 from search.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.resume import keep, parse
 from search.spaces import Study
+from trainables.errors import BadInputError, user_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -121,7 +121,7 @@ class _Recorder(_Unpickled, Callback):
         config, number = assignment.config, assignment.number
         name = trial_name(config, assignment.replicate_of is not None)
         params = config.flat() | self._runtime
-        self._seen[number] = TrialRecord(config.config_hash(), number, config.seed)
+        self._seen[number] = TrialRecord(config.config_hash(), number, config.seed, config=config.flat())
         self._runs[number] = config.config_hash()
         self._tracker.put(
             "start_trial",
@@ -173,7 +173,8 @@ class _Recorder(_Unpickled, Callback):
         elif last.get(FINAL):
             self._open.discard(number)
             self._alike = []
-            self._keep(number, "finished", documents=last[DOCUMENTS])
+            runtime = self._runtime | {"compute": last[COMPUTE]}
+            self._keep(number, "finished", result={**last[DOCUMENTS], "metrics": last[FINAL], "runtime": runtime})
             self._ledger.complete(number, last[FINAL], last[COMPUTE])
             self._tracker.put(
                 "finish_trial",
@@ -222,9 +223,9 @@ class _Recorder(_Unpickled, Callback):
         self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=figures)
         self._display.prune(number, reason)
 
-    def _keep(self, number: int, status: str, reason: str = "", documents: dict[str, Any] | None = None) -> None:
+    def _keep(self, number: int, status: str, reason: str = "", result: dict[str, Any] | None = None) -> None:
         """Write the trial's record: before the ledger has its end, so that what has ended has a record."""
-        record = self._seen.pop(number).ended(status, reason, documents)
+        record = self._seen.pop(number).ended(status, reason, result)
         path = self._records.trial_record(self._ledger.name, record.config_hash)
         write_trial_record(path, record)
         self._tracker.put("log_file", self._runs[number], file=str(path))

@@ -19,11 +19,11 @@ from trainables import pipeline as pipeline_module
 from trainables.artifacts import ArtifactStore
 from trainables.config import Phase1Config, Phase2Config
 from trainables.corpus import load_corpus
+from trainables.devices import choose_device
 from trainables.phase1 import STATE_STD, fit_phase1
 from trainables.phase2 import Stream, fit_phase2
 from trainables.pipeline import DoesNotFitError, Inputs, run
 from trainables.sources import resolve_data, resolve_embedding
-from trainables.two_phase import choose_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

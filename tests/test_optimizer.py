@@ -56,3 +56,23 @@ def test_weights_are_kept_and_come_back() -> None:
     assert all(not torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
     flat.load(kept)
     assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
+
+
+def test_a_copy_with_its_state_goes_on_alike() -> None:
+    module, inputs = small(), torch.randn(4, 5, dtype=torch.float64)
+    flat = FlatAdam(module, 0.01, 1.0, Compute())
+
+    def step(its_module: nn.Module, optimizer: FlatAdam) -> None:
+        optimizer.grad.zero_()
+        run(its_module, inputs).backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step(module, flat)
+    other = small()
+    copied = FlatAdam(other, 0.01, 1.0, Compute())
+    copied.load_state({name: tensor.clone() for name, tensor in flat.state().items()})
+    for _ in range(2):
+        step(module, flat)
+        step(other, copied)
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), other.parameters(), strict=True))

@@ -64,3 +64,25 @@ class FlatAdam:
     def load(self, weights: Tensor) -> None:
         """Take over what `weights` returned."""
         self.flat.copy_(weights)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, both moments and the number of steps taken: all that the next step depends on beside the gradient.
+
+        # (P,), (P,), (P,), ()
+        """
+        return {
+            "weights": self.flat,
+            "means": torch.cat(self.means),
+            "squares": torch.cat(self.squares),
+            "steps": self.counts[0],
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        self.load(state["weights"])
+        for pieces, kept in ((self.means, state["means"]), (self.squares, state["squares"])):
+            for piece, value in zip(pieces, kept.split(len(pieces[0])), strict=True):
+                piece.copy_(value)
+        for count in self.counts:
+            count.copy_(state["steps"])

@@ -98,6 +98,14 @@ def document_text(record: object) -> str:
     return text
 
 
+def is_chat(data: DataSource) -> bool:
+    """Whether the documents are conversations; of a file, whether its first one is."""
+    if data.kind != "jsonl":
+        return data.kind == "ultrachat"
+    lines = (line.strip().removeprefix("\ufeff") for line in _decoded_lines(Path(data.location), data.spec))
+    return json.loads(next(filter(None, lines))).get("messages") is not None
+
+
 def read_documents(lines: Iterable[str], name: str) -> Iterator[str]:
     """The documents of JSON lines in order; blank lines and blank texts are none.
 

@@ -17,7 +17,6 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
 
 from search.budgets import UNLIMITED, Budgets
 from search.pruning import Judge
@@ -44,6 +43,7 @@ from search.results import (
     trial_config,
 )
 from search.spaces import NO_SCHEDULER, SAMPLERS, Point, Study
+from search.storage import WriteThrough
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 
@@ -92,13 +92,8 @@ class Ledger(Results):
         """
         self.study, self.seeds = study, seeds
         wanted = json.loads(json.dumps(study.definition()))
-        self.storage = open_storage(database)
-        self._read: list[FrozenTrial] | None = None  # all trials, as long as nothing is written
-        event.listen(self.storage.engine, "before_cursor_execute", self._forget_what_was_read)
-        self._ids: dict[int, int] = {}  # trial number -> Optuna's id of it
-        super().__init__(
-            optuna.create_study(storage=self.storage, study_name=name, direction="minimize", load_if_exists=True)
-        )
+        self.storage = WriteThrough(open_storage(database), name)
+        super().__init__(optuna.load_study(storage=self.storage, study_name=name))
         stored = self.optuna.user_attrs.get(DEFINITION)
         if stored is None:
             self.optuna.set_user_attr(DEFINITION, wanted)
@@ -173,15 +168,6 @@ class Ledger(Results):
     def _without_replicates(self) -> list[FrozenTrial]:
         return [t for t in self._trials() if REPLICATE_OF not in t.user_attrs]
 
-    def _forget_what_was_read(self, connection: object, cursor: object, statement: str, *rest: object) -> None:
-        if not statement.startswith("SELECT"):
-            self._read = None
-
-    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        if self._read is None:  # nine queries; and no other process writes to this study
-            self._read = self.optuna.get_trials(deepcopy=False)
-        return [t for t in self._read if not states or t.state in states]  # none named: all
-
     def made(self) -> int:
         """How many configurations have ended."""
         return len(self._made(*ENDED))
@@ -240,17 +226,19 @@ class Ledger(Results):
     def _next_own(self) -> Assignment | None:
         """The next configuration of the study's own seed."""
         for _ in range(MAX_REPEATS):
-            if not self._queue() and self.study.sampler is None:
-                return None  # an exact grid: all asked for
-            assignment = self._ask()
+            with self.storage.at_once():
+                if not self._queue() and self.study.sampler is None:
+                    return None  # an exact grid: all asked for
+                assignment = self._ask()
             if assignment is not None:
                 return assignment
         untried = self._untried()
         if not untried:
             return None
         rng = random.Random(f"{self.study.base.seed}:untried:{self._proposals()}")
-        self.optuna.enqueue_trial(self.study.space.params(rng.choice(untried)))
-        return self._ask()
+        with self.storage.at_once():
+            self.optuna.enqueue_trial(self.study.space.params(rng.choice(untried)))
+            return self._ask()
 
     def _ask(self) -> Assignment | None:
         """Ask the sampler once; None where it proposed what is known already, which is answered on the spot."""
@@ -316,10 +304,11 @@ class Ledger(Results):
     def _next_replicate(self) -> Assignment | None:
         if self.undecided() or not (missing := self.open_replicates()):
             return None
-        if not self._trials(TrialState.WAITING):  # one may wait where a driver was killed
-            trial, seed = missing[0]
-            self.optuna.enqueue_trial(trial.params, user_attrs={REPLICATE_OF: trial.number, SEED: seed})
-        return self._ask()
+        with self.storage.at_once():
+            if not self._trials(TrialState.WAITING):  # one may wait where a driver was killed
+                trial, seed = missing[0]
+                self.optuna.enqueue_trial(trial.params, user_attrs={REPLICATE_OF: trial.number, SEED: seed})
+            return self._ask()
 
     def _config(self, point: Point) -> RunConfig:
         return self.study.base.replace(**point)
@@ -330,7 +319,7 @@ class Ledger(Results):
             return
         if known.state == TrialState.PRUNED:  # its value is that of its last epoch, which Optuna looks up itself
             for epoch, ppl in known.intermediate_values.items():
-                self.storage.set_trial_intermediate_value(self._trial_id(number), epoch, ppl)
+                self.storage.set_trial_intermediate_value(number, epoch, ppl)
         value = known.value if known.state == TrialState.COMPLETE else None
         self._tell(number, value, known.state, {REPEAT_OF: known.number})
 
@@ -345,7 +334,7 @@ class Ledger(Results):
 
     def epoch(self, number: int, epoch: int, value: float) -> str:
         """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
-        self.storage.set_trial_intermediate_value(self._trial_id(number), epoch, value)
+        self.storage.set_trial_intermediate_value(number, epoch, value)
         if self._judge is None:
             return ""
         trial = self._trial(number)
@@ -371,16 +360,10 @@ class Ledger(Results):
         for parked in self._parked.pop(known.user_attrs[HASH], []):
             self._answer(parked, known)
 
-    def _trial_id(self, number: int) -> int:
-        if number not in self._ids:
-            study_id = self.storage.get_study_id_from_name(self.name)
-            self._ids[number] = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
-        return self._ids[number]
-
     def _trial(self, number: int) -> FrozenTrial:
-        return self.storage.get_trial(self._trial_id(number))
+        return self.storage.get_trial(number)
 
     def _tell(self, number: int, value: float | None, state: TrialState, attrs: dict[str, Any]) -> None:
         for key, attr in attrs.items():
-            self.storage.set_trial_user_attr(self._trial_id(number), key, attr)
+            self.storage.set_trial_user_attr(number, key, attr)
         self.optuna.tell(number, value, state=state)

@@ -30,7 +30,7 @@ class ModelRun:
         Raises:
             ValueError: it cannot be used.
         """
-        self.client, self.experiment_id = open_experiment(records, EXPERIMENT, tracking_uri)
+        self.client, self.experiment_id, _ = open_experiment(records, EXPERIMENT, tracking_uri)
         self.run_id, self._say = "", say
         self._last_step: dict[str, int] = {}  # of a reopened run's curves
         self._waiting: list[Metric] = []

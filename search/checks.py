@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 from trainables.surroundings import count_gpus
 
@@ -17,6 +19,21 @@ def check_cluster(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
         raise ValueError(f"no Ray cluster listens at {address} ({error}): check `ray status` there") from None
+
+
+def token_mode(address: str) -> str:
+    """What `RAY_AUTH_MODE` must be for this cluster, "token" or "disabled"; asked before Ray is imported.
+
+    A driver whose mode is not the cluster's either is refused after half a minute, or is let in and loses every trial:
+    it turns the cluster's own calls away.
+    """
+    line = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    without = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    try:
+        done = subprocess.run(line, env=without, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:  # `start_ray` will say what is wrong there
+        return "disabled"
+    return "token" if "AuthenticationError" in done.stderr else "disabled"
 
 
 def check_machine(cpus: float, gpus: float | None) -> None:

@@ -33,7 +33,7 @@ def start_ray(address: str | None) -> None:
         return
     try:
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ValueError(
             f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): check `ray status` there, that "
             "both hosts have the same ~/.ray/auth_token if it wants one (RAY_AUTH_MODE=token), "

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.checks import token_mode
 from search.interrupts import Interrupts
 from search.lock import study_lock
 from search.options import Settings, build_parser, check
@@ -40,6 +41,7 @@ QUIET = {
     # The spool tries again itself; MLflow's own seven times with growing pauses would hold it up for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run that ends, in the middle of the display
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search.interrupts` hears the signals and tells Tune
     "TOKENIZERS_PARALLELISM": "true",
 }
@@ -60,9 +62,8 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
             study = make_study(settings)
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
-        if settings.address is not None and (Path.home() / ".ray" / "auth_token").exists():
-            # A cluster that was started where a token file lies wants the token. Ray reads this when it is imported.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if settings.address is not None and "RAY_AUTH_MODE" not in os.environ:  # Ray reads it when it is imported
+            os.environ["RAY_AUTH_MODE"] = token_mode(settings.address)
         return _run(settings, study, lambda folder: keep(args, settings, sys.argv[0], folder), interrupts)
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -241,13 +242,16 @@ class _StudyRun:
         )
         return task.remote(self.study.base, *arguments)
 
-    @staticmethod
-    def _prepared(refs: Any) -> tuple[Any, dict[str, Any]]:
+    def _prepared(self, refs: Any) -> tuple[Any, dict[str, Any]]:
         import ray
 
         inputs, summary = refs
         try:
-            return inputs, ray.get(summary)
+            if self.settings.address is None:
+                return inputs, ray.get(summary)
+            # Kept by this process: if they lay on a node that dies, they could be made again only where a trial that
+            # waits for them holds the CPUs.
+            return ray.put(ray.get(inputs)), ray.get(summary)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):
                 raise BadInputError(str(error.cause)) from error

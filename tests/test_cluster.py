@@ -1,7 +1,20 @@
+"""What each trial gets of a cluster, and a real one of two nodes that loses one."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 import ray
+from optuna.trial import TrialState
+from ray.cluster_utils import Cluster
+from test_study import command, descendants, made, mlflow_runs, optuna_trials, wait_for
 
 from search.cluster import Resources, plan_resources
+from search.ledger import LOST
+from search.results import METRICS, REASON
+from trainables.metrics import PHASE1_SHARED
 
 
 def on(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
@@ -34,3 +47,58 @@ def test_what_no_single_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) 
         plan_resources(4, None, None)
     with pytest.raises(ValueError, match=r"--gpus-per-trial 2 .*\n?.*at most 1 GPUs"):
         plan_resources(1, 2, None)
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Two nodes of one CPU each, the first one the head; a node that dies is missed after two seconds."""
+    for name, value in {"period_ms": 500, "failure_threshold": 4, "initial_delay_ms": 0}.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)  # an earlier test's Ray may have set it; the driver finds out
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def raylet(node: ray._private.node.Node) -> int:
+    """The process that a node's workers are children of."""
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
+def test_a_node_that_dies_costs_a_study_nothing_but_time(two_nodes: Cluster, chat_file: Path, tmp_path: Path) -> None:
+    (second,) = two_nodes.worker_nodes
+
+    def trains(node: ray._private.node.Node) -> bool:
+        return any(line.startswith("ray::ImplicitFunc.train") for line in descendants(raylet(node)).values())
+
+    options = ("--epochs", "40", "--trials", "4", "--address", two_nodes.address)
+    line = command("search/asym_layers.py", chat_file, tmp_path, *options)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_for(process, "2 trial(s) at once")
+        wait_until(lambda: trains(two_nodes.head_node) and trains(second))
+        wait_for(process, "2/4")
+        wait_until(lambda: trains(second))
+        two_nodes.remove_node(second, allow_graceful=False)
+        output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    assert "the worker process died: it is run again" in output
+    assert "4 trials finished, 0 failed" in output
+    trials = optuna_trials(tmp_path)
+    assert [t.user_attrs[REASON] for t in trials if t.state == TrialState.FAIL] == [LOST]
+    # Each of the two was trained on one of the nodes, and the head, where the last trials ran, found both.
+    assert sum(t.user_attrs[METRICS][PHASE1_SHARED] for t in made(trials)) == 2
+    _, children, _ = mlflow_runs(tmp_path)
+    assert [run.info.status for run in children] == ["FINISHED"] * 4

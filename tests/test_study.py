@@ -258,7 +258,7 @@ def test_diverged_trials_are_recorded_as_failed_and_none_succeeding_exits_with_1
     assert all(r.data.tags["reason"].startswith("Phase 2 diverged: loss nan") for r in children)
 
 
-def _wait_for(process: subprocess.Popen[str], text: str) -> None:
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
     """Read the process's lines until one holds `text`."""
     assert process.stdout is not None
     for line in process.stdout:
@@ -274,8 +274,8 @@ def test_a_signal_ends_cleanly_and_the_same_command_continues(
     options = ("--epochs", "60", "--trials", "4", "--max-concurrent", "1")
     line = command("search/asym_layers.py", chat_file, tmp_path, *options)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        _wait_for(process, "1/4")
-        _wait_for(process, "started")
+        wait_for(process, "1/4")
+        wait_for(process, "started")
         process.send_signal(ending)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + ending, output + errors
@@ -297,7 +297,7 @@ def test_a_signal_ends_cleanly_and_the_same_command_continues(
     assert [r.info.status for r in children] == ["FINISHED"] * 4
 
 
-def _descendants(pid: int) -> dict[int, str]:
+def descendants(pid: int) -> dict[int, str]:
     """Process id → command line of everything below `pid`."""
     parents, lines = {}, {}
     for entry in Path("/proc").iterdir():
@@ -322,9 +322,9 @@ def test_a_killed_worker_is_replaced_and_its_trial_run_again(chat_file: Path, tm
     options = ("--epochs", "40", "--trials", "4", "--max-concurrent", "1")
     line = command("search/asym_layers.py", chat_file, tmp_path, *options)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        _wait_for(process, "started")
+        wait_for(process, "started")
         deadline = time.monotonic() + 60
-        while not (workers := [p for p, c in _descendants(process.pid).items() if c.startswith("ray::ImplicitFunc")]):
+        while not (workers := [p for p, c in descendants(process.pid).items() if c.startswith("ray::ImplicitFunc")]):
             assert time.monotonic() < deadline, "no worker was seen"
             time.sleep(0.05)
         os.kill(workers[0], signal.SIGKILL)

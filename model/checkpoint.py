@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -77,19 +78,22 @@ def _read_config(folder: Path) -> ModelConfig:
     return config
 
 
-def _check_shapes(config: ModelConfig, weights: Path) -> None:
-    """Compare what the file says it holds with the sizes, before any of it takes memory."""
-    with safe_open(weights, framework="pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    try:
-        with torch.device("meta"):  # shapes without memory
-            empty = LanguageModel(config, torch.empty(config.vocab_size, config.embedding_dim), seed=0)
-    except RuntimeError as error:
-        raise ValueError(f"the sizes in {CONFIG} are beyond any memory: {error}") from error
-    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    if found != expected:
-        differ = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        raise ValueError(f"{WEIGHTS} is not of these sizes: {differ[0]} is {found.get(differ[0], 'not there')}")
+def _read_weights(config: ModelConfig, file: Path, device: torch.device | str) -> LanguageModel:
+    with safe_open(file, framework="pt") as opened:  # before any of it takes memory
+        held = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    if held != config.total_params:
+        raise ValueError(f"{WEIGHTS} has {held:,} numbers, a model of these sizes {config.total_params:,}")
+    weights = load_file(file, device=str(device))
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found.get("table") != (config.vocab_size, config.embedding_dim):
+        raise ValueError(f"{WEIGHTS} is not of these sizes: table is {found.get('table', 'not there')}")
+    model = LanguageModel(config, weights["table"], seed=0).to(device)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{WEIGHTS} is not of these sizes: {name} is {found.get(name, 'not there')}")
+    model.load_state_dict(weights)
+    return model
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> LanguageModel:
@@ -99,15 +103,10 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LanguageMode
         ValueError: a file is missing, or not as it was saved, or weights and config disagree.
     """
     try:
-        config = _read_config(folder)
-        _check_shapes(config, folder / WEIGHTS)
-        weights = load_file(folder / WEIGHTS, device=str(device))
-        model = LanguageModel(config, weights["table"], seed=0).to(device)
-        model.load_state_dict(weights)
+        return _read_weights(_read_config(folder), folder / WEIGHTS, device)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no usable model folder: {error}") from error
     except Exception as error:  # safetensors raises a type of its own, derived from Exception alone
         if type(error).__name__ != "SafetensorError":
             raise
         raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    return model

@@ -82,8 +82,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no size": (lambda f: edit_config(f, context_dim=0), "at least 1"),
     "unknown mode": (lambda f: edit_config(f, context_mode="sideways"), "unknown context mode"),
     "another mode": (lambda f: edit_config(f, seal=False, context_mode="final_only"), "saved together"),
-    "absurd width": (lambda f: edit_config(f, embedding_dim=10**9), "not of these sizes"),
-    "beyond any memory": (lambda f: edit_config(f, context_dim=10**15), "beyond any memory"),
+    "absurd width": (lambda f: edit_config(f, embedding_dim=10**9), "has 4,184 numbers"),
+    "beyond any memory": (lambda f: edit_config(f, context_dim=10**15), "has 4,184 numbers"),
     "truncated": (lambda f: os.truncate(f / WEIGHTS, 5_000), "saved together"),
     "truncated and sealed": (lambda f: (os.truncate(f / WEIGHTS, 5_000), edit_config(f)), "damaged"),
     "one bit": (
@@ -95,9 +95,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: ((f / TOKENIZER).write_text("{}"), edit_config(f)),
         "no usable tokenizer",
     ),
-    "missing tensor": (lambda f: edit_weights(f, lambda a: a.pop("input_norm.bias")), "input_norm.bias is not there"),
-    "foreign tensor": (lambda f: edit_weights(f, lambda a: a.update(wte=a["table"])), "wte is "),
-    "wrong shape": (lambda f: edit_weights(f, lambda a: a.update(table=a["table"][:, :5].copy())), "table is "),
+    "missing tensor": (lambda f: edit_weights(f, lambda a: a.pop("input_norm.bias")), "numbers"),
+    "foreign tensors": (lambda f: edit_weights(f, lambda a: a.update(wte=a.pop("table"))), "table is not there"),
+    "another name": (lambda f: edit_weights(f, lambda a: a.update(ln=a.pop("input_norm.bias"))), "bias is not there"),
+    "turned": (lambda f: edit_weights(f, lambda a: a.update(table=a["table"].T.copy())), r"table is \(12, "),
     "pickle": (lambda f: (torch.save({}, f / WEIGHTS), edit_config(f)), "damaged"),
 }
 

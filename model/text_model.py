@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.checkpoint import TOKENIZER, load_model
-from model.compute import Compute
+from model.compute import Compute, usable_device
 from model.contexts import StreamContexts, exact_contexts
 from model.continuation import Continuation
 from model.head import FrozenHead
@@ -76,7 +76,10 @@ class TextModel:
         Raises:
             ValueError: `text` holds half of a surrogate pair.
         """
-        _require_unicode(text)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("half of a surrogate pair is no valid text") from None
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -238,34 +241,9 @@ class TextModel:
         return torch.cat(losses), torch.cat(correct)
 
 
-def _require_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair is no valid text") from None
-
-
-def _usable(device: str | None) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used: {str(error).strip().partition(chr(10))[0]}") from None
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, not {device!r}")
-    return found
-
-
 def load_text_model(where: str | Path, device: str | None = None) -> TextModel:
     """As `model.load`."""
-    on = _usable(device)
+    on = usable_device(device)
     with model_folder(where) as folder:
         network = load_model(folder, on)
         try:

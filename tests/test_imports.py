@@ -45,7 +45,7 @@ def test_imports_point_from_search_over_trainables_to_model(package: str, above:
     ("library", "allowed"),
     [
         ("ray", {"trainables.two_phase", "search.cluster", "search.tuner", "search.driver"}),
-        ("mlflow", {"trainables.tracking", "trainables.registry", "trainables.served", "model.registered"}),
+        ("mlflow", {"trainables.tracking", "trainables.registry", "model.registered"}),
         ("datasets", {"trainables.corpus"}),
         ("transformers", {"trainables.corpus", "trainables.embeddings"}),
     ],

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from search.verdict import Losses, bootstrap, combined_interval, differences, documents_intervals, seeds_interval
+from search.verdict import combined_interval, differences, seeds_interval
+from trainables.resampling import Losses, bootstrap, documents_intervals
 
 STUDIES = 600
 

@@ -54,7 +54,7 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OSError)  # connections, timeouts (requests' errors are OSErrors), a full disk
 
 
-def _initialise(records: Records) -> None:
+def initialise(records: Records) -> None:
     """Make the database whole or not at all: one that was cut off half made could never be opened again."""
     if records.mlflow_database.exists():
         return
@@ -84,7 +84,7 @@ class Tracker:
             # A fresh database that two processes initialise at once fails in most of them.
             with FileLock(records.root / ".mlflow.lock"):
                 if tracking_uri is None:
-                    _initialise(records)
+                    initialise(records)
                 self.client = MlflowClient(tracking_uri or records.tracking_uri)
                 found = self.client.get_experiment_by_name(study)
                 if found is None:

@@ -1,0 +1,216 @@
+"""MLflow's model registry: a model folder becomes a version of a name, the best one its `champion`.
+
+A version is the folder itself and the code of `model`, no pickle: what loads it needs MLflow, torch, safetensors and
+tokenizers, and nothing of this project. Which one is better is said by the losses by document that lie in `run.json`.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, get_model_info
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
+
+import model
+from model import served
+from model.text_model import load_text_model
+from trainables.records import Records
+from trainables.resampling import Losses, bootstrap, documents_intervals
+from trainables.tracking import initialise
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one file of a few kB
+
+CHAMPION = "champion"
+EXPERIMENT = "registered-models"  # the runs that the versions were logged by
+RUN = "run.json"  # of a model folder: how it was trained, and how it did
+VALIDATION_TAG, PPL_TAG, REASON_TAG = "validation", "val_ppl", "reason"
+SQLITE = "sqlite:///"
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string")]),
+    outputs=Schema(
+        [
+            ColSpec(Array("string"), "next_tokens"),
+            ColSpec(Array("double"), "next_logprobs"),
+            ColSpec(Array("double"), "logprobs"),
+        ]
+    ),
+    params=ParamSchema([ParamSpec("k", "long", served.NEXT_TOKENS)]),
+)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What became of a model."""
+
+    version: int
+    champion: bool  # whether `NAME@champion` is this version now
+    reason: str  # why, in a few words
+
+
+@dataclass(frozen=True, eq=False)
+class _Validation:
+    """How a model did on its validation documents."""
+
+    digest: str  # of the tokens and the tokenizer
+    losses: Losses  # one row
+
+    @classmethod
+    def read(cls, file: Path) -> "_Validation":
+        """Those of a model's `run.json`.
+
+        Raises:
+            ValueError: it has none.
+        """
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))["validation"]
+            nats, targets = (np.asarray(found[name], dtype=np.float64) for name in ("nats", "targets"))
+            digest = found["digest"]
+            if not isinstance(digest, str) or nats.ndim != 1 or nats.shape != targets.shape or targets.sum() <= 0:
+                raise ValueError("digest, nats and targets are of the wrong form")
+            return cls(digest, Losses(nats[None], targets))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{file} does not say how the model did in validation: {reason}") from error
+
+
+@contextmanager
+def _store(tracking_uri: str) -> Iterator[MlflowClient]:
+    """MLflow's own functions at work on this store, and as before afterwards.
+
+    No other process registers in the same database meanwhile; a server is not locked.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    with contextlib.ExitStack() as stack:
+        if tracking_uri.startswith(SQLITE):
+            records = Records.at(_beside(tracking_uri))
+            records.root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(records.root / ".mlflow.lock"))  # the tracker's
+            if tracking_uri == records.tracking_uri:
+                initialise(records)
+        mlflow.set_tracking_uri(tracking_uri)
+        try:
+            yield MlflowClient(tracking_uri)
+        except MlflowException as error:
+            raise ValueError(f"MLflow refuses: {str(error).strip().partition(chr(10))[0]}") from error
+        finally:
+            mlflow.set_tracking_uri(before)
+
+
+def _beside(tracking_uri: str) -> Path:
+    """The folder of a database."""
+    return Path(tracking_uri.removeprefix(SQLITE)).absolute().parent
+
+
+def register_model(folder: Path, name: str, tracking_uri: str, force: bool = False) -> Registration:
+    """Make `folder` the next version of `name`, and its champion if it is better than the one before.
+
+    Better means that the 95 % interval of the difference in validation loss, by a paired bootstrap over documents,
+    lies below zero.
+
+    Args:
+        folder: a model folder with `run.json`.
+        tracking_uri: MLflow's store, `sqlite:///PATH` or a server's.
+        force: the champion, better or not, also where the two cannot be compared.
+
+    Raises:
+        ValueError: the folder is no usable model, the champion was judged on other validation data or by another
+            tokenizer, or MLflow refuses; nothing was registered.
+    """
+    load_text_model(folder, "cpu")
+    ours = _Validation.read(folder / RUN)
+    with _store(tracking_uri) as client:
+        champion = _champion(client, name)
+        if champion is None:
+            better, reason = True, "no champion before it"
+        else:
+            better, reason = _compare(f"{name} version {champion}", _validation_of(name, champion), ours, force)
+        found = _log(client, folder, name, {VALIDATION_TAG: ours.digest, PPL_TAG: f"{np.exp(ours.losses.mean):.4f}"})
+        client.set_model_version_tag(name, str(found), REASON_TAG, reason)
+        if better:
+            client.set_registered_model_alias(name, CHAMPION, str(found))
+    return Registration(found, better, reason)
+
+
+def _champion(client: MlflowClient, name: str) -> int | None:
+    """The version that is the champion of `name`; the name is made if need be."""
+    try:
+        aliases = client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        client.create_registered_model(name)
+        aliases = {}
+    return int(aliases[CHAMPION]) if CHAMPION in aliases else None
+
+
+def _validation_of(name: str, version: int) -> _Validation:
+    """A version's, fetched without its weights."""
+    uri = f"models:/{name}/{version}"
+    data = get_model_info(uri).flavors["python_function"]["data"]
+    with tempfile.TemporaryDirectory() as scratch:
+        fetched = mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{data}/{RUN}", dst_path=scratch)
+        return _Validation.read(Path(fetched))
+
+
+def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) -> tuple[bool, str]:
+    """Whether ours is to be the champion, and why.
+
+    Raises:
+        ValueError: they cannot be compared.
+    """
+    comparable = ours.digest == theirs.digest and np.array_equal(ours.losses.targets, theirs.losses.targets)
+    if not comparable and not force:
+        raise ValueError(f"{other}, the champion, was judged on other validation data or by another tokenizer")
+    if not comparable:
+        return True, f"forced: cannot be compared with {other}"
+    number = len(ours.losses.targets)
+    drawn = bootstrap([theirs.losses, ours.losses])
+    loss, _ = documents_intervals(theirs.losses, ours.losses, drawn[:, 0], drawn[:, 1])
+    value, low, high = (100 * np.expm1(x) for x in (loss.value, loss.low, loss.high))
+    shown = f"PPL {value:+.1f} % [{low:+.1f}, {high:+.1f}] against {other}, {number} documents"
+    better = loss.high < 0 and number > 1  # one document gives no interval
+    if better:
+        return True, f"better: {shown}"
+    return force, f"{'forced' if force else 'not better'}: {shown}"
+
+
+def _log(client: MlflowClient, folder: Path, name: str, tags: dict[str, str]) -> int:
+    """Log the folder as a model of MLflow's and make it a version of `name`; the version."""
+    packages = ("torch", "safetensors", "tokenizers")
+    with mlflow.start_run(experiment_id=_experiment(client), run_name=name) as run, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*An input example was not provided")
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module=served.__name__,
+            data_path=str(folder.absolute()),
+            code_paths=[str(Path(model.__file__).parent)],
+            signature=SIGNATURE,
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in packages],
+        )
+    made = client.create_model_version(name, info.model_uri, run.info.run_id, tags, model_id=info.model_id)
+    return int(made.version)
+
+
+def _experiment(client: MlflowClient) -> str:
+    """The id of the experiment that holds the files; a database keeps them beside itself."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        uri = client.tracking_uri
+        where = (_beside(uri) / "artifacts" / EXPERIMENT).as_uri() if uri.startswith(SQLITE) else None
+        return str(client.create_experiment(EXPERIMENT, where))
+    return str(found.experiment_id)

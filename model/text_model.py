@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.checkpoint import TOKENIZER, load_model
 from model.compute import Compute, usable_device
-from model.contexts import StreamContexts, exact_contexts
+from model.contexts import StreamContexts, exact_contexts, full_products
 from model.continuation import Continuation
 from model.head import FrozenHead
 from model.language_model import LanguageModel
@@ -189,6 +189,7 @@ class TextModel:
             state = contexts.final[-1]
         return self.step(tokens[-1], state)
 
+    @full_products()
     def step(self, token: int, state: Tensor) -> tuple[Tensor, Tensor]:
         """Read one token by one step of the recurrence.
 
@@ -227,6 +228,7 @@ class TextModel:
             state = contexts.final[-1]
             yield piece, contexts
 
+    @full_products()
     def _judge(self, stream: Tensor) -> tuple[Tensor, Tensor]:
         """Losses in nats and hits of the targets `stream[1:]`.  # (N-1,) float, (N-1,) bool"""
         model, begin = self.network, 1

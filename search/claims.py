@@ -14,10 +14,9 @@ from scipy import stats
 from model.modes import CONTEXT_MODES
 from search.evidence import NO_LOSSES, ON_DOCUMENTS, Evidence, percent
 from search.results import METRICS, trial_config
-from search.verdict import combined_interval
+from search.verdict import LEVEL, Interval, combined_interval
 from trainables.config import RunConfig
 from trainables.metrics import CONVERGENCE, SWEEPS
-from trainables.resampling import LEVEL, Interval
 
 SUPPORTED, NOT_SUPPORTED, CONTRADICTED, NOT_TESTED = "supported", "not supported", "contradicted", "not tested here"
 CELLS = ((1, 1), (2, 1), (1, 2), (2, 2))  # context layers, token layers

@@ -8,9 +8,8 @@ import numpy as np
 from search.leaderboard import trial_name
 from search.results import HASH, Configuration, Results
 from search.trial_records import read_trial_record
-from search.verdict import Difference, differences
+from search.verdict import Difference, Interval, Losses, differences
 from trainables.records import Records
-from trainables.resampling import Interval, Losses
 
 NO_LOSSES = "no per-document losses"
 AHEAD, TIE, BEHIND = "ahead", "tie", "behind"  # of a configuration, seen from the leader

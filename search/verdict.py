@@ -23,9 +23,38 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 from scipy import stats
 
-from trainables.resampling import LEVEL, Interval, Losses, bootstrap, documents_intervals
+from trainables.bootstrap import LEVEL, Interval, percentiles, resampled_sums
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """One configuration's validation losses."""
+
+    nats: np.ndarray  # (seeds, documents) summed over each document's targets
+    targets: np.ndarray  # (documents,) how many
+
+    @property
+    def by_seed(self) -> np.ndarray:
+        """Mean loss of each seed, nats.  # (seeds,)"""
+        by_seed: np.ndarray = self.nats.sum(axis=1) / self.targets.sum()
+        return by_seed
+
+    @property
+    def mean(self) -> float:
+        """Mean loss over seeds, nats: the log of the geometric mean PPL."""
+        return float(self.by_seed.mean())
+
+    def influence(self) -> np.ndarray:
+        """What each document adds to each seed's mean loss, centred: linearised, times the number of documents.
+
+        # (seeds, documents)
+        """
+        share = self.targets / self.targets.mean()
+        influence: np.ndarray = self.nats / self.targets.mean() - share * self.by_seed[:, None]
+        return influence
 
 
 @dataclass(frozen=True)
@@ -42,6 +71,21 @@ class Difference:
     def seeds_tested(self) -> bool:
         """Whether another seed has been allowed for."""
         return self.seeds is not None
+
+
+def bootstrap(configurations: list[Losses], seed: int = 0) -> np.ndarray:
+    """Mean losses on resampled documents; every configuration sees the same ones.  # (RESAMPLES, configurations)"""
+    averaged = [losses.nats.mean(axis=0) for losses in configurations]  # (documents,) each
+    drawn = resampled_sums(np.stack([*averaged, configurations[0].targets], axis=1), seed)
+    means: np.ndarray = drawn[:, :-1] / drawn[:, -1:]
+    return means
+
+
+def documents_intervals(a: Losses, b: Losses, drawn_a: np.ndarray, drawn_b: np.ndarray) -> tuple[Interval, Interval]:
+    """b minus a over documents, in mean loss and in PPL: percentiles of the bootstrap."""
+    loss = percentiles(b.mean - a.mean, drawn_b - drawn_a)
+    ppl = percentiles(float(np.exp(b.mean) - np.exp(a.mean)), np.exp(drawn_b) - np.exp(drawn_a))
+    return loss, ppl
 
 
 def _welch(parts: list[tuple[float, float]]) -> tuple[float, float]:

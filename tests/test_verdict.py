@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from search.verdict import combined_interval, differences, seeds_interval
-from trainables.resampling import Losses, bootstrap, documents_intervals
+from search.verdict import Losses, bootstrap, combined_interval, differences, documents_intervals, seeds_interval
 
 STUDIES = 600
 

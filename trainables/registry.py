@@ -28,8 +28,8 @@ from mlflow.types.schema import Array
 import model
 from model import served
 from model.text_model import load_text_model
+from trainables.bootstrap import percentiles, resampled_sums
 from trainables.records import Records
-from trainables.resampling import Losses, bootstrap, documents_intervals
 from trainables.tracking import initialise
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one file of a few kB
@@ -67,7 +67,8 @@ class _Validation:
     """How a model did on its validation documents."""
 
     digest: str  # of the tokens and the tokenizer
-    losses: Losses  # one row
+    nats: np.ndarray  # (documents,) summed over each document's targets
+    targets: np.ndarray  # (documents,) how many
 
     @classmethod
     def read(cls, file: Path) -> "_Validation":
@@ -80,9 +81,10 @@ class _Validation:
             found = json.loads(file.read_text(encoding="utf-8"))["validation"]
             nats, targets = (np.asarray(found[name], dtype=np.float64) for name in ("nats", "targets"))
             digest = found["digest"]
-            if not isinstance(digest, str) or nats.ndim != 1 or nats.shape != targets.shape or targets.sum() <= 0:
+            of_form = isinstance(digest, str) and nats.ndim == 1 and nats.shape == targets.shape
+            if not (of_form and np.isfinite(nats).all() and targets.sum() > 0):
                 raise ValueError("digest, nats and targets are of the wrong form")
-            return cls(digest, Losses(nats[None], targets))
+            return cls(digest, nats, targets)
         except (OSError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{file} does not say how the model did in validation: {reason}") from error
@@ -139,7 +141,12 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
             better, reason = True, "no champion before it"
         else:
             better, reason = _compare(f"{name} version {champion}", _validation_of(name, champion), ours, force)
-        found = _log(client, folder, name, {VALIDATION_TAG: ours.digest, PPL_TAG: f"{np.exp(ours.losses.mean):.4f}"})
+        found = _log(
+            client,
+            folder,
+            name,
+            {VALIDATION_TAG: ours.digest, PPL_TAG: f"{np.exp(ours.nats.sum() / ours.targets.sum()):.4f}"},
+        )
         client.set_model_version_tag(name, str(found), REASON_TAG, reason)
         if better:
             client.set_registered_model_alias(name, CHAMPION, str(found))
@@ -173,14 +180,16 @@ def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) ->
     Raises:
         ValueError: they cannot be compared.
     """
-    comparable = ours.digest == theirs.digest and np.array_equal(ours.losses.targets, theirs.losses.targets)
+    comparable = ours.digest == theirs.digest and np.array_equal(ours.targets, theirs.targets)
     if not comparable and not force:
         raise ValueError(f"{other}, the champion, was judged on other validation data or by another tokenizer")
     if not comparable:
         return True, f"forced: cannot be compared with {other}"
-    number = len(ours.losses.targets)
-    drawn = bootstrap([theirs.losses, ours.losses])
-    loss, _ = documents_intervals(theirs.losses, ours.losses, drawn[:, 0], drawn[:, 1])
+    number = len(ours.targets)
+    # the targets are the same: the difference in mean loss is the mean of the differences
+    each = np.stack([ours.nats - theirs.nats, ours.targets], axis=1)  # (documents, 2)
+    drawn = resampled_sums(each)
+    loss = percentiles(float(each[:, 0].sum() / each[:, 1].sum()), drawn[:, 0] / drawn[:, 1])
     value, low, high = (100 * np.expm1(x) for x in (loss.value, loss.low, loss.high))
     shown = f"PPL {value:+.1f} % [{low:+.1f}, {high:+.1f}] against {other}, {number} documents"
     better = loss.high < 0 and number > 1  # one document gives no interval

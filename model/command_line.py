@@ -4,6 +4,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.text_model import TextModel
+
+# Parameters up to which one CPU thread serves: products of small models take microseconds, and threads that share them
+# wait for each other, ten times as long where other work keeps the cores busy (a study, say).
+SMALL = 10_000_000
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +20,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model", help="a model folder, or models:/NAME@ALIAS in the registry that MLFLOW_TRACKING_URI names"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU where there is one)")
+
+
+def open_model(args: argparse.Namespace) -> "TextModel":
+    """The model that the arguments name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    import torch  # only now: it takes seconds to import
+
+    from model import load
+
+    model = load(args.model, args.device)
+    if model.network.num_parameters() < SMALL:
+        torch.set_num_threads(1)
+    return model
 
 
 def run(main: Callable[[], None]) -> int:

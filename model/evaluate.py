@@ -6,7 +6,7 @@ import json
 import sys
 import time
 
-from model.command_line import add_model, run
+from model.command_line import add_model, open_model, run
 from model.documents import documents_of
 
 
@@ -31,9 +31,7 @@ def main() -> None:
     args = _arguments()
     documents = documents_of(args.file)
 
-    from model import load  # only now: torch takes seconds to import
-
-    model = load(args.model, args.device)
+    model = open_model(args)
     began = time.perf_counter()
     score = model.score(documents)
     seconds = time.perf_counter() - began

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from model.command_line import add_model, run
+from model.command_line import add_model, open_model, run
 from model.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -84,11 +84,10 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a ? for it
 
-    from model import load  # only now: torch takes seconds to import
-    from model.chat import Chat
+    from model.chat import Chat  # only now: torch takes seconds to import
     from model.continuation import Continuation
 
-    model = load(args.model, args.device)
+    model = open_model(args)
     chat = Chat(Continuation(model, sampling))
     if prompt is None:
         _talk(chat)

@@ -1,5 +1,6 @@
 """Where a model lies: a folder, or a version in MLflow's registry."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ def model_folder(where: str | Path) -> Iterator[Path]:
 
 
 def _fetch(uri: str, scratch: str) -> Path:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # among the text
     import mlflow
     from mlflow.exceptions import MlflowException
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from model.checkpoint import TOKENIZER, load_model
@@ -76,11 +76,7 @@ class TextModel:
         Raises:
             ValueError: `text` holds half of a surrogate pair.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError("half of a surrogate pair is no valid text") from None
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encode(text).ids
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -111,7 +107,7 @@ class TextModel:
         Raises:
             ValueError: `text` has no token.
         """
-        losses, _ = self._judge(self._stream([text]))
+        losses, _ = self._judge(self._stream([text])[0])
         return -losses.cpu()
 
     def next_tokens(self, text: str, k: int = 10) -> list[NextToken]:
@@ -122,7 +118,7 @@ class TextModel:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k!r}")
-        logits, _ = self.read(self._stream([text]).tolist(), self.zero_state())
+        logits, _ = self.read(self._stream([text])[0].tolist(), self.zero_state())
         found = logits.log_softmax(dim=0).topk(min(k, int((~self._silent).sum())))
         pairs = zip(found.values.tolist(), found.indices.tolist(), strict=True)
         return [NextToken(self.decode([token]), logprob, token) for logprob, token in pairs]
@@ -159,11 +155,10 @@ class TextModel:
             ValueError: there are fewer than two tokens.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        stream = self._stream(texts)
+        stream, num_bytes = self._stream(texts)
         if len(stream) < 2:
             raise ValueError("a text of one token cannot be scored: its first token has none before it")
         losses, correct = (values.double() for values in self._judge(stream))
-        num_bytes = sum(len(text.encode()) for text in texts) - self._first_bytes(texts)
         return Score(
             ppl=float(losses.mean().exp()),
             accuracy=float(correct.mean()),
@@ -198,20 +193,28 @@ class TextModel:
         logits, state = step(self.network, state, token)
         return logits.masked_fill_(self._silent, -math.inf), state
 
-    def _stream(self, texts: Sequence[str]) -> Tensor:
-        """The texts' tokens, one text after the other.  # (N,) int64, N > 0"""
-        stream = torch.cat([torch.tensor(self.encode(text), dtype=torch.int64) for text in texts])
-        if len(stream) == 0:
-            raise ValueError("the text is empty: there is no token to begin with")
-        return stream
+    def _encode(self, text: str) -> Encoding:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("half of a surrogate pair is no valid text") from None
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _first_bytes(self, texts: Sequence[str]) -> int:
-        """Bytes up to the end of the stream's first token."""
+    def _stream(self, texts: Sequence[str]) -> tuple[Tensor, int]:
+        """The texts' tokens, one text after the other, and the UTF-8 bytes behind the first token.
+
+        # (N,) int64, N > 0
+        """
+        ids, num_bytes, begun = [], 0, False
         for text in texts:
-            encoding = self.tokenizer.encode(text, add_special_tokens=False)
-            if len(encoding) > 0:
-                return len(text[: encoding.offsets[0][1]].encode())
-        raise AssertionError("a stream has a token")
+            encoding = self._encode(text)  # one at a time: it takes far more memory than its ids
+            first = None if begun else encoding.token_to_chars(0)
+            num_bytes += len(text[first[1] if first else 0 :].encode())
+            begun = begun or len(encoding) > 0
+            ids.append(torch.tensor(encoding.ids, dtype=torch.int64))
+        if not begun:
+            raise ValueError("the text is empty: there is no token to begin with")
+        return torch.cat(ids), num_bytes
 
     def _contexts(self, tokens: Tensor, state: Tensor) -> Iterator[tuple[Tensor, StreamContexts]]:
         """The exact contexts of a stream piece by piece, so that a long one takes no more memory than a short one.

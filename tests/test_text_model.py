@@ -84,10 +84,11 @@ def test_a_score_is_made_of_the_logprobs(tokenizer: Tokenizer) -> None:
     ids = torch.tensor(lm.encode(TEXT))
     hits = lm.network.logits(ids)[:-1].argmax(dim=1) == ids[1:]
     assert score.accuracy == pytest.approx(float(hits.float().mean()))
-    documents = [TEXT, "", "the dog"]
+    documents = ["", "t", "", TEXT, "the dog"]
     stream = torch.tensor([token for text in documents for token in lm.encode(text)])
     losses = -lm.network.logits(stream)[:-1].log_softmax(dim=1).gather(1, stream[1:, None])
     assert lm.score(documents).ppl == pytest.approx(float(losses.mean().exp()), rel=1e-4)
+    assert lm.score(documents).bytes == len("".join(documents).encode()) - 1
 
 
 def test_next_tokens_are_the_most_likely_ones(tokenizer: Tokenizer) -> None:

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,10 @@ def _digest(sizes: dict[str, Any], folder: Path) -> str:
     return digest.hexdigest()
 
 
-def save_model(model: LanguageModel, folder: Path, tokenizer_json: str, also: Mapping[str, str] | None = None) -> None:
+def save_model(model: LanguageModel, folder: Path, tokenizer_json: str) -> None:
     """Write the model, its sizes and its tokenizer as `folder`, in place of a model that was there.
 
     It appears by a rename, whole: a writer that is killed leaves the older folder, or none.
-
-    Args:
-        also: the text of further files of the folder, by name.
 
     Raises:
         ValueError: `folder` holds something other than a model.
@@ -51,8 +47,6 @@ def save_model(model: LanguageModel, folder: Path, tokenizer_json: str, also: Ma
         made.mkdir()
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, made / WEIGHTS)
         (made / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
-        for name, text in (also or {}).items():
-            (made / name).write_text(text, encoding="utf-8")
         sizes = dataclasses.asdict(model.config)
         (made / CONFIG).write_text(json.dumps(sizes | {DIGEST: _digest(sizes, made)}, indent=1))
         with contextlib.suppress(FileNotFoundError):

@@ -114,9 +114,9 @@ def test_anything_else_is_refused_in_one_sentence(folder: Path, kind: str) -> No
 
 def test_a_model_takes_the_place_of_an_older_one_and_of_nothing_else(folder: Path, table: torch.Tensor) -> None:
     newer = LanguageModel(model_config(1, 1), table, seed=2)
-    save_model(newer, folder, "{}", also={"run.json": "{}"})
+    save_model(newer, folder, "{}")
     assert load_model(folder).config == newer.config
-    assert {path.name for path in folder.iterdir()} == {WEIGHTS, CONFIG, TOKENIZER, "run.json"}
+    assert {path.name for path in folder.iterdir()} == {WEIGHTS, CONFIG, TOKENIZER}
     assert [path.name for path in folder.parent.iterdir()] == ["m"]
     other = folder.parent / "thesis"
     other.mkdir()

@@ -43,7 +43,9 @@ def make(tmp_path: Path) -> Make:
         nats = BASE[:num] + by + np.random.default_rng(seed).normal(0, noise, num)
         run = {"validation": {"digest": digest, "nats": nats.tolist(), "targets": [30] * num}}
         model = LanguageModel(type(model_config())(**sizes), table, seed)
-        save_model(model, tmp_path / "trained", tokenizer.to_str(), also={RUN: json.dumps(run)})
+        save_model(model, tmp_path / "trained", tokenizer.to_str())
+        (tmp_path / "trained" / RUN).write_text(json.dumps(run))
+        (tmp_path / "trained" / ".resume").mkdir()  # as an interrupted training leaves it
         return tmp_path / "trained"
 
     return write
@@ -114,6 +116,7 @@ def test_mlflow_alone_loads_the_champion_and_predicts(uri: str, make: Make, tmp_
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert not list(Path(uri.removeprefix("sqlite:///")).parent.rglob(".resume"))
     code, default_k, rows = json.loads(done.stdout)
     assert Path(code).is_relative_to(Path(uri.removeprefix("sqlite:///")).parent)  # not this project's
     assert default_k == 5

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 from conftest import model_config
@@ -85,6 +86,7 @@ def test_a_wrong_command_is_one_sentence_and_exit_code_2(
     folder: Path, command: Run, args: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mlflow.set_tracking_uri(None)  # whatever ran before
     code, out, err = command(generate.main, *(arg.format(folder=folder) for arg in args))
     assert (code, out) == (2, "")
     assert message in err

@@ -7,6 +7,7 @@ tokenizers, and nothing of this project. Which one is better is said by the loss
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import mlflow
 import numpy as np
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature, get_model_info
+from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -27,15 +28,17 @@ from mlflow.types.schema import Array
 
 import model
 from model import served
+from model.checkpoint import CONFIG, TOKENIZER, WEIGHTS
 from model.text_model import load_text_model
 from trainables.bootstrap import percentiles, resampled_sums
 from trainables.records import Records
-from trainables.tracking import initialise
+from trainables.tracking import open_experiment
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one file of a few kB
 
 CHAMPION = "champion"
 EXPERIMENT = "registered-models"  # the runs that the versions were logged by
+FOLDER = "model"  # under a version's data/
 RUN = "run.json"  # of a model folder: how it was trained, and how it did
 VALIDATION_TAG, PPL_TAG, REASON_TAG = "validation", "val_ppl", "reason"
 SQLITE = "sqlite:///"
@@ -91,31 +94,29 @@ class _Validation:
 
 
 @contextmanager
-def _store(tracking_uri: str) -> Iterator[MlflowClient]:
-    """MLflow's own functions at work on this store, and as before afterwards.
+def _store(tracking_uri: str) -> Iterator[tuple[MlflowClient, str]]:
+    """MLflow's own functions at work on this store, and as before afterwards; its client, and the experiment's id.
 
     No other process registers in the same database meanwhile; a server is not locked.
     """
     before = os.environ.get("MLFLOW_TRACKING_URI")
     with contextlib.ExitStack() as stack:
-        if tracking_uri.startswith(SQLITE):
-            records = Records.at(_beside(tracking_uri))
-            records.root.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(records.root / ".mlflow.lock"))  # the tracker's
-            if tracking_uri == records.tracking_uri:
-                initialise(records)
-        mlflow.set_tracking_uri(tracking_uri)
         try:
-            yield MlflowClient(tracking_uri)
+            if tracking_uri.startswith(SQLITE):
+                records = Records.at(Path(tracking_uri.removeprefix(SQLITE)).parent)
+                own = None if tracking_uri == records.tracking_uri else tracking_uri
+                client, experiment = open_experiment(records, EXPERIMENT, own)
+                stack.enter_context(FileLock(records.root / ".registry.lock"))
+            else:
+                client = MlflowClient(tracking_uri)
+                found = client.get_experiment_by_name(EXPERIMENT)
+                experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+            mlflow.set_tracking_uri(tracking_uri)
+            yield client, experiment
         except MlflowException as error:
             raise ValueError(f"MLflow refuses: {str(error).strip().partition(chr(10))[0]}") from error
         finally:
             mlflow.set_tracking_uri(before)
-
-
-def _beside(tracking_uri: str) -> Path:
-    """The folder of a database."""
-    return Path(tracking_uri.removeprefix(SQLITE)).absolute().parent
 
 
 def register_model(folder: Path, name: str, tracking_uri: str, force: bool = False) -> Registration:
@@ -135,19 +136,15 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
     """
     load_text_model(folder, "cpu")
     ours = _Validation.read(folder / RUN)
-    with _store(tracking_uri) as client:
+    with _store(tracking_uri) as (client, experiment):
         champion = _champion(client, name)
         if champion is None:
             better, reason = True, "no champion before it"
         else:
             better, reason = _compare(f"{name} version {champion}", _validation_of(name, champion), ours, force)
-        found = _log(
-            client,
-            folder,
-            name,
-            {VALIDATION_TAG: ours.digest, PPL_TAG: f"{np.exp(ours.nats.sum() / ours.targets.sum()):.4f}"},
-        )
-        client.set_model_version_tag(name, str(found), REASON_TAG, reason)
+        ppl = np.exp(ours.nats.sum() / ours.targets.sum())
+        tags = {VALIDATION_TAG: ours.digest, PPL_TAG: f"{ppl:.4f}", REASON_TAG: reason}
+        found = _log(client, experiment, folder, name, tags)
         if better:
             client.set_registered_model_alias(name, CHAMPION, str(found))
     return Registration(found, better, reason)
@@ -167,11 +164,9 @@ def _champion(client: MlflowClient, name: str) -> int | None:
 
 def _validation_of(name: str, version: int) -> _Validation:
     """A version's, fetched without its weights."""
-    uri = f"models:/{name}/{version}"
-    data = get_model_info(uri).flavors["python_function"]["data"]
     with tempfile.TemporaryDirectory() as scratch:
-        fetched = mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{data}/{RUN}", dst_path=scratch)
-        return _Validation.read(Path(fetched))
+        uri = f"models:/{name}/{version}/data/{FOLDER}/{RUN}"
+        return _Validation.read(Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)))
 
 
 def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) -> tuple[bool, str]:
@@ -198,28 +193,24 @@ def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) ->
     return force, f"{'forced' if force else 'not better'}: {shown}"
 
 
-def _log(client: MlflowClient, folder: Path, name: str, tags: dict[str, str]) -> int:
+def _log(client: MlflowClient, experiment: str, folder: Path, name: str, tags: dict[str, str]) -> int:
     """Log the folder as a model of MLflow's and make it a version of `name`; the version."""
     packages = ("torch", "safetensors", "tokenizers")
-    with mlflow.start_run(experiment_id=_experiment(client), run_name=name) as run, warnings.catch_warnings():
+    with contextlib.ExitStack() as stack:
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory())) / FOLDER
+        own.mkdir()
+        for file in (WEIGHTS, CONFIG, TOKENIZER, RUN):  # what a training left beside them is not the model's
+            shutil.copyfile(folder / file, own / file)
+        run = stack.enter_context(mlflow.start_run(experiment_id=experiment, run_name=name))
+        stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", ".*An input example was not provided")
         info = mlflow.pyfunc.log_model(
             name="model",
             loader_module=served.__name__,
-            data_path=str(folder.absolute()),
+            data_path=str(own),
             code_paths=[str(Path(model.__file__).parent)],
             signature=SIGNATURE,
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in packages],
         )
     made = client.create_model_version(name, info.model_uri, run.info.run_id, tags, model_id=info.model_id)
     return int(made.version)
-
-
-def _experiment(client: MlflowClient) -> str:
-    """The id of the experiment that holds the files; a database keeps them beside itself."""
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        uri = client.tracking_uri
-        where = (_beside(uri) / "artifacts" / EXPERIMENT).as_uri() if uri.startswith(SQLITE) else None
-        return str(client.create_experiment(EXPERIMENT, where))
-    return str(found.experiment_id)

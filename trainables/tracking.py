@@ -1,4 +1,4 @@
-"""A study in MLflow: one experiment per study, one parent run, one child run per trial.
+"""The only place that talks to MLflow: one experiment per study, one parent run, one child run per trial.
 
 The driver is the only writer. Runs are found again by tag, so that a study that is continued reopens its
 runs and never makes a second one for the same configuration.
@@ -54,7 +54,7 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OSError)  # connections, timeouts (requests' errors are OSErrors), a full disk
 
 
-def initialise(records: Records) -> None:
+def _initialise(records: Records) -> None:
     """Make the database whole or not at all: one that was cut off half made could never be opened again."""
     if records.mlflow_database.exists():
         return
@@ -63,6 +63,32 @@ def initialise(records: Records) -> None:
         left_behind.unlink()
     MlflowClient(f"sqlite:///{scratch}").search_experiments(max_results=1)  # makes all tables
     scratch.rename(records.mlflow_database)
+
+
+def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tuple[MlflowClient, str]:
+    """MLflow's store, and the id of the experiment `name` there, made if need be.
+
+    Raises:
+        ValueError: MLflow refuses the store, or a deleted experiment holds the name.
+    """
+    records.root.mkdir(parents=True, exist_ok=True)
+    try:
+        # A fresh database that two processes initialise at once fails in most of them.
+        with FileLock(records.root / ".mlflow.lock"):
+            if tracking_uri is None:
+                _initialise(records)
+            client = MlflowClient(tracking_uri or records.tracking_uri)
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                # only a server has a place of its own for files; a database would put them into the cwd
+                served = (tracking_uri or "").startswith("http")
+                where = None if served else (records.artifacts / name).as_uri()
+                return client, client.create_experiment(name, artifact_location=where, tags=KIND)
+    except MlflowException as error:
+        raise ValueError(f"MLflow's store cannot be used: {error}") from error
+    if found.lifecycle_stage != "active":
+        raise ValueError(f"MLflow's experiment {name!r} was deleted: restore it there or give --name")
+    return client, found.experiment_id
 
 
 class Tracker:
@@ -77,28 +103,9 @@ class Tracker:
         Raises:
             ValueError: MLflow refuses the store, or a deleted experiment holds the name.
         """
-        records.root.mkdir(parents=True, exist_ok=True)
         self.study = study
         self._last_step: dict[str, dict[str, int]] = {}  # of reopened runs: series -> last step on record
-        try:
-            # A fresh database that two processes initialise at once fails in most of them.
-            with FileLock(records.root / ".mlflow.lock"):
-                if tracking_uri is None:
-                    initialise(records)
-                self.client = MlflowClient(tracking_uri or records.tracking_uri)
-                found = self.client.get_experiment_by_name(study)
-                if found is None:
-                    # only a server has a place of its own for files; a database would put them into the cwd
-                    served = (tracking_uri or "").startswith("http")
-                    where = None if served else (records.artifacts / study).as_uri()
-                    experiment_id = self.client.create_experiment(study, artifact_location=where, tags=KIND)
-                elif found.lifecycle_stage != "active":
-                    raise ValueError(f"MLflow's experiment {study!r} was deleted: restore it there or give --name")
-                else:
-                    experiment_id = found.experiment_id
-        except MlflowException as error:
-            raise ValueError(f"MLflow's store cannot be used: {error}") from error
-        self.experiment_id: str = experiment_id
+        self.client, self.experiment_id = open_experiment(records, study, tracking_uri)
         self.parent = self._open({ROLE_TAG: "study"}, study).info.run_id
 
     def reopen(self) -> None:

@@ -93,3 +93,21 @@ class Compute:
     def __str__(self) -> str:
         kernels = "Triton kernels" if self.fused else "C operators" if self.native else "torch operators"
         return f"{'bf16' if self.bf16 else 'tf32' if self.tf32 else 'fp32'} products, {kernels}"
+
+
+def usable_device(device: str | None) -> torch.device:
+    """The device of that name; without one the GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).strip().partition(chr(10))[0]}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, not {device!r}")
+    return found

@@ -1,4 +1,4 @@
-"""The only place that talks to MLflow: one experiment per study, one parent run, one child run per trial.
+"""A study in MLflow: one experiment, one parent run, one child run per trial.
 
 The driver is the only writer. Runs are found again by tag, so that a study that is continued reopens its
 runs and never makes a second one for the same configuration.

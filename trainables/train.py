@@ -104,9 +104,8 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: str, consol
 
 
 def _register(settings: Settings, name: str, console: "Console") -> None:
-    from importlib import import_module
+    from trainables.registry import register_model
 
-    register_model = import_module("trainables.registry").register_model
     uri = settings.tracking_uri or settings.records.tracking_uri
     with user_errors():
         done = register_model(settings.out, name, uri, force=settings.force)

@@ -100,7 +100,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument("--tracking-uri", type=as_tracking_uri, metavar="URI", help=uri)
     out = "the model's folder (default: DIR/models/, named after the configuration)"
     group.add_argument("--out", type=as_folder, metavar="FOLDER", help=out)
-    group.add_argument("--overwrite", action="store_true", help="replace the model in that folder (default: not)")
+    group.add_argument("--overwrite", action="store_true", help="replace another model in that folder (default: not)")
     register = "register the model under this name; it becomes the champion where it is the best (default: not)"
     group.add_argument("--register", type=as_name, metavar="NAME", help=register)
     group.add_argument("--force", action="store_true", help="make it the champion whatever it is (default: not)")

@@ -37,6 +37,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # trials that ask for no GPU see none
     # No CSV, JSON and TensorBoard copies of what MLflow has. It empties Tune's ResultGrid, which nothing here reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # Tune saves no state of its own meanwhile: a study continues from the ledger
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # The spool tries again itself; MLflow's own seven times with growing pauses would hold it up for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

@@ -44,7 +44,10 @@ def test_imports_point_from_search_over_trainables_to_model(package: str, above:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("ray", {"trainables.two_phase", "search.cluster", "search.tuner", "search.driver"}),
+        (
+            "ray",
+            {"trainables.two_phase", *(f"search.{m}" for m in ("cluster", "tuner", "searcher", "recorder", "driver"))},
+        ),
         ("mlflow", {"trainables.tracking", "trainables.model_runs", "trainables.registry", "model.registered"}),
         ("datasets", {"trainables.corpus"}),
         ("transformers", {"trainables.corpus", "trainables.embeddings"}),

@@ -77,17 +77,17 @@ def _read_weights(config: ModelConfig, file: Path, device: torch.device | str) -
         held = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
     if held != config.total_params:
         raise ValueError(f"{WEIGHTS} has {held:,} numbers, a model of these sizes {config.total_params:,}")
-    weights = load_file(file, device=str(device))
+    weights = load_file(file)
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found.get("table") != (config.vocab_size, config.embedding_dim):
         raise ValueError(f"{WEIGHTS} is not of these sizes: table is {found.get('table', 'not there')}")
-    model = LanguageModel(config, weights["table"], seed=0).to(device)
+    model = LanguageModel(config, weights["table"], seed=0)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise ValueError(f"{WEIGHTS} is not of these sizes: {name} is {found.get(name, 'not there')}")
     model.load_state_dict(weights)
-    return model
+    return model.to(device)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> LanguageModel:

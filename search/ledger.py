@@ -5,26 +5,24 @@ continues from it: finished trials are kept, trials that were interrupted are as
 configuration that is the same model as a finished one is answered with that one's value, not trained.
 """
 
-import hashlib
 import json
 import random
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from search.budgets import UNLIMITED, Budgets
 from search.pruning import Judge
+from search.replicates import most_replicates, open_replicates
 from search.results import (
     COMPUTE,
     CONFIG,
     DEFINITION,
-    FINALISTS,
     HASH,
     INTERRUPTED,
     LOST,
@@ -39,10 +37,9 @@ from search.results import (
     TOLD,
     Results,
     open_storage,
-    sorted_by_value,
-    trial_config,
 )
-from search.spaces import NO_SCHEDULER, SAMPLERS, Point, Study
+from search.samplers import make_sampler
+from search.spaces import NO_SCHEDULER, Point, Study
 from search.storage import WriteThrough
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
@@ -59,20 +56,6 @@ class Assignment:
     number: int  # of the Optuna trial
     config: RunConfig
     replicate_of: int | None = None  # the trial of which this is another seed
-
-
-def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
-    """The sampler that proposes trial `number`.
-
-    It is made anew for each proposal from (seed, number) and the trials on record, so a study that was
-    interrupted goes on as if it had not been (with one trial at a time).
-    """
-    digest = hashlib.sha256(f"{seed}:sampler:{number}".encode()).digest()
-    own = int.from_bytes(digest[:4], "little")
-    kinds: dict[str, Callable[..., BaseSampler]] = {"gp": GPSampler, "tpe": TPESampler, "random": RandomSampler}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return kinds[kind](seed=own, **SAMPLERS[kind])
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -271,31 +254,15 @@ class Ledger(Results):
             shown.add_trials(self._without_replicates())
             self.optuna.enqueue_trial(self.study.space.params(self.study.space.suggest(shown.ask())))
 
-    def finalists(self) -> list[FrozenTrial]:
-        """Trials to be run with more seeds: all fixed points, and the best `FINALISTS` of the others."""
-        fixed = {self._config(point).config_hash() for point in self.study.fixed_points}
-        ranked = sorted_by_value(self.finished())
-        others = [t for t in ranked if t.user_attrs[HASH] not in fixed][:FINALISTS]
-        return sorted([t for t in ranked if t.user_attrs[HASH] in fixed] + others, key=lambda t: t.number)
-
     def open_replicates(self) -> list[tuple[FrozenTrial, int]]:
         """Finalists, as they stand now, with the seeds that are still to be asked for."""
-        asked = {t.user_attrs.get(HASH) for t in self.replicates()}
-        first = self.study.base.seed
-        return [
-            (trial, seed)
-            for seed in range(first + 1, first + self.seeds)
-            for trial in self.finalists()
-            if trial_config(trial).replace(seed=seed).config_hash() not in asked
-        ]
+        return open_replicates(self, self.study, self.seeds)
 
     def planned_replicates(self) -> int:
         """How many there are and will be; as long as trials of the study's own are open, at most."""
         if self.open_trials() == 0:
             return len(self.replicates()) + len(self.open_replicates())
-        fixed = len(self.study.fixed_points)
-        planned = (self.seeds - 1) * (fixed + min(FINALISTS, self.study.trials - fixed))
-        return max(planned, len(self.replicates()))
+        return max(most_replicates(self.study, self.seeds), len(self.replicates()))
 
     def undecided(self) -> bool:
         """Whether replicates may follow once the study's own running trials have ended."""

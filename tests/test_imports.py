@@ -46,7 +46,10 @@ def test_imports_point_from_search_over_trainables_to_model(package: str, above:
     [
         (
             "ray",
-            {"trainables.two_phase", *(f"search.{m}" for m in ("cluster", "tuner", "searcher", "recorder", "driver"))},
+            {
+                "trainables.two_phase",
+                *(f"search.{m}" for m in ("cluster", "preparation", "tuner", "searcher", "recorder", "driver")),
+            },
         ),
         ("mlflow", {"trainables.tracking", "trainables.model_runs", "trainables.registry", "model.registered"}),
         ("datasets", {"trainables.corpus"}),

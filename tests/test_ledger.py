@@ -21,10 +21,10 @@ from search.ledger import (
     Assignment,
     Ledger,
     open_storage,
-    sorted_by_value,
     trial_config,
 )
-from search.results import FINALISTS, REPLICATE_OF, SEED
+from search.replicates import FINALISTS
+from search.results import REPLICATE_OF, SEED, sorted_by_value
 from search.spaces import SAMPLERS, Point, Space, Study, asym_layers, context_modes
 from trainables.config import BigramConfig, RunConfig
 from trainables.metrics import VAL_PPL

@@ -32,12 +32,12 @@ class EpochFile:
                 kept = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{self.path} is damaged ({error}): --overwrite trains anew") from error
+            raise ValueError(f"{self.path} is damaged ({error}): remove it to train anew") from error
         other = {name: (value, self.computed.get(name)) for name, value in kept["computed"].items()}
         other = {name: pair for name, pair in other.items() if pair[0] != pair[1]}
         if other:
             named = ", ".join(f"{name} {then}, not {now}" for name, (then, now) in other.items())
-            raise ValueError(f"the interrupted training had {named}: go on as there, or --overwrite trains anew")
+            raise ValueError(f"the interrupted training had {named}: go on there, or remove {self.path} to train anew")
         epochs = [Epoch(**epoch) for epoch in kept["epochs"]]
         return Phase2State(
             epochs=epochs,

@@ -71,7 +71,8 @@ def _train(settings: Settings, folder: ModelFolder) -> int:
         with user_errors():
             stack.enter_context(folder.locked())
         record = None if settings.overwrite else folder.finished()
-        console.print(f"{settings.out.name}: {'trained already' if record else 'training'}, in {settings.out}/")
+        state = "trained already" if record else "training"
+        console.print(f"{settings.out.name}: {state}, in {settings.out}/", soft_wrap=True)
         with console.status("starting …"):
             from trainables.training import NoResultError, compare, complete, train
         try:
@@ -100,7 +101,7 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: str, consol
     console.print(f"\n{metrics[names.TOTAL_PARAMS]:,.0f} parameters, {epochs}, {seconds}")
     if comparison:
         console.print(comparison)
-    console.print(f"model:         {folder}")
+    console.print(f"model:         {folder}", soft_wrap=True)
     console.print(f'generate text: python model/generate.py {folder} "…"', soft_wrap=True)
 
 

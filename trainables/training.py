@@ -1,5 +1,6 @@
 """One full run outside of Ray: from a checked command line to a model folder and its record in MLflow."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +63,11 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     with user_errors():
         place = _Place.of(settings)
         store = ArtifactStore(settings.records.cache)
-        with console.status("preparing token ids and embedding …"):  # with all CPUs, as a study does
+        torch.set_num_threads(os.cpu_count() or 1)  # as a study does: a bigram's last digits depend on it
+        with console.status("preparing token ids and embedding …"):
             inputs = prepare_inputs(settings.config, settings.data, settings.embedding, store, place.device)
         torch.set_num_threads(settings.threads)
-        begun = None if settings.overwrite and folder.finished() else folder.begun()
+        begun = folder.begun()
         if begun is None:
             folder.clear()
         checkpoints = EpochFile(folder.work / EPOCHS, {**vars(place), "inputs": inputs.digest}, place.device)
@@ -145,6 +147,9 @@ def _say_start(settings: Settings, place: _Place, inputs: Inputs, console: Conso
     then = settings.chosen.runtime
     now = {"device_name": place.device_name, "threads": place.threads, "compute": place.compute}
     other = [f"{name} {then[name]}" for name in now if name in then and then[name] != now[name]]
+    trial = settings.chosen.trial
+    if settings.of_the_trial and trial and trial["hash"] != settings.config.config_hash():
+        console.print("[bold]the method has changed since the trial: it may have had another result[/]")
     if settings.of_the_trial and other:
         console.print(
             f"[bold]the trial was computed otherwise ({', '.join(other)}): its PPL is met within {CLOSE:.1%}[/]"

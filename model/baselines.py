@@ -151,7 +151,8 @@ class Transformer(Baseline):
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """As `Baseline`; the state is each layer's keys and values."""
-        x, kept = self.into(F.embedding(tokens, self.embedded)), []
+        x = self.into(F.embedding(tokens, self.embedded)).float()  # what the blocks add up is never rounded to bf16
+        kept: State = []
         half = x.shape[2] // HEADS // 2
         positions = torch.arange((state[0].shape[2] if state else 0) + x.shape[1], device=x.device)
         angles = positions[:, None] * ROPE_BASE ** (-torch.arange(half, device=x.device) / half)

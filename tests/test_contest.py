@@ -7,7 +7,7 @@ import torch
 from conftest import run_config
 
 from trainables.artifacts import ArtifactStore
-from trainables.contest import LENGTHS, TWO_PHASE, contend
+from trainables.contest import LENGTHS, TWO_PHASE, NoResultError, contend, contest
 from trainables.phase2 import Stream, evaluate
 from trainables.pipeline import Inputs, run
 
@@ -41,3 +41,8 @@ def test_the_two_phase_model_is_judged_as_ever(chat_file: Path, chat_inputs: Inp
     contexts = result.model.contexts(tokens, config.contexts.tolerance).read(result.model.config.reads)
     losses, _ = evaluate(result.model, Stream(tokens, contexts))
     assert found.test.ppl.value == pytest.approx(float(losses.double().mean().exp()), rel=1e-5)
+
+
+def test_a_process_that_dies_is_an_error(chat_file: Path, chat_inputs: Inputs) -> None:
+    with pytest.raises(NoResultError, match="gru: its process ended with exit code 1"):
+        next(contest(run_config(chat_file), chat_inputs, ["gru"], gpus=0, threads=-1))

@@ -68,6 +68,14 @@ def test_a_best_json_is_its_trial_and_a_flat_configuration_is_none(root: Path, t
     assert not settings.of_the_trial
 
 
+def test_a_trial_of_an_earlier_version_of_the_method_is_still_compared(root: Path) -> None:
+    for path in Records.at(root).study("s").glob("trials/*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": "old"}))
+    settings = parsed(root, "--from-study", "s")
+    assert settings.of_the_trial
+    assert settings.chosen.trial == {"study": "s", "number": 11, "hash": "old"}
+
+
 def test_every_field_of_a_configuration_has_an_option(chat_file: Path, root: Path) -> None:
     config = run_config(chat_file, context_dim=9)  # the leader's
     assert set(flat_fields()) == {name for name in config.flat() if not name.endswith("fingerprint")}

@@ -139,7 +139,7 @@ def fit_baseline(
     hidden = smallest_hidden(kind, like.config.embedding_dim, config.batch_size, trained)
     best: FittedBaseline | None = None
     for rate in rates:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # weights are made on the CPU
             torch.manual_seed(seed_of(seed, f"{kind} init"))
             model = MODELS[kind](like.embedded, hidden, config.batch_size).to(train.device)
         training = _Training(model, head, rate, config, seeded(seed, f"{kind} order"))

@@ -6,6 +6,7 @@ rates. The figures also go to MLflow.
 """
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainables.errors import BadInputError, user_errors
-from trainables.train import BAD_INPUT, FAILED, OK, QUIET
+from trainables.train import BAD_INPUT, FAILED, OK, QUIET, TerminatedError, terminate
 from trainables.train_options import Settings, build_parser, check
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ BASELINES = ("gru", "transformer")  # model.baselines.MODELS, before torch is im
 
 
 def main() -> int:
-    """Run with the process's arguments; the exit code: 0 done, 1 a model has no result, 2 bad input, 130 Ctrl-C."""
+    """Run with the process's arguments; the exit code: 0 done, 1 no result, 2 bad input, 130 and 143 interrupted."""
+    signal.signal(signal.SIGTERM, terminate)
     parser = build_parser(__doc__ or "", model_folder=False)
     yardsticks = "one of them alone; may be given again (default: both)"
     parser.add_argument("--baseline", action="append", choices=BASELINES, help=yardsticks)
@@ -41,9 +43,9 @@ def main() -> int:
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\ninterrupted", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
 
 
 def _compare(settings: Settings, baselines: list[str]) -> int:

@@ -2,11 +2,12 @@
 
 import multiprocessing
 import re
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -188,9 +189,31 @@ def contest(config: RunConfig, inputs: Inputs, kinds: Sequence[str], gpus: float
     """One model after the other, each in a fresh process: what one leaves in memory is not another's.
 
     Raises:
-        NoResultError: a model diverged, collapsed or does not fit.
+        NoResultError: a model diverged, collapsed or does not fit, or its process died.
     """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
-        for kind in kinds:
-            yield pool.submit(contend, kind, config, inputs, gpus, threads).result()
+    for kind in kinds:
+        receive, send = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=_hand_over, args=(send, kind, config, inputs, gpus, threads), daemon=True)
+        process.start()
+        send.close()
+        try:
+            found = receive.recv()
+        except EOFError:
+            process.join()
+            raise NoResultError(f"{kind}: its process ended with exit code {process.exitcode}") from None
+        finally:  # Ctrl-C included
+            process.terminate()
+            process.join()
+        if isinstance(found, NoResultError):
+            raise found
+        yield found
+
+
+def _hand_over(send: Connection, kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> None:
+    """What `contend` returns, or why there is nothing, to the process that waits for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits ends this one
+    try:
+        send.send(contend(kind, config, inputs, gpus, threads))
+    except NoResultError as error:
+        send.send(error)

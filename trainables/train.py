@@ -28,12 +28,13 @@ QUIET = {
 }
 
 
-class _TerminatedError(KeyboardInterrupt):
+class TerminatedError(KeyboardInterrupt):
     """SIGTERM."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _TerminatedError
+def terminate(number: int, frame: FrameType | None) -> None:
+    """As if by Ctrl-C."""
+    raise TerminatedError
 
 
 def main() -> int:
@@ -42,7 +43,7 @@ def main() -> int:
     0: done. 1: the run diverged, collapsed or does not fit. 2: bad input, in one sentence. 130 (Ctrl-C) and 143
     (SIGTERM): interrupted; the same command resumes.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         with user_errors():
             settings = parse(__doc__ or "", sys.argv[1:])
@@ -57,7 +58,7 @@ def main() -> int:
         return BAD_INPUT
     except KeyboardInterrupt as error:
         print("\ninterrupted; the same command resumes after the last epoch that has ended", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(error, _TerminatedError) else signal.SIGINT)
+        return 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
 
 
 def _train(settings: Settings, folder: ModelFolder) -> int:

@@ -43,7 +43,9 @@ class Settings:
     @property
     def of_the_trial(self) -> bool:
         """Whether this is the trial's very configuration, so that its result can be compared."""
-        return self.chosen.trial is not None and self.chosen.trial["hash"] == self.config.config_hash()
+        if self.chosen.trial is None:
+            return False
+        return RunConfig.from_flat(self.chosen.flat).config_hash() == self.config.config_hash()
 
     @property
     def where(self) -> dict[str, Any]:

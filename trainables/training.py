@@ -147,6 +147,9 @@ def _say_start(settings: Settings, place: _Place, inputs: Inputs, console: Conso
     then = settings.chosen.runtime
     now = {"device_name": place.device_name, "threads": place.threads, "compute": place.compute}
     other = [f"{name} {then[name]}" for name in now if name in then and then[name] != now[name]]
+    trial = settings.chosen.trial
+    if settings.of_the_trial and trial and trial["hash"] != settings.config.config_hash():
+        console.print("[bold]the method has changed since the trial: it may have had another result[/]")
     if settings.of_the_trial and other:
         console.print(
             f"[bold]the trial was computed otherwise ({', '.join(other)}): its PPL is met within {CLOSE:.1%}[/]"

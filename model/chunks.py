@@ -18,7 +18,7 @@ class Chunks:
     @classmethod
     def of(cls, device_type: str) -> "Chunks":
         """Those of a `torch.device.type`."""
-        return cls(activation_bytes=1 << 29, logits=1 << 29) if device_type == "cuda" else cls()
+        return cls(activation_bytes=1 << 30, logits=1 << 29) if device_type == "cuda" else cls()
 
     def halved(self) -> "Chunks":
         """Half of each, for a device whose memory was too small."""

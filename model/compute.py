@@ -83,6 +83,31 @@ class Compute:
             return left.float() @ right.float()
         return left @ right
 
+    def product_into(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """`product`, written to `out` (n, m), of the dtype of sums."""
+        if self.bf16:
+            out.copy_(self.product(left, right))
+        else:
+            torch.mm(left, right, out=out)
+
     def __str__(self) -> str:
         kernels = "Triton kernels" if self.fused else "C operators" if self.native else "torch operators"
         return f"{'bf16' if self.bf16 else 'tf32' if self.tf32 else 'fp32'} products, {kernels}"
+
+
+def usable_device(device: str | None) -> torch.device:
+    """The device of that name; without one the GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).strip().partition(chr(10))[0]}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, not {device!r}")
+    return found

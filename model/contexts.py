@@ -27,7 +27,7 @@ MAX_PASSES = 50
 class StreamContexts:
     """The contexts of one stream of N tokens, from which every mode reads; kept as operands, `width` entries wide."""
 
-    states: Tensor  # (N+1, W) final contexts behind a zero row: [1:] current, [:-1] previous positions
+    states: Tensor  # (N+1, W) final contexts behind the start's row: [1:] current, [:-1] previous positions
     weights: ContextPass  # in full precision
     tokens: Tensor  # (N,)
     passes: int  # chunked passes taken
@@ -82,15 +82,20 @@ def _layer_outputs(weights: ContextPass, tokens: Tensor, previous: Tensor, numbe
 class _Scan:
     """Chunks of one stream, scanned side by side one position at a time."""
 
-    def __init__(self, weights: ContextPass, tokens: Tensor, chunk: int, kept: torch.dtype) -> None:
+    def __init__(
+        self, weights: ContextPass, tokens: Tensor, chunk: int, kept: torch.dtype, start: Tensor | None
+    ) -> None:
         self.weights = weights
         self.num_chunks = -(-len(tokens) // chunk)
         grid = F.pad(tokens, (0, self.num_chunks * chunk - len(tokens))).view(self.num_chunks, chunk)
         self.columns = grid.T.contiguous()  # (L, K), the tail padded
         width, like = weights.width, weights.terms[0]
-        self.states = like.new_zeros(1 + self.num_chunks * chunk, width, dtype=kept)  # row 0: the zero start
+        self.states = like.new_zeros(1 + self.num_chunks * chunk, width, dtype=kept)  # row 0: the start
         self.outputs = self.states[1:].view(self.num_chunks, chunk, width)
         self.starts = like.new_zeros(self.num_chunks, width)
+        if start is not None:
+            self.states[0, : len(start)] = start
+            self.starts[0, : len(start)] = start
         self.ends = torch.zeros_like(self.starts)
 
     def run(self, chunks: Tensor | slice) -> None:
@@ -103,8 +108,8 @@ class _Scan:
 
     def moved(self) -> Tensor:
         """By how much each chunk's start differs from its left neighbour's end.  # (K,)"""
-        change = self.starts.clone()
-        change[1:] -= self.ends[:-1]
+        change = torch.zeros_like(self.starts)  # the first chunk's start is given
+        change[1:] = self.starts[1:] - self.ends[:-1]
         return change.abs_().amax(dim=1)
 
     def again(self, chunks: Tensor) -> None:
@@ -126,8 +131,9 @@ def exact_contexts(
     tolerance: float,
     compute: Compute | None = None,
     chunk: int = CHUNK,
+    start: Tensor | None = None,
 ) -> StreamContexts:
-    """The recurrence of `block` over one stream, from zeros.
+    """The recurrence of `block` over one stream, from zeros unless it goes on from another stream's end.
 
     Args:
         embedded: normalised embedding rows, as the parameters.  # (V, E)
@@ -135,6 +141,7 @@ def exact_contexts(
         tolerance: a chunk whose start changed by no more than this (largest entry) is not run again.
         compute: how the contexts will be used: they are computed in full precision, and kept as its operands.
         chunk: positions per chunk.
+        start: the final context before the first token.  # (D,)
 
     Returns:
         The contexts, the number of passes, and the largest start change that was let stand.
@@ -143,7 +150,7 @@ def exact_contexts(
     assert len(tokens) > 0
     compute = compute or Compute()
     weights = ContextPass(block, embedded, compute.full())
-    scan = _Scan(weights, tokens, chunk, compute.operand(embedded[:1]).dtype)
+    scan = _Scan(weights, tokens, chunk, compute.operand(embedded[:1]).dtype, start)
     passes, residual = _iterate(scan, tolerance)
     return StreamContexts(scan.states[: len(tokens) + 1], weights, tokens, passes, residual)
 

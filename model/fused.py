@@ -11,11 +11,15 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model import triton_kernels as kernels
-from model.plain import BlockGradient
+from model.plain import BlockGradient, join
 from model.seeds import seed_of
 
-SUM_PROGRAMS = 4096  # of a kernel that sums over rows: enough to fill a GPU, few enough to add up at once
-STAGES = 3  # rows whose loads are under way while one is summed
+__all__ = [
+    "Noise", "TokenSums", "head_gradient", "join", "residual_norm", "residual_norm_backward", "settling_norm", "spread",
+]  # fmt: skip
+NORM_PROGRAMS = 1 << 14  # of a kernel that goes through rows: enough to fill a GPU, each with several of them
+SUM_PROGRAMS = 2112  # of one that sums over rows besides: few enough to add up at once
+STAGES = 3  # rows whose loads are under way while one is computed
 PIECE = 128  # rows of one token that one program sums
 SOFTMAX_BLOCK, SOFTMAX_WARPS = 4096, 32  # logits of a row in flight, by how many warps
 SAMPLE = 1024  # logits of a row that tell how large its exponentials will be; a BPE's first tokens are its commonest
@@ -104,11 +108,12 @@ def _residual_norm(
     rows, stride = x.shape
     tile = _row_tile(stride)
     means, rstds = torch.empty(rows, device=x.device), torch.empty(rows, device=x.device)
-    kernels.residual_norm[(triton.cdiv(rows, tile.rows),)](
+    programs = min(NORM_PROGRAMS // tile.warps, triton.cdiv(rows, tile.rows))
+    kernels.residual_norm[(programs,)](
         out, means, rstds, out if still is None else still, limit,
-        x, product, term, term if tokens is None else tokens, weight, bias, rows, size, stride,
+        x, product, term, term if tokens is None else tokens, weight, bias, rows, programs, size, stride,
         GATHER=tokens is not None, SETTLE=still is not None,
-        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps,
+        ROWS=tile.rows, BLOCK=tile.block, STAGES=STAGES, num_warps=tile.warps,
     )  # fmt: skip
     return Saved(x, product, term, tokens, means, rstds)
 
@@ -178,8 +183,17 @@ class TokenSums:
         kernels.add_pieces[(len(self.tokens),)](table, partial, self.tokens, self.piece_begins, stride, BLOCK=block)
 
 
+def head_gradient(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, count: int, losses: Tensor, gradient: Tensor
+) -> None:
+    """As `model.plain.head_gradient`."""
+    on_logits, losses[:], sums = logit_gradient(hidden, weight, targets, vocab_size)
+    torch.mm(on_logits, weight, out=gradient)
+    divide_rows_(gradient, sums, count)
+
+
 def logit_gradient(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `model.plain.logit_gradient`; the logits themselves are never written where the GPU can do without.
+    """`softmax_gradient_` of `hidden @ weight.T`; the logits themselves are never written where the GPU can do without.
 
     There a row's sum is of exponentials less the largest logit among its target's and the first `SAMPLE` tokens'. A
     loss of more than 88 nats that those do not foresee is infinite: the run has diverged.
@@ -238,6 +252,6 @@ def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple
 
 
 def divide_rows_(rows: Tensor, by: Tensor, factor: float) -> None:
-    """As `model.plain.divide_rows_`."""
+    """Divide each row by `factor` times its entry of `by`, in place.  # (n, E), (n,)"""
     stride = rows.shape[1]
     kernels.divide_rows[(len(rows),)](rows, by, float(factor), stride, BLOCK=triton.next_power_of_2(stride))

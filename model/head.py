@@ -35,11 +35,9 @@ class FrozenHead:
         gradient = torch.empty_like(hidden)
         for start in range(0, len(hidden), self.rows_per_chunk):
             rows = slice(start, start + self.rows_per_chunk)
-            on_logits, losses[rows], sums = self.compute.ops.logit_gradient(
-                hidden[rows], self.weight, targets[rows], self.vocab_size
+            self.compute.ops.head_gradient(
+                hidden[rows], self.weight, targets[rows], self.vocab_size, len(hidden), losses[rows], gradient[rows]
             )
-            torch.mm(on_logits, self.weight, out=gradient[rows])
-            self.compute.ops.divide_rows_(gradient[rows], sums, len(hidden))
         return losses, gradient
 
     @torch.no_grad()
@@ -57,3 +55,17 @@ class FrozenHead:
             losses[rows] = torch.logsumexp(logits, dim=1) - logits.gather(1, targets[rows, None])[:, 0]
             correct[rows] = logits.argmax(dim=1) == targets[rows]
         return losses, correct
+
+    @torch.no_grad()
+    def ranks(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """How many tokens are more likely than the target, at each position.
+
+        Args as in `gradient`.  # -> (n,) int64
+        """
+        found = torch.empty(len(hidden), dtype=torch.int64, device=hidden.device)
+        step = max(1, self.rows_per_chunk // 8)  # as in `scores`
+        for start in range(0, len(hidden), step):
+            rows = slice(start, start + step)
+            logits = self.compute.product(hidden[rows], self.weight.T)[:, : self.vocab_size]  # (r, V)
+            found[rows] = (logits > logits.gather(1, targets[rows, None])).sum(dim=1)
+        return found

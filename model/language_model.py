@@ -45,7 +45,7 @@ class LanguageModel(nn.Module):
     def logits(self, tokens: Tensor, tolerance: float = 1e-6) -> Tensor:
         """Next-token logits at every position of one stream, in full precision."""  # (N,) -> (N, V)
         contexts = self.contexts(tokens, tolerance).read(self.config.reads)
-        hidden = TokenPass(self.token_block, Compute()).forward(self.embedded[tokens], contexts)
+        hidden = TokenPass(self.token_block, self.embedded, Compute()).forward(tokens, contexts)
         product: Tensor = hidden @ self.table.T
         return product
 

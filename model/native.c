@@ -39,13 +39,24 @@ static inline void gelu_parts(float v, float *share, float *bell) {
     *bell = v * e * 0.39894228f;
 }
 
-/* LayerNorm(x + GELU(product + term)) of rows of d entries; term is one row, or a table of which `tokens` pick rows.
+/* Rows of `left` and, behind them, the rows of `table` that `tokens` pick. */
+void join(int64_t rows, int64_t width, int64_t d, const float *left, const float *table, const int64_t *tokens,
+          float *joined) {
+    for (int64_t row = 0; row < rows; row++) {
+        float *line = joined + row * (width + d);
+        memcpy(line, left + row * width, width * sizeof(float));
+        memcpy(line + width, table + tokens[row] * d, d * sizeof(float));
+    }
+}
+
+/* LayerNorm(x + GELU(product + term)) of rows of d entries, those of x `stride` entries apart; term is one row, or a
+ * table of which `tokens` pick rows.
  * Kept for the way back: the normalised rows, the GELU's slopes in the product's place (what stays in the cache is
  * most of the speed), and each row's inverse deviation. */
-void residual_norm(int64_t rows, int64_t d, const float *x, float *product, const float *term, const int64_t *tokens,
+void residual_norm(int64_t rows, int64_t d, int64_t stride, const float *x, float *product, const float *term, const int64_t *tokens,
                    const float *weight, const float *bias, float *out, float *normed, float *rstd) {
     for (int64_t row = 0; row < rows; row++) {
-        const float *restrict old = x + row * d, *restrict shift = tokens ? term + tokens[row] * d : term;
+        const float *restrict old = x + row * stride, *restrict shift = tokens ? term + tokens[row] * d : term;
         float *restrict active = product + row * d, *restrict kept = normed + row * d, *restrict made = out + row * d;
         float sum = 0.0f, squares = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -109,9 +120,9 @@ void residual_norm_backward(int64_t rows, int64_t d, float *grad, const float *n
     }
 }
 
-/* Logits become the cross-entropy's gradient times their row's sum of exponentials, in place; losses in nats. */
-void softmax_gradient(int64_t rows, int64_t columns, float *logits, const int64_t *targets, float *losses,
-                      float *sums) {
+/* Logits become `factor` times the cross-entropy's gradient, in place; losses in nats. */
+void softmax_gradient(int64_t rows, int64_t columns, float factor, float *logits, const int64_t *targets,
+                      float *losses) {
     for (int64_t row = 0; row < rows; row++) {
         float *restrict line = logits + row * columns;
         float highest = line[0], sum = 0.0f;
@@ -125,7 +136,36 @@ void softmax_gradient(int64_t rows, int64_t columns, float *logits, const int64_
             sum += share;
         }
         losses[row] = logf(sum) + (highest - at_target);
-        sums[row] = sum;
-        line[targets[row]] -= sum;
+        float scale = factor / sum;
+#pragma omp simd
+        for (int64_t c = 0; c < columns; c++) line[c] *= scale;
+        line[targets[row]] -= factor;
+    }
+}
+
+/* The Euclidean norm of `count` entries. */
+double norm(int64_t count, const float *values) {
+    double total = 0.0;
+    for (int64_t begin = 0; begin < count; begin += 4096) { /* short sums in fp32, their sum in fp64 */
+        int64_t end = begin + 4096 < count ? begin + 4096 : count;
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = begin; c < end; c++) sum += values[c] * values[c];
+        total += sum;
+    }
+    return sqrt(total);
+}
+
+/* One step of Adam on `shrink` times the gradient; `rate` and `root` hold the corrections of both moments. */
+void adam(int64_t count, float shrink, float rate, float root, float beta1, float beta2, float eps,
+          float *restrict values, const float *restrict grad, float *restrict mean, float *restrict square) {
+#pragma omp simd
+    for (int64_t c = 0; c < count; c++) {
+        float slope = grad[c] * shrink;
+        float first = mean[c] + (1.0f - beta1) * (slope - mean[c]);
+        float second = beta2 * square[c] + (1.0f - beta2) * slope * slope;
+        mean[c] = first;
+        square[c] = second;
+        values[c] -= rate * first / (sqrtf(second) / root + eps);
     }
 }

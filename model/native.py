@@ -13,16 +13,16 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from model import plain
-from model.plain import BlockGradient, Noise, TokenSums, divide_rows_, spread
+from model.plain import BlockGradient, Noise, TokenSums, spread
 
 __all__ = [
-    "Noise", "TokenSums", "divide_rows_", "logit_gradient", "residual_norm", "residual_norm_backward", "settling_norm",
+    "Noise", "TokenSums", "adam", "head_gradient", "join", "residual_norm", "residual_norm_backward", "settling_norm",
     "spread",
 ]  # fmt: skip
 log = logging.getLogger(__name__)
@@ -82,20 +82,33 @@ def load() -> ctypes.CDLL | None:
     except OSError as error:
         log.warning("the C operators cannot be built, torch's are used: %s", error)
         return None
-    for name, pointers in (("residual_norm", 9), ("residual_norm_backward", 8), ("softmax_gradient", 4)):
-        getattr(library, name).argtypes = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * pointers
-        getattr(library, name).restype = None
+    size, number, pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+    for name, arguments in (
+        ("join", [size] * 3 + [pointer] * 4),
+        ("residual_norm", [size] * 3 + [pointer] * 9),
+        ("residual_norm_backward", [size] * 2 + [pointer] * 8),
+        ("softmax_gradient", [size] * 2 + [number] + [pointer] * 3),
+        ("norm", [size, pointer]),
+        ("adam", [size] + [number] * 6 + [pointer] * 4),
+    ):
+        getattr(library, name).argtypes = arguments
+        getattr(library, name).restype = ctypes.c_double if name == "norm" else None
     return library
 
 
-def _call(name: str, rows: int, columns: int, *tensors: Tensor | None) -> None:
-    for tensor in tensors:
-        if tensor is not None:
-            assert tensor.dtype in (torch.float32, torch.int64), f"{name} takes fp32 rows, not {tensor.dtype}"
-            assert tensor.is_contiguous(), f"{name} takes contiguous rows"
+def _call(name: str, *arguments: Tensor | float | None) -> Any:
+    """Call an operator with sizes, numbers and tensors."""
     library = load()
     assert library is not None
-    getattr(library, name)(rows, columns, *(None if t is None else t.data_ptr() for t in tensors))
+    passed: list[float | None] = []
+    for value in arguments:
+        if isinstance(value, Tensor):
+            assert value.dtype in (torch.float32, torch.int64), f"{name} takes fp32 rows, not {value.dtype}"
+            assert value.is_contiguous(), f"{name} takes contiguous rows"
+            passed.append(value.data_ptr())
+        else:
+            passed.append(value)
+    return getattr(library, name)(*passed)
 
 
 class Saved(NamedTuple):
@@ -107,12 +120,36 @@ class Saved(NamedTuple):
     rstd: Tensor
 
 
+def join(left: Tensor, table: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """As `model.plain.join`; the second is a view of the first."""
+    rows, width = left.shape
+    joined = left.new_empty(rows, width + table.shape[1])
+    _call("join", rows, width, table.shape[1], left, table, tokens, joined)
+    return joined, joined[:, width:]
+
+
 def residual_norm(
     x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int
 ) -> tuple[Tensor, Saved]:
-    """As `model.plain.residual_norm`."""
+    """As `model.plain.residual_norm`; the rows of `x` may lie apart."""
+    assert x.dtype == torch.float32, f"residual_norm takes fp32 rows, not {x.dtype}"
+    assert x.stride(1) == 1, "residual_norm takes contiguous rows"
     out, normed, rstd = torch.empty_like(product), torch.empty_like(product), product.new_empty(len(product))
-    _call("residual_norm", len(product), size, x, product, term, tokens, weight, bias, out, normed, rstd)
+    _call(
+        "residual_norm",
+        len(product),
+        size,
+        x.stride(0),
+        x.data_ptr(),
+        product,
+        term,
+        tokens,
+        weight,
+        bias,
+        out,
+        normed,
+        rstd,
+    )
     return out, Saved(out, normed, product, rstd)
 
 
@@ -136,10 +173,28 @@ def settling_norm(
     return plain.settle(state, out, threshold * size), saved
 
 
-def logit_gradient(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `model.plain.logit_gradient`; there are no columns from `vocab_size` on."""
+def head_gradient(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, count: int, losses: Tensor, gradient: Tensor
+) -> None:
+    """As `model.plain.head_gradient`; there are no columns from `vocab_size` on."""
     assert len(weight) == vocab_size
     logits = hidden @ weight.T
-    losses, sums = logits.new_empty(len(logits)), logits.new_empty(len(logits))
-    _call("softmax_gradient", len(logits), vocab_size, logits, targets, losses, sums)
-    return logits, losses, sums
+    _call("softmax_gradient", len(logits), vocab_size, 1 / count, logits, targets, losses)
+    torch.mm(logits, weight, out=gradient)
+
+
+def adam(
+    values: Tensor, grad: Tensor, mean: Tensor, square: Tensor, step: int, learning_rate: float, grad_clip: float,
+    betas: tuple[float, float], eps: float,
+) -> None:  # fmt: skip
+    """One step of Adam in place, on a gradient whose norm is cut to `grad_clip`.
+
+    Args:
+        values, grad, mean, square: the parameters, their gradient and both its moments.  # (P,) each
+        step: from 1.
+    """
+    norm = _call("norm", len(grad), grad)
+    # as clip_grad_norm_ has it; a norm that is not a number must spoil the weights, not be cut away
+    shrink = 1.0 if norm + 1e-6 <= grad_clip else grad_clip / (norm + 1e-6)
+    rate, root = learning_rate / (1 - betas[0] ** step), (1 - betas[1] ** step) ** 0.5
+    _call("adam", len(values), shrink, rate, root, *betas, eps, values, grad, mean, square)

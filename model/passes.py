@@ -132,15 +132,23 @@ class ContextPass:
 class TokenPass:
     """A TokenBlock's weights as operands; after a step of the parameters they are laid out anew by `reload`."""
 
-    def __init__(self, block: TokenBlock, compute: Compute) -> None:
-        self.block, self.compute, self.size = block, compute, block.context_dim
+    def __init__(self, block: TokenBlock, embedded: Tensor, compute: Compute) -> None:
+        """Lay the weights out; the parameters may be stepped afterwards, not replaced.
+
+        Args:
+            embedded: normalised embedding rows, an operand.  # (V, E)
+        """
+        self.block, self.embedded, self.compute, self.size = block, embedded, compute, block.context_dim
         self.width = compute.width(self.size)
         self.weights: list[Tensor] = []
         self.reload()
+        self.live = all(w is layer.weight for w, layer in zip(self.weights, block, strict=True))
 
     @torch.no_grad()
     def reload(self) -> None:
         """Take over the parameters' values."""
+        if self.weights and self.live:
+            return
         pad, self.weights = self.width - self.size, []
         for layer in self.block:
             weight = self.compute.operand(layer.weight)
@@ -150,17 +158,20 @@ class TokenPass:
             self.weights.append(weight)  # (E, W+E) or (E, E)
 
     @torch.no_grad()
-    def forward(self, embedded: Tensor, contexts: Sequence[Tensor | None], tape: list[Any] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, contexts: Sequence[Tensor | None], tape: list[Any] | None = None) -> Tensor:
         """The hidden state whose product with the tied table is the logits of the next token.
 
         Args:
-            embedded: the normalised input embeddings, operands.  # (n, E)
-            contexts: what each token layer reads.  # T times (n, W) or None
+            tokens: (n,)
+            contexts: what each token layer reads; the first one reads some.  # T times (n, W) or None
             tape: where to keep what `backward` needs.
         """
-        x = embedded
-        for layer, weight, context in zip(self.block, self.weights, contexts, strict=True):
-            inputs = x if context is None else torch.cat([context, x], dim=1)
+        assert contexts[0] is not None
+        x: Tensor
+        inputs, x = self.compute.ops.join(contexts[0], self.embedded, tokens)
+        for i, (layer, weight, context) in enumerate(zip(self.block, self.weights, contexts, strict=True)):
+            if i > 0:
+                inputs = x if context is None else torch.cat([context, x], dim=1)
             out, saved = self.compute.ops.residual_norm(
                 x, inputs @ weight.T, layer.bias, None, layer.norm.weight, layer.norm.bias, x.shape[1]
             )
@@ -181,11 +192,12 @@ class TokenPass:
             _grad(layer.norm.weight).copy_(sums[0])
             _grad(layer.norm.bias).copy_(sums[1])
             _grad(layer.bias).copy_(sums[2])
-            grad_weight = self.compute.product(grad_product.T, inputs)  # (E, W+E) or (E, E)
-            if grad_weight.shape == layer.weight.shape:
-                _grad(layer.weight).copy_(grad_weight)
+            on_weight = _grad(layer.weight)  # (E, D+E) or (E, E)
+            if on_weight.shape[1] == inputs.shape[1]:
+                self.compute.product_into(on_weight, grad_product.T, inputs)
             else:
-                _grad(layer.weight)[:, : self.size].copy_(grad_weight[:, : self.size])
-                _grad(layer.weight)[:, self.size :].copy_(grad_weight[:, self.width :])
+                grad_weight = self.compute.product(grad_product.T, inputs)  # (E, W+E)
+                on_weight[:, : self.size].copy_(grad_weight[:, : self.size])
+                on_weight[:, self.size :].copy_(grad_weight[:, self.width :])
             if i > 0:
                 grad = grad_x.addmm_(grad_product, self.weights[i][:, -embedding_dim:])

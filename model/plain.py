@@ -67,6 +67,15 @@ class Saved(NamedTuple):
     rstd: Tensor
 
 
+def join(left: Tensor, table: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of `left` and, behind them, those of `table` that `tokens` pick: both together, and the latter alone.
+
+    # (n, W), (V, E), (n,) -> (n, W+E), (n, E)
+    """
+    rows = F.embedding(tokens, table)
+    return torch.cat([left, rows], dim=1), rows
+
+
 def residual_norm(
     x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int
 ) -> tuple[Tensor, Saved]:
@@ -143,32 +152,34 @@ class TokenSums:
         table += torch.ops.aten.embedding_dense_backward(rows, self.tokens, self.vocab_size, -1, False)
 
 
-def logit_gradient(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The cross-entropy's gradient of the logits `hidden @ weight.T`, times each row's sum of exponentials.
+def head_gradient(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, count: int, losses: Tensor, gradient: Tensor
+) -> None:
+    """Cross-entropy of the logits `hidden @ weight.T` into `losses`, and its gradient into `gradient`.
 
     Args:
         hidden: (n, E)
         weight: (columns, E); columns from `vocab_size` on never get probability.
         targets: (n,)
-
-    Returns:
-        That gradient, each row's loss in nats, and that sum, of exponentials of a row's logits less any one number.
-            # (n, columns), (n,), (n,)
+        count: by which the gradient is divided.
+        losses: in nats.  # (n,)
+        gradient: of `hidden`.  # (n, E)
     """
     logits = hidden @ weight.T
-    return logits, *softmax_gradient_(logits, targets, vocab_size)
+    losses[:], sums = softmax_gradient_(logits, targets, vocab_size)
+    torch.mm(logits, weight, out=gradient)
+    gradient /= (count * sums)[:, None]
 
 
 def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """`logit_gradient` of logits at hand, in place; each row's loss and sum.  # (n, columns), (n,) -> (n,), (n,)"""
+    """Logits become the cross-entropy's gradient times their row's sum of exponentials.  # (n, columns), (n,)
+
+    Returns:
+        Each row's loss in nats, and that sum, of exponentials of its logits less any one number.  # (n,), (n,)
+    """
     logits = logits[:, :vocab_size]
     logits -= logits.amax(dim=1, keepdim=True)
     at_target = logits.gather(1, targets[:, None])
     total = logits.exp_().sum(dim=1, keepdim=True)
     logits.scatter_add_(1, targets[:, None], -total)
     return (total.log() - at_target)[:, 0], total[:, 0]
-
-
-def divide_rows_(rows: Tensor, by: Tensor, factor: float) -> None:
-    """Divide each row by `factor` times its entry of `by`, in place.  # (n, E), (n,)"""
-    rows /= (factor * by)[:, None]

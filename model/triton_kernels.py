@@ -87,34 +87,35 @@ def _total(x, product, term, tokens, row, column, inside, rows, stride, GATHER: 
     return old + active * share, share + bell
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "programs"])
 def residual_norm(
-    out, means, rstds, still, limit, x, product, term, tokens, weight, bias, rows, width, stride,
-    GATHER: tl.constexpr, SETTLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    out, means, rstds, still, limit, x, product, term, tokens, weight, bias, rows, programs, width, stride,
+    GATHER: tl.constexpr, SETTLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """LayerNorm(x + GELU(product + term)), and each row's mean and inverse deviation.
 
     SETTLE: out holds older rows; mark those whose summed squared change is under `limit`.
     """
-    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = line[:, None]
     column = tl.arange(0, BLOCK)[None, :]
-    inside = (row < rows) & (column < stride)
-    total, _ = _total(x, product, term, tokens, row, column, inside, rows, stride, GATHER)
-    mean = tl.sum(total, 1) / width
-    centred = tl.where(column < width, total - mean[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / width + NORM_EPS)
-    tl.store(means + line, mean, mask=line < rows)
-    tl.store(rstds + line, rstd, mask=line < rows)
     gain = tl.load(weight + column, mask=column < stride, other=0.0)
     shift = tl.load(bias + column, mask=column < stride, other=0.0)
-    value = centred * rstd[:, None] * gain + shift  # a pad has neither gain nor shift
-    value = value.to(out.dtype.element_ty)
-    place = row.to(tl.int64) * stride + column
-    if SETTLE:
-        change = value.to(tl.float32) - tl.load(out + place, mask=inside, other=0.0).to(tl.float32)
-        tl.store(still + line, (tl.sum(change * change, 1) < limit).to(tl.int8), mask=line < rows)
-    tl.store(out + place, value, mask=inside)
+    for first in tl.range(tl.program_id(0) * ROWS, rows, programs * ROWS, num_stages=STAGES):
+        line = first + tl.arange(0, ROWS)
+        row = line[:, None]
+        inside = (row < rows) & (column < stride)
+        total, _ = _total(x, product, term, tokens, row, column, inside, rows, stride, GATHER)
+        mean = tl.sum(total, 1) / width
+        centred = tl.where(column < width, total - mean[:, None], 0.0)
+        rstd = tl.rsqrt(tl.sum(centred * centred, 1) / width + NORM_EPS)
+        tl.store(means + line, mean, mask=line < rows)
+        tl.store(rstds + line, rstd, mask=line < rows)
+        value = centred * rstd[:, None] * gain + shift  # a pad has neither gain nor shift
+        value = value.to(out.dtype.element_ty)
+        place = row.to(tl.int64) * stride + column
+        if SETTLE:
+            change = value.to(tl.float32) - tl.load(out + place, mask=inside, other=0.0).to(tl.float32)
+            tl.store(still + line, (tl.sum(change * change, 1) < limit).to(tl.int8), mask=line < rows)
+        tl.store(out + place, value, mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "length", "programs"])

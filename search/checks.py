@@ -1,33 +1,11 @@
 """Looks at this machine and its surroundings before a study starts; imports nothing heavy, starts nothing."""
 
-import http.client
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from pathlib import Path
 
-
-def check_root(root: Path) -> None:
-    """Raise ValueError if the records folder cannot be made or written to."""
-    existing = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"--mlruns {root}: {existing} is not a folder that can be written to")
-
-
-def check_server(uri: str) -> None:
-    """Raise ValueError if no MLflow server answers at `uri` within 5 seconds."""
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-            pass
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise ValueError(
-            f"no MLflow server answers at {uri} ({reason}): start it, or leave --tracking-uri out"
-        ) from None
+from trainables.surroundings import count_gpus
 
 
 def check_cluster(address: str) -> None:
@@ -56,18 +34,6 @@ def token_mode(address: str) -> str:
     except subprocess.TimeoutExpired:  # `start_ray` will say what is wrong there
         return "disabled"
     return "token" if "AuthenticationError" in done.stderr else "disabled"
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs that this process may use, without importing torch."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    present = sum(line.startswith("GPU ") for line in listed.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return present
-    return min(present, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
 
 
 def check_machine(cpus: float, gpus: float | None) -> None:

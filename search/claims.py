@@ -14,12 +14,12 @@ from scipy import stats
 from model.modes import CONTEXT_MODES
 from search.evidence import NO_LOSSES, ON_DOCUMENTS, Evidence, percent
 from search.results import METRICS, trial_config
+from search.spaces import CELLS
 from search.verdict import LEVEL, Interval, combined_interval
 from trainables.config import RunConfig
 from trainables.metrics import CONVERGENCE, SWEEPS
 
 SUPPORTED, NOT_SUPPORTED, CONTRADICTED, NOT_TESTED = "supported", "not supported", "contradicted", "not tested here"
-CELLS = ((1, 1), (2, 1), (1, 2), (2, 2))  # context layers, token layers
 ABOUT_HALF = (1 / 3, 2 / 3)  # of the sweeps
 
 

@@ -1,6 +1,5 @@
 """From a command line to a finished study: check, connect, prepare, run, report."""
 
-import os
 import shlex
 import shutil
 import sys
@@ -10,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.checks import token_mode
-from search.errors import BadInputError, user_errors
+from search.environment import set_environment
 from search.interrupts import Interrupts
 from search.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.resume import keep, parse
 from search.spaces import Study
+from trainables.errors import BadInputError, user_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,22 +28,6 @@ if TYPE_CHECKING:
     from trainables.spool import Spool
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
-
-# Set before anything heavy is imported. What each is for:
-QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own live table: ours is shown instead
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # trials that ask for no GPU see none
-    # No CSV, JSON and TensorBoard copies of what MLflow has. It empties Tune's ResultGrid, which nothing here reads.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    # The spool tries again itself; MLflow's own seven times with growing pauses would hold it up for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run that ends, in the middle of the display
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search.interrupts` hears the signals and tells Tune
-    "TOKENIZERS_PARALLELISM": "true",
-}
 
 
 def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) -> int:
@@ -60,10 +43,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
             args = parse(build_parser(describe, sampled), sys.argv[1:])
             settings = check(args, sampled)
             study = make_study(settings)
-        for key, value in QUIET.items():
-            os.environ.setdefault(key, value)
-        if settings.address is not None and "RAY_AUTH_MODE" not in os.environ:  # Ray reads it when it is imported
-            os.environ["RAY_AUTH_MODE"] = token_mode(settings.address)
+        set_environment(settings.address)
         return _run(settings, study, lambda folder: keep(args, settings, sys.argv[0], folder), interrupts)
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -115,31 +95,6 @@ def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
         ray.shutdown()
 
 
-def complete_mlflow(ledger: "Ledger", spool: "Spool", runtime: dict[str, Any]) -> None:
-    """End MLflow's runs of trials that ended in the ledger: a driver was killed between the two."""
-    from optuna.trial import TrialState
-
-    from search.leaderboard import trial_name
-    from search.results import COMPUTE, HASH, METRICS, REASON, REPLICATE_OF, trial_config
-
-    if spool.ended is None:
-        return
-    for trial in ledger.made_with_replicates():
-        key, kept = trial.user_attrs[HASH], trial.user_attrs
-        failed = trial.state == TrialState.FAIL
-        if key in spool.ended["FAILED" if failed else "FINISHED"]:
-            continue
-        config, first = trial_config(trial), kept.get(REPLICATE_OF)
-        name, params = trial_name(config, first is not None), config.flat() | runtime
-        spool.put("start_trial", key, number=trial.number, name=name, params=params, replicate_of=first)
-        if failed:
-            spool.put("fail_trial", key, reason=kept[REASON], details="")
-        elif trial.state == TrialState.PRUNED:
-            spool.put("prune_trial", key, reason=kept[REASON], figures=kept[METRICS])
-        else:
-            spool.put("finish_trial", key, figures=kept[METRICS], compute=kept.get(COMPUTE, ""))
-
-
 class _StudyRun:
     """One locked study on a running Ray."""
 
@@ -162,7 +117,7 @@ class _StudyRun:
     def go(self, enough: str, interrupts: Interrupts) -> int:
         """Prepare, run what is open, and show the result; `enough` says why nothing is to run, if so."""
         ledger, folder = self.ledger, self.settings.records.study(self.name)
-        prepared = None if enough else self._start_preparing()  # on a worker, while MLflow's store is opened here
+        refs = None if enough else self._start_preparing()  # on a worker, while MLflow's store is opened here
         with self.console.status("opening the records …"):
             from trainables.spool import Spool
             from trainables.tracking import Tracker
@@ -178,12 +133,16 @@ class _StudyRun:
         status, outcome = "FAILED", None
         try:
             if enough:
+                from search.reconcile import complete_mlflow
+
                 summary = ledger.summary()
                 self._say_nothing_to_run(enough)
                 complete_mlflow(ledger, spool, self._runtime(summary))
             else:
+                from search.preparation import prepared
+
                 with self.console.status("preparing token ids and embedding (cached for next time) …"):
-                    inputs, summary = self._prepared(prepared)
+                    inputs, summary = prepared(self.settings, refs)
                 summary |= {"threads": self.resources.threads, "gpus": self.resources.gpus}
                 ledger.keep_summary(summary)
                 outcome = self._run(ledger, spool, inputs, summary)
@@ -205,7 +164,11 @@ class _StudyRun:
             else:  # the traces were handed over, or their trial has ended without them
                 shutil.rmtree(folder / "profile", ignore_errors=True)
                 ledger.keep_told(tracker.parent)
-        self._say_end(ledger, status == "KILLED")
+        from search.announcements import say_end
+
+        ran, seconds = len(ledger.made_with_replicates()) - self.made_before, time.monotonic() - self.began
+        seen = {"cut_off": status == "KILLED", "profiled": self.profiled, "reported": self.reported}
+        say_end(self.console, self.settings, ledger, ran=ran, seconds=seconds, **seen)
         if status == "KILLED":
             return interrupts.exit_code
         if outcome is not None and outcome.bug:
@@ -224,53 +187,9 @@ class _StudyRun:
             self.console.print("so nothing is profiled: a larger --trials or another --seed runs one")
 
     def _start_preparing(self) -> Any:
-        import ray
+        from search.preparation import start_preparing
 
-        from trainables.two_phase import prepare
-
-        # Nothing else computes meanwhile: on this machine it may use every core.
-        threads = self.resources.threads if self.settings.address else os.cpu_count() or 1
-        task = ray.remote(prepare).options(
-            num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, num_returns=2, max_retries=2
-        )
-        arguments = (
-            self.settings.data,
-            self.settings.embedding,
-            str(self.settings.records.cache),
-            threads,
-            self.resources.gpus,
-        )
-        return task.remote(self.study.base, *arguments)
-
-    def _prepared(self, refs: Any) -> tuple[Any, dict[str, Any]]:
-        import ray
-
-        inputs, summary = refs
-        try:
-            if self.settings.address is None:
-                return inputs, ray.get(summary)
-            # Kept by this process: if they lay on a node that dies, they could be made again only where a trial that
-            # waits for them holds the CPUs.
-            return ray.put(ray.get(inputs)), ray.get(summary)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ValueError):
-                raise BadInputError(str(error.cause)) from error
-            raise
-        except ray.exceptions.WorkerCrashedError as error:
-            raise BadInputError(
-                "the process that prepares the inputs died; is there enough memory for them?"
-            ) from error
-
-    def _say_prepared(self, summary: dict[str, Any]) -> None:
-        splits = {"train": "training", "val": "validation", "test": "test"}
-        tokens = ", ".join(f"{summary[f'{key}_tokens']:,} {name}" for key, name in splits.items())
-        self.console.print(f"data {self.settings.data.spec}: {tokens} tokens")
-        bigram = f", validation PPL {summary['bigram_val_ppl']:.2f}" if summary["bigram_val_ppl"] else ""
-        size = f"V={summary['vocab_size']:,}, E={summary['embedding_dim']}"
-        self.console.print(f"embedding {self.settings.embedding.spec}: {size}{bigram}")
-        what = f"{self.resources.gpus:g} GPU" if self.resources.gpus else f"{self.resources.threads} CPU thread(s)"
-        where = f"{summary['hardware']}: {summary['compute']}"
-        self.console.print(f"{self.resources.max_concurrent} trial(s) at once, {what} each, on {where}\n")
+        return start_preparing(self.settings, self.study.base, self.resources)
 
     @staticmethod
     def _runtime(summary: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +198,9 @@ class _StudyRun:
 
     def _run(self, ledger: "Ledger", spool: "Spool", inputs: Any, summary: dict[str, Any]) -> "Outcome | None":
         """Run what is open; None if nothing is."""
-        self._say_prepared(summary)
+        from search.announcements import say_prepared
+
+        say_prepared(self.console, self.settings, self.resources, summary)
         from search.study_record import study_record, write_study_record
 
         record = study_record(self.settings, self.study, self.command, summary)
@@ -287,6 +208,7 @@ class _StudyRun:
         spool.put("start_study", params=record)
         from search.leaderboard import trial_name
         from search.progress import Display
+        from search.reconcile import complete_mlflow
         from search.tuner import run_trials
 
         complete_mlflow(ledger, spool, self._runtime(summary))
@@ -328,36 +250,3 @@ class _StudyRun:
             return []
         self.reported = True
         return files
-
-    def _say_end(self, ledger: "Ledger", cut_off: bool) -> None:
-        from optuna.trial import TrialState
-        from rich.markup import escape
-
-        from search.leaderboard import BEST, failures
-        from search.progress import duration
-        from search.report import HTML
-
-        failed = failures(ledger)
-        for number, config, reason in failed:
-            self.console.print(f"[red]trial {number} ({config}) failed: {escape(reason)}[/]")
-        if self.profiled:
-            self.console.print("traces of the first trial that ran: its run's artifacts in MLflow, folder profile/")
-        shown = self.settings.shown_root
-        finished, pruned = len(ledger.finished()), len(ledger.pruned())
-        seeds = f" and {len(more)} replicates" if (more := ledger.replicates(TrialState.COMPLETE)) else ""
-        counted = f"{finished} trials{seeds} finished, {f'{pruned} pruned, ' if pruned else ''}{len(failed)} failed"
-        ran = len(ledger.made_with_replicates()) - self.made_before
-        self.console.print(f"\n{counted} in all; {ran} ran now, in {duration(time.monotonic() - self.began)}")
-        enough = self.settings.budgets.used_up(ledger.ended()) if ledger.open_trials() else ""
-        if enough and ran:
-            self.console.print(f"[bold]stopped: {enough}[/]")
-        if cut_off:
-            self.console.print("[bold]interrupted: the same command continues this study[/]")
-        if finished:
-            self.console.print(f"best configuration: {shown / 'studies' / self.name / BEST}")
-            if self.reported:
-                self.console.print(f"the report:         {shown / 'studies' / self.name / HTML}")
-        if self.settings.tracking_uri is None:
-            self.console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}")
-        elif self.settings.tracking_uri.startswith("http"):
-            self.console.print(f"look at the runs:   {self.settings.tracking_uri}")

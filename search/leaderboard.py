@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 from rich.table import Table
 
 from model.modes import same_model_modes
-from search.results import CONFIG, METRICS, REASON, SEED, Configuration, Results, trial_config
+from search.results import CONFIG, HASH, METRICS, REASON, SEED, Configuration, Results, trial_config
+from search.trial_records import read_trial_record
 from trainables import metrics as names
 from trainables.config import RunConfig
 
@@ -151,9 +152,13 @@ def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: 
     leader = results.leader()
     if leader is None:
         return [csv]
+    config_hash = leader.first.user_attrs[HASH]
+    record = read_trial_record(folder / "trials" / f"{config_hash}.json")
     content = {
         "study": results.name,
         "trial": leader.first.number,
+        "config_hash": config_hash,
+        "runtime": record.runtime if record else {},
         "command": command,
         "config": leader.first.user_attrs[CONFIG],
         "metrics": leader.first.user_attrs[METRICS],

@@ -5,27 +5,24 @@ continues from it: finished trials are kept, trials that were interrupted are as
 configuration that is the same model as a finished one is answered with that one's value, not trained.
 """
 
-import hashlib
 import json
 import random
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
 
 from search.budgets import UNLIMITED, Budgets
 from search.pruning import Judge
+from search.replicates import most_replicates, open_replicates
 from search.results import (
     COMPUTE,
     CONFIG,
     DEFINITION,
-    FINALISTS,
     HASH,
     INTERRUPTED,
     LOST,
@@ -40,10 +37,10 @@ from search.results import (
     TOLD,
     Results,
     open_storage,
-    sorted_by_value,
-    trial_config,
 )
-from search.spaces import NO_SCHEDULER, SAMPLERS, Point, Study
+from search.samplers import make_sampler
+from search.spaces import NO_SCHEDULER, Point, Study
+from search.storage import WriteThrough
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 
@@ -59,20 +56,6 @@ class Assignment:
     number: int  # of the Optuna trial
     config: RunConfig
     replicate_of: int | None = None  # the trial of which this is another seed
-
-
-def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
-    """The sampler that proposes trial `number`.
-
-    It is made anew for each proposal from (seed, number) and the trials on record, so a study that was
-    interrupted goes on as if it had not been (with one trial at a time).
-    """
-    digest = hashlib.sha256(f"{seed}:sampler:{number}".encode()).digest()
-    own = int.from_bytes(digest[:4], "little")
-    kinds: dict[str, Callable[..., BaseSampler]] = {"gp": GPSampler, "tpe": TPESampler, "random": RandomSampler}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return kinds[kind](seed=own, **SAMPLERS[kind])
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -92,13 +75,8 @@ class Ledger(Results):
         """
         self.study, self.seeds = study, seeds
         wanted = json.loads(json.dumps(study.definition()))
-        self.storage = open_storage(database)
-        self._read: list[FrozenTrial] | None = None  # all trials, as long as nothing is written
-        event.listen(self.storage.engine, "before_cursor_execute", self._forget_what_was_read)
-        self._ids: dict[int, int] = {}  # trial number -> Optuna's id of it
-        super().__init__(
-            optuna.create_study(storage=self.storage, study_name=name, direction="minimize", load_if_exists=True)
-        )
+        self.storage = WriteThrough(open_storage(database), name)
+        super().__init__(optuna.load_study(storage=self.storage, study_name=name))
         stored = self.optuna.user_attrs.get(DEFINITION)
         if stored is None:
             self.optuna.set_user_attr(DEFINITION, wanted)
@@ -173,15 +151,6 @@ class Ledger(Results):
     def _without_replicates(self) -> list[FrozenTrial]:
         return [t for t in self._trials() if REPLICATE_OF not in t.user_attrs]
 
-    def _forget_what_was_read(self, connection: object, cursor: object, statement: str, *rest: object) -> None:
-        if not statement.startswith("SELECT"):
-            self._read = None
-
-    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        if self._read is None:  # nine queries; and no other process writes to this study
-            self._read = self.optuna.get_trials(deepcopy=False)
-        return [t for t in self._read if not states or t.state in states]  # none named: all
-
     def made(self) -> int:
         """How many configurations have ended."""
         return len(self._made(*ENDED))
@@ -240,17 +209,19 @@ class Ledger(Results):
     def _next_own(self) -> Assignment | None:
         """The next configuration of the study's own seed."""
         for _ in range(MAX_REPEATS):
-            if not self._queue() and self.study.sampler is None:
-                return None  # an exact grid: all asked for
-            assignment = self._ask()
+            with self.storage.at_once():
+                if not self._queue() and self.study.sampler is None:
+                    return None  # an exact grid: all asked for
+                assignment = self._ask()
             if assignment is not None:
                 return assignment
         untried = self._untried()
         if not untried:
             return None
         rng = random.Random(f"{self.study.base.seed}:untried:{self._proposals()}")
-        self.optuna.enqueue_trial(self.study.space.params(rng.choice(untried)))
-        return self._ask()
+        with self.storage.at_once():
+            self.optuna.enqueue_trial(self.study.space.params(rng.choice(untried)))
+            return self._ask()
 
     def _ask(self) -> Assignment | None:
         """Ask the sampler once; None where it proposed what is known already, which is answered on the spot."""
@@ -283,31 +254,15 @@ class Ledger(Results):
             shown.add_trials(self._without_replicates())
             self.optuna.enqueue_trial(self.study.space.params(self.study.space.suggest(shown.ask())))
 
-    def finalists(self) -> list[FrozenTrial]:
-        """Trials to be run with more seeds: all fixed points, and the best `FINALISTS` of the others."""
-        fixed = {self._config(point).config_hash() for point in self.study.fixed_points}
-        ranked = sorted_by_value(self.finished())
-        others = [t for t in ranked if t.user_attrs[HASH] not in fixed][:FINALISTS]
-        return sorted([t for t in ranked if t.user_attrs[HASH] in fixed] + others, key=lambda t: t.number)
-
     def open_replicates(self) -> list[tuple[FrozenTrial, int]]:
         """Finalists, as they stand now, with the seeds that are still to be asked for."""
-        asked = {t.user_attrs.get(HASH) for t in self.replicates()}
-        first = self.study.base.seed
-        return [
-            (trial, seed)
-            for seed in range(first + 1, first + self.seeds)
-            for trial in self.finalists()
-            if trial_config(trial).replace(seed=seed).config_hash() not in asked
-        ]
+        return open_replicates(self, self.study, self.seeds)
 
     def planned_replicates(self) -> int:
         """How many there are and will be; as long as trials of the study's own are open, at most."""
         if self.open_trials() == 0:
             return len(self.replicates()) + len(self.open_replicates())
-        fixed = len(self.study.fixed_points)
-        planned = (self.seeds - 1) * (fixed + min(FINALISTS, self.study.trials - fixed))
-        return max(planned, len(self.replicates()))
+        return max(most_replicates(self.study, self.seeds), len(self.replicates()))
 
     def undecided(self) -> bool:
         """Whether replicates may follow once the study's own running trials have ended."""
@@ -316,10 +271,11 @@ class Ledger(Results):
     def _next_replicate(self) -> Assignment | None:
         if self.undecided() or not (missing := self.open_replicates()):
             return None
-        if not self._trials(TrialState.WAITING):  # one may wait where a driver was killed
-            trial, seed = missing[0]
-            self.optuna.enqueue_trial(trial.params, user_attrs={REPLICATE_OF: trial.number, SEED: seed})
-        return self._ask()
+        with self.storage.at_once():
+            if not self._trials(TrialState.WAITING):  # one may wait where a driver was killed
+                trial, seed = missing[0]
+                self.optuna.enqueue_trial(trial.params, user_attrs={REPLICATE_OF: trial.number, SEED: seed})
+            return self._ask()
 
     def _config(self, point: Point) -> RunConfig:
         return self.study.base.replace(**point)
@@ -330,7 +286,7 @@ class Ledger(Results):
             return
         if known.state == TrialState.PRUNED:  # its value is that of its last epoch, which Optuna looks up itself
             for epoch, ppl in known.intermediate_values.items():
-                self.storage.set_trial_intermediate_value(self._trial_id(number), epoch, ppl)
+                self.storage.set_trial_intermediate_value(number, epoch, ppl)
         value = known.value if known.state == TrialState.COMPLETE else None
         self._tell(number, value, known.state, {REPEAT_OF: known.number})
 
@@ -345,7 +301,7 @@ class Ledger(Results):
 
     def epoch(self, number: int, epoch: int, value: float) -> str:
         """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
-        self.storage.set_trial_intermediate_value(self._trial_id(number), epoch, value)
+        self.storage.set_trial_intermediate_value(number, epoch, value)
         if self._judge is None:
             return ""
         trial = self._trial(number)
@@ -371,16 +327,10 @@ class Ledger(Results):
         for parked in self._parked.pop(known.user_attrs[HASH], []):
             self._answer(parked, known)
 
-    def _trial_id(self, number: int) -> int:
-        if number not in self._ids:
-            study_id = self.storage.get_study_id_from_name(self.name)
-            self._ids[number] = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
-        return self._ids[number]
-
     def _trial(self, number: int) -> FrozenTrial:
-        return self.storage.get_trial(self._trial_id(number))
+        return self.storage.get_trial(number)
 
     def _tell(self, number: int, value: float | None, state: TrialState, attrs: dict[str, Any]) -> None:
         for key, attr in attrs.items():
-            self.storage.set_trial_user_attr(self._trial_id(number), key, attr)
+            self.storage.set_trial_user_attr(number, key, attr)
         self.optuna.tell(number, value, state=state)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from search.errors import BadInputError
+from trainables.errors import BadInputError
 
 
 @contextmanager

@@ -4,28 +4,25 @@ Whatever a user can get wrong is found here, before anything is imported, starte
 """
 
 import argparse
-import math
-import os
-import re
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import NoReturn
 
 from search.budgets import LEAST_GAIN, Budgets
-from search.checks import check_cluster, check_machine, check_root, check_server
+from search.checks import check_cluster, check_machine
 from search.presets import PRESETS, Preset
 from search.spaces import NO_SCHEDULER, SAMPLERS, SCHEDULERS
+from trainables.arguments import Parser, as_amount, as_count, as_folder, as_name, as_seed, as_tracking_uri
 from trainables.config import RunConfig
 from trainables.records import DEFAULT_ROOT, Records
 from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
+from trainables.surroundings import check_root, check_server
 
 DEFAULT_TRIALS = 12
 DEFAULT_SAMPLER = "gp"
 # A sweep, an epoch, or the contexts of one stream at a large scale take minutes, and so does waiting for another
 # trial's Phase 1: an hour without a sign is none of these.
 DEFAULT_TRIAL_TIMEOUT = 60.0
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -53,37 +50,15 @@ class Settings:
     profile: bool  # record the first trial that is run
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 63:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63-1, not {text!r}")
-    return int(text)
-
-
-def _amount(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
-    return value
-
-
 def _hours(text: str) -> float:
-    value = _amount(text)
+    value = as_amount(text)
     if value == 0:
         raise argparse.ArgumentTypeError("must be more than 0")
     return value
 
 
 def _share(text: str) -> float:
-    value = _amount(text)
+    value = as_amount(text)
     if value > 1 and not value.is_integer():
         raise argparse.ArgumentTypeError(f"must be a fraction up to 1 or a whole number, not {text!r}")
     return value
@@ -97,44 +72,14 @@ def _cpus(text: str) -> float:
 
 
 def _minutes(text: str) -> float:
-    value = _amount(text)
+    value = as_amount(text)
     if value == 0:
         raise argparse.ArgumentTypeError("must be more than 0")
     return value
 
 
 def _dims(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(part.strip()) for part in text.split(",")}))
-
-
-def _name(text: str) -> str:
-    if not NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(
-            f"must be letters, digits, '.', '_' and '-', at most 100, and start with a letter or digit, not {text!r}"
-        )
-    return text
-
-
-def _folder(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("must name a folder")
-    return Path(os.path.expanduser(text))
-
-
-def _tracking_uri(text: str) -> str:
-    if not text.startswith(("http://", "https://", "sqlite:///", "postgresql", "mysql", "mssql")):
-        raise argparse.ArgumentTypeError(
-            f"must be a server (http://host:5000) or a database (sqlite:////path/mlflow.db), not {text!r}; "
-            "MLflow no longer takes plain folders"
-        )
-    return text
-
-
-class _Parser(argparse.ArgumentParser):
-    """One sentence where argparse would print the whole usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
+    return tuple(sorted({as_count(part.strip()) for part in text.split(",")}))
 
 
 def build_parser(description: str, sampled: bool) -> argparse.ArgumentParser:
@@ -143,7 +88,7 @@ def build_parser(description: str, sampled: bool) -> argparse.ArgumentParser:
     Args:
         sampled: whether the study samples; an exact grid has no `--trials`, `--sampler`, `--scheduler`, `--plateau`.
     """
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     _add_study_options(parser.add_argument_group("study"), sampled)
     _add_budget_options(parser.add_argument_group("budgets"), sampled)
     _add_data_options(parser.add_argument_group("data and embedding"))
@@ -171,7 +116,7 @@ def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
         )
         trials = "all trials, the four cells included; a larger N extends a finished study (default: %(default)s)"
         sampler = "who proposes the trials after the cells (default: %(default)s)"
-        group.add_argument("--trials", type=_count, default=DEFAULT_TRIALS, metavar="N", help=trials)
+        group.add_argument("--trials", type=as_count, default=DEFAULT_TRIALS, metavar="N", help=trials)
         group.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help=sampler)
         scheduler = "stops poor trials after some epochs of Phase 2, never the cells (default: %(default)s)"
         group.add_argument("--scheduler", choices=SCHEDULERS, default=NO_SCHEDULER, help=scheduler)
@@ -179,18 +124,18 @@ def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
         dims = f"values of D; every mode is run at each ({_each('context_dim')})"
     group.add_argument("--context-dims", type=_dims, metavar="D,D,…", help=dims)
     epochs = f"most epochs of Phase 2; it stops at the first that is no better ({_each('phase2.epochs')})"
-    group.add_argument("--epochs", type=_count, metavar="N", help=epochs)
+    group.add_argument("--epochs", type=as_count, metavar="N", help=epochs)
     replicates = (
         "seeds of each finalist, in all (seed, seed+1, …), run after the study's own trials; a larger K goes on "
         "(default: %(default)s)"
     )
-    group.add_argument("--replicates", type=_count, default=1, metavar="K", help=replicates)
+    group.add_argument("--replicates", type=as_count, default=1, metavar="K", help=replicates)
     seed = "of weights, noise and sampler (default: %(default)s)"
-    group.add_argument("--seed", type=_seed, default=0, metavar="N", help=seed)
+    group.add_argument("--seed", type=as_seed, default=0, metavar="N", help=seed)
     name = "the study's name (default: the entry, the data and a short hash of the definition)"
-    group.add_argument("--name", type=_name, metavar="STUDY", help=name)
+    group.add_argument("--name", type=as_name, metavar="STUDY", help=name)
     resume = "continue this study as it was begun; no option that defines it may be added (default: not)"
-    group.add_argument("--resume", type=_name, metavar="STUDY", help=resume)
+    group.add_argument("--resume", type=as_name, metavar="STUDY", help=resume)
 
 
 def _add_budget_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
@@ -201,30 +146,30 @@ def _add_budget_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
             f"start no trial once the last N that the sampler proposed have not improved the best by {LEAST_GAIN:.1%} "
             "(default: never)"
         ).replace("%", " %%")
-        group.add_argument("--plateau", type=_count, metavar="N", help=plateau)
+        group.add_argument("--plateau", type=as_count, metavar="N", help=plateau)
 
 
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
     data = f"Python's reference texts, UltraChat, or JSON lines with `messages` or `text` ({_each('data')})"
     group.add_argument("--data", metavar="pydoc|ultrachat|PATH.jsonl[.gz]", help=data)
     samples = f"the first N documents only ({_each('samples')}; other data than the preset's: all)"
-    group.add_argument("--samples", type=_count, metavar="N", help=samples)
+    group.add_argument("--samples", type=as_count, metavar="N", help=samples)
     embedding = (
         "a table pretrained here as a bigram model with its own BPE, or a causal language model's "
         f"input embedding and tokenizer ({_each('embedding')})"
     )
     group.add_argument("--embedding", metavar="bigram|gpt2|HF_NAME_OR_FOLDER", help=embedding)
     vocab_size = f"bigram only: most tokens of its BPE ({_each('bigram.vocab_size')})"
-    group.add_argument("--vocab-size", type=_count, metavar="V", help=vocab_size)
+    group.add_argument("--vocab-size", type=as_count, metavar="V", help=vocab_size)
     width = f"bigram only: width of its table ({_each('bigram.embedding_dim')})"
-    group.add_argument("--embedding-dim", type=_count, metavar="E", help=width)
+    group.add_argument("--embedding-dim", type=as_count, metavar="E", help=width)
 
 
 def _add_record_options(group: argparse._ArgumentGroup) -> None:
     root = "folder of mlflow.db, optuna.db, artifacts, studies and cache (default: %(default)s)"
-    group.add_argument("--mlruns", type=_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
+    group.add_argument("--mlruns", type=as_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
     uri = "an MLflow server that takes all runs instead of DIR/mlflow.db"
-    group.add_argument("--tracking-uri", type=_tracking_uri, metavar="URI", help=uri)
+    group.add_argument("--tracking-uri", type=as_tracking_uri, metavar="URI", help=uri)
     profile = (
         "record the first trial's beginning with torch.profiler; the traces are artifacts of its MLflow run "
         "(default: not)"
@@ -240,7 +185,7 @@ def _add_resource_options(group: argparse._ArgumentGroup) -> None:
     cpus = "CPUs of one trial, and so its threads (default: %(default)g)"
     group.add_argument("--cpus-per-trial", type=_cpus, default=1.0, metavar="F", help=cpus)
     most = "most trials at once (default: as many as fit)"
-    group.add_argument("--max-concurrent", type=_count, metavar="N", help=most)
+    group.add_argument("--max-concurrent", type=as_count, metavar="N", help=most)
     silent = "a trial that reports nothing for so long is ended and failed (default: %(default)g)"
     group.add_argument("--trial-timeout", type=_minutes, default=DEFAULT_TRIAL_TIMEOUT, metavar="MINUTES", help=silent)
 

@@ -29,7 +29,7 @@ def write_report(results: "Results", records: Records) -> tuple[list[Path], "Com
     """Write both files into the study's folder; the files, and what the terminal tells of them."""
     from search.claims import evaluate
     from search.evidence import compare, load_evidence
-    from search.trial_records import write_whole
+    from trainables.records import write_whole
 
     evidence = load_evidence(results, records)
     comparison, claims = compare(results, evidence), evaluate(evidence)

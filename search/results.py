@@ -21,8 +21,6 @@ RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next
 INTERRUPTED, LOST = "interrupted", "the worker process died"  # the reasons of trials that are asked for again
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
 
-FINALISTS = 3  # configurations beside the fixed points that are run with more seeds
-
 
 @dataclass(frozen=True)
 class Configuration:

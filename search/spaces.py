@@ -106,6 +106,9 @@ class Study:
         return f"{self.entry}-{data_label}-{content_key(self.definition())[:8]}"
 
 
+CELLS = ((1, 1), (2, 1), (1, 2), (2, 2))  # context layers, token layers: the reports' four
+
+
 def asym_layers(
     base: RunConfig, context_dims: tuple[int, ...], sampler: str, trials: int, scheduler: str = NO_SCHEDULER
 ) -> Study:
@@ -114,9 +117,8 @@ def asym_layers(
     Raises:
         ValueError: fewer trials than cells.
     """
-    cells = ((1, 1), (2, 1), (1, 2), (2, 2))
-    if trials < len(cells):
-        raise ValueError(f"--trials must be at least {len(cells)}, the cells that come first, not {trials}")
+    if trials < len(CELLS):
+        raise ValueError(f"--trials must be at least {len(CELLS)}, the cells that come first, not {trials}")
     # In this order neighbours differ in C: two trials at a time never wait for one Phase 1.
     fixed = tuple(
         {
@@ -125,7 +127,7 @@ def asym_layers(
             "context_dim": base.context_dim,
             "context_mode": "prev_and_current",
         }
-        for c, t in cells
+        for c, t in CELLS
     )
     space = Space(
         context_layers=(1, MAX_LAYERS),
@@ -149,3 +151,15 @@ def context_modes(base: RunConfig, context_dims: tuple[int, ...]) -> Study:
     space = Space(context_layers=(2, 2), token_layers=(2, 2), context_dims=context_dims, context_modes=CONTEXT_MODES)
     grid = tuple(space.points())
     return Study(entry="context_modes", base=base, space=space, fixed_points=grid, sampler=None, trials=len(grid))
+
+
+def four_cells(base: RunConfig, context_dims: tuple[int, ...]) -> Study:
+    """The four cells of `asym_layers` under both of the reports' context modes: six distinct models for each D."""
+    space = Space(
+        context_layers=(1, 2),
+        token_layers=(1, 2),
+        context_dims=context_dims,
+        context_modes=("layerwise", "prev_and_current"),
+    )
+    grid = tuple(space.points())
+    return Study(entry="four_cells", base=base, space=space, fixed_points=grid, sampler=None, trials=len(grid))

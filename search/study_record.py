@@ -1,15 +1,14 @@
 """What a study runs on: command, sizes, versions, hardware. The parent run's params in MLflow are the same."""
 
 import json
-import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from search.options import Settings
 from search.spaces import Study
-from search.trial_records import write_whole
+from trainables.provenance import git_state, package_version
+from trainables.records import write_whole
 
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "two-phase-search")
 PLACE = Path(__file__).resolve()
@@ -28,36 +27,10 @@ def study_record(settings: Settings, study: Study, command: str, summary: dict[s
         "sampler": study.sampler or "grid",
         **study.definition(),
         **summary,
-        **{f"version_{package}": _version(package) for package in PACKAGES},
+        **{f"version_{package}": package_version(package) for package in PACKAGES},
         **git_state(PLACE),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _version(package: str) -> str | None:
-    """None where it runs without having been installed under this name, from a checkout or another build of it."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def git_state(source: Path) -> dict[str, Any]:
-    """Commit of the checkout that `source` is a tracked file of, and whether it has changes; None outside of one."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(source.parent), *arguments], capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError:  # no git on this machine
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", source.name) is None:
-        return {"git_commit": None, "git_dirty": None}
-    commit = git("rev-parse", "HEAD")
-    return {"git_commit": commit, "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
 def write_study_record(path: Path, record: dict[str, Any]) -> None:

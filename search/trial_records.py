@@ -6,13 +6,14 @@ its intervals or a curve, never its result.
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from trainables.records import write_whole
 
 Points = list[tuple[int, float]]  # (step, value)
 
@@ -29,15 +30,18 @@ class TrialRecord:
     series: dict[str, Points] = field(default_factory=dict)  # by the names of trainables.metrics
     nats: list[float] = field(default_factory=list)  # summed over the document's targets
     targets: list[int] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)  # a flat `RunConfig`, to train the same again
+    runtime: dict[str, Any] = field(default_factory=dict)  # where it finished: device_name, threads, gpus, compute
+    metrics: dict[str, float] = field(default_factory=dict)  # where it finished
 
     def add(self, points: Iterable[tuple[str, int, float]]) -> None:
         """Further points (name, step, value) of the curves."""
         for name, step, value in points:
             self.series.setdefault(name, []).append((step, value))
 
-    def ended(self, status: str, reason: str = "", documents: dict[str, Any] | None = None) -> "TrialRecord":
-        """A copy of a trial that has ended; `documents` are a `pipeline.DocumentLosses`."""
-        return replace(self, status=status, reason=reason, **(documents or {}))
+    def ended(self, status: str, reason: str = "", result: dict[str, Any] | None = None) -> "TrialRecord":
+        """A copy of a trial that has ended; `result` are further fields of one that finished."""
+        return replace(self, status=status, reason=reason, **(result or {}))
 
     def document_losses(self, ppl: float) -> tuple[np.ndarray, np.ndarray] | None:
         """Sums of nats and numbers of targets, or None where they do not add up to the log of `ppl`.
@@ -66,14 +70,3 @@ def read_trial_record(path: Path) -> TrialRecord | None:
         return TrialRecord(series=series, **content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # whatever a damaged file may hold
         return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.new")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)

@@ -26,9 +26,7 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 10_000
-CHUNK = 500  # resamples at once
-LEVEL = 0.95
+from trainables.bootstrap import LEVEL, Interval, percentiles, resampled_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,20 +58,6 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def covers_zero(self) -> bool:
-        """Whether no difference is among what is plausible."""
-        return self.low <= 0 <= self.high
-
-
-@dataclass(frozen=True)
 class Difference:
     """Configuration b minus a, in mean loss unless said otherwise; below zero b is better."""
 
@@ -91,27 +75,17 @@ class Difference:
 
 def bootstrap(configurations: list[Losses], seed: int = 0) -> np.ndarray:
     """Mean losses on resampled documents; every configuration sees the same ones.  # (RESAMPLES, configurations)"""
-    targets = configurations[0].targets
-    averaged = np.stack([losses.nats.mean(axis=0) for losses in configurations], axis=1)  # (documents, configurations)
-    number, rng = len(targets), np.random.default_rng(seed)
-    even = np.full(number, 1 / number)
-    drawn = []
-    for _ in range(RESAMPLES // CHUNK):
-        weights = rng.multinomial(number, even, size=CHUNK).astype(np.float64)  # (CHUNK, documents)
-        drawn.append(weights @ averaged / (weights @ targets)[:, None])
-    return np.concatenate(drawn)
+    averaged = [losses.nats.mean(axis=0) for losses in configurations]  # (documents,) each
+    drawn = resampled_sums(np.stack([*averaged, configurations[0].targets], axis=1), seed)
+    means: np.ndarray = drawn[:, :-1] / drawn[:, -1:]
+    return means
 
 
 def documents_intervals(a: Losses, b: Losses, drawn_a: np.ndarray, drawn_b: np.ndarray) -> tuple[Interval, Interval]:
     """b minus a over documents, in mean loss and in PPL: percentiles of the bootstrap."""
-    loss = _percentiles(b.mean - a.mean, drawn_b - drawn_a)
-    ppl = _percentiles(float(np.exp(b.mean) - np.exp(a.mean)), np.exp(drawn_b) - np.exp(drawn_a))
+    loss = percentiles(b.mean - a.mean, drawn_b - drawn_a)
+    ppl = percentiles(float(np.exp(b.mean) - np.exp(a.mean)), np.exp(drawn_b) - np.exp(drawn_a))
     return loss, ppl
-
-
-def _percentiles(value: float, drawn: np.ndarray) -> Interval:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high))
 
 
 def _welch(parts: list[tuple[float, float]]) -> tuple[float, float]:

@@ -33,13 +33,13 @@ from trainables import metrics as names  # noqa: E402
 from trainables.artifacts import ArtifactStore  # noqa: E402
 from trainables.config import Phase1Config, Phase2Config, RunConfig  # noqa: E402
 from trainables.corpus import Corpus, Split, load_corpus  # noqa: E402
+from trainables.devices import choose_device, hardware  # noqa: E402
 from trainables.embeddings import Embedding  # noqa: E402
 from trainables.optimizer import FlatAdam  # noqa: E402
 from trainables.phase1 import Sweeps, fit_phase1  # noqa: E402
 from trainables.phase2 import Stream, _Steps  # noqa: E402
 from trainables.pipeline import Inputs, run  # noqa: E402
 from trainables.sources import resolve_data, resolve_embedding  # noqa: E402
-from trainables.two_phase import choose_device, hardware  # noqa: E402
 
 SWEEPS, EPOCHS = 14, 10  # of the trial; the reports' C2T2, where the initial state counts as a sweep
 
@@ -169,7 +169,7 @@ class Bench:
         kept = self.compute.operand(torch.randn(n, width, device=self.device))
         kept[:, self.d :] = 0
         steps = _Steps(model, self.compute)
-        optimizer = FlatAdam(model.token_block, 1e-3, 1.0)
+        optimizer = FlatAdam(model.token_block, 1e-3, 1.0, self.compute)
         contexts = [kept if read else None for read in model.config.reads]
         stream = Stream(self.tokens, contexts)
         book = reference.ReferenceModel(model.config, self.table)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.driver import QUIET
+from search.environment import ENVIRONMENT
 
-os.environ.update(QUIET)
+os.environ.update(ENVIRONMENT)
 
 import ray
 from ray import tune
@@ -25,10 +25,10 @@ from rich.console import Console
 from model.modes import CONTEXT_MODES
 from search.budgets import Budgets
 from search.cluster import plan_resources, start_ray
-from search.driver import complete_mlflow
 from search.leaderboard import leaderboard, trial_name, write_results
 from search.ledger import Ledger
 from search.progress import Display
+from search.reconcile import complete_mlflow
 from search.spaces import Space, Study
 from search.tuner import run_trials
 from trainables import metrics as names

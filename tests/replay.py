@@ -1,17 +1,20 @@
 """Which sampler finds good models soonest, and what does pruning cost? Replays recorded results through the ledger.
 
-Replay:  python tests/replay.py [--seeds 20]           (the table in tests/data)
+Replay:  python tests/replay.py [--seeds 40] [--jobs 2]           (the table in tests/data)
 Record:  python tests/replay.py --record TABLE.csv [options of search/asym_layers.py; tests/data: --samples 40]
 """
 
 import argparse
 import csv
-import logging
 import math
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 from search.options import build_parser, check
@@ -21,7 +24,7 @@ from trainables.metrics import EPOCH_VAL_PPL, TOTAL_SECONDS, VAL_PPL
 
 TABLE = Path(__file__).parent / "data" / "demo_space.csv"
 VALUE, EPOCHS, SECONDS = "val_ppl", "epochs_val_ppl", "seconds"  # of the best epoch; of each, space between
-STOPS = (8, 12, 16, 24)  # trials after which the best so far is looked at
+STOPS = (12, 24, 48)  # trials after which the best so far is looked at
 CELLS_DIM = 48  # D of the cells
 
 
@@ -60,8 +63,8 @@ def record(path: Path, options: list[str]) -> None:
 class Replayed:
     """One study of one seed."""
 
-    best: dict[int, float]  # trials that have ended -> best so far
-    epochs: int  # of Phase 2 in all
+    regret: list[float]  # after each trial: best so far minus the best of the table
+    epochs: dict[int, int]  # trials that have ended -> epochs of Phase 2 so far, at `STOPS`
     pruned: int
 
 
@@ -91,61 +94,77 @@ def base(seed: int) -> RunConfig:
     return RunConfig(**inputs, bigram=BigramConfig(), context_dim=CELLS_DIM, seed=seed)
 
 
-def replay(table: Table, sampler: str, scheduler: str, seed: int, database: Path) -> Replayed:
+def replay(table: Table, sampler: str, scheduler: str, trials: int, seed: int) -> Replayed:
     """One study, one trial at a time."""
     from search.ledger import Ledger
 
-    study = asym_layers(base(seed), table.dims, sampler, STOPS[-1], scheduler)
-    ledger = Ledger(study, f"{sampler}-{scheduler}-{seed}", database)
-    best: dict[int, float] = {}
-    trained, lowest, ended = 0, math.inf, 0
-    while (assignment := ledger.next()) is not None:
-        value, epochs = table.of(assignment.config)
-        for number, epoch in enumerate(epochs, 1):
-            trained += 1
-            reason = ledger.epoch(assignment.number, number, epoch)
-            if reason and number < table.most_epochs:
-                ledger.prune(assignment.number, reason, {})
-                break
-        else:
-            ledger.complete(assignment.number, {VAL_PPL: value})
-            lowest = min(lowest, value)
-        ended += 1
-        best[ended] = lowest
-    return Replayed(best, trained, len(ledger.pruned()))
+    study = asym_layers(base(seed), table.dims, sampler, trials, scheduler)
+    regret: list[float] = []
+    lowest, trained, epochs_at = math.inf, 0, {}
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(study, "replay", Path(folder) / "optuna.db")
+        while (assignment := ledger.next()) is not None:
+            value, epochs = table.of(assignment.config)
+            for number, epoch in enumerate(epochs, 1):
+                trained += 1
+                reason = ledger.epoch(assignment.number, number, epoch)
+                if reason and number < table.most_epochs:
+                    ledger.prune(assignment.number, reason, {})
+                    break
+            else:
+                ledger.complete(assignment.number, {VAL_PPL: value})
+                lowest = min(lowest, value)
+            regret.append(lowest - table.best)
+            if len(regret) in STOPS:
+                epochs_at[len(regret)] = trained
+        return Replayed(regret, epochs_at, len(ledger.pruned()))
 
 
-def _interval(values: list[float]) -> str:
-    """Mean and half the width of its 95 % interval (normal)."""
-    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):6.2f} ±{half:.2f}"
+def interval(values: Sequence[float]) -> str:
+    """The mean and its 95 % interval by bootstrap: regrets are far from normal, many are zero."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap((values,), statistics.mean, vectorized=False, method="percentile", rng=0).confidence_interval
+    return f"{statistics.mean(values):.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
-def main() -> None:
-    """Replay every sampler without pruning, then the schedulers with each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=list(SCHEDULERS))
-    args = parser.parse_args()
+def _limit_threads() -> None:
     import torch
 
     torch.set_num_threads(1)
-    logging.getLogger("optuna").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Replay every sampler under every scheduler with the same seeds, then compare the samplers in pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=list(SCHEDULERS))
+    args = parser.parse_args()
     table = Table(args.table)
-    print(f"{len(table.rows)} models, the best {table.best:.2f}; mean best validation PPL so far, {args.seeds} seeds")
-    heads = "".join(f"{f'{stop} trials':>14}" for stop in STOPS)
-    print(f"{'sampler':8}{'scheduler':12}{heads}{'optimum':>9}{'epochs':>8}{'pruned':>8}")
-    with tempfile.TemporaryDirectory() as folder:
+    print(f"{len(table.rows)} models, the best {table.best:.2f}; {args.seeds} seeds; mean [95 %]")
+    heads = "".join(f" regret at {stop} |" for stop in STOPS)
+    print(f"| sampler | scheduler |{heads} optimum found at {' / '.join(map(str, STOPS))} | epochs |", flush=True)
+    with ProcessPoolExecutor(args.jobs, initializer=_limit_threads) as pool:
         for scheduler in args.schedulers:
+            regrets = {}
             for sampler in args.samplers:
-                database = Path(folder) / f"{sampler}-{scheduler}.db"
-                done = [replay(table, sampler, scheduler, seed, database) for seed in range(args.seeds)]
-                shown = "".join(f"{_interval([one.best[stop] for one in done]):>14}" for stop in STOPS)
-                found = sum(one.best[STOPS[-1]] <= table.best for one in done) / len(done)
-                epochs, pruned = statistics.mean(o.epochs for o in done), statistics.mean(o.pruned for o in done)
-                print(f"{sampler:8}{scheduler:12}{shown}{found:>9.0%}{epochs:>8.0f}{pruned:>8.1f}", flush=True)
+                one = partial(replay, table, sampler, scheduler, STOPS[-1])
+                done = list(pool.map(one, range(args.seeds)))
+                regrets[sampler] = {stop: [study.regret[stop - 1] for study in done] for stop in STOPS}
+                shown = "".join(f" {interval(regrets[sampler][stop])} |" for stop in STOPS)
+                found = " / ".join(f"{sum(r <= 0 for r in regrets[sampler][stop]) / len(done):.0%}" for stop in STOPS)
+                epochs = " / ".join(f"{statistics.mean(study.epochs[stop] for study in done):.0f}" for stop in STOPS)
+                print(f"| {sampler} | {scheduler} |{shown} {found} | {epochs} |", flush=True)
+            for first, second in combinations(args.samplers, 2):
+                paired = {
+                    stop: [a - b for a, b in zip(regrets[first][stop], regrets[second][stop], strict=True)]
+                    for stop in STOPS
+                }
+                shown = "".join(f" {interval(paired[stop])} |" for stop in STOPS)
+                print(f"| {first} − {second} | {scheduler} |{shown} | |", flush=True)
 
 
 if __name__ == "__main__":

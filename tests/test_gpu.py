@@ -9,6 +9,8 @@ from conftest import model_config, run_config
 from reference import sequential_contexts
 from test_contexts import twin
 
+from model import load
+from model.checkpoint import save_model
 from model.compute import Compute
 from model.config import ModelConfig
 from model.language_model import LanguageModel
@@ -19,11 +21,11 @@ from trainables import pipeline as pipeline_module
 from trainables.artifacts import ArtifactStore
 from trainables.config import Phase1Config, Phase2Config
 from trainables.corpus import load_corpus
+from trainables.devices import choose_device
 from trainables.phase1 import STATE_STD, fit_phase1
 from trainables.phase2 import Stream, fit_phase2
 from trainables.pipeline import DoesNotFitError, Inputs, run
 from trainables.sources import resolve_data, resolve_embedding
-from trainables.two_phase import choose_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -155,3 +157,15 @@ def test_a_full_memory_is_an_outcome_and_the_process_goes_on(
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert run(config, chat_inputs, ArtifactStore(tmp_path), device).metrics[names.VAL_PPL] > 1
+
+
+def test_a_loaded_model_says_the_same_as_on_the_cpu(chat_inputs: Inputs, tmp_path: Path) -> None:
+    table = torch.tensor(chat_inputs.embedding.table)
+    sizes = vars(model_config(2, 3, "layerwise")) | {"vocab_size": len(table), "embedding_dim": table.shape[1]}
+    tokenizer = chat_inputs.corpus.tokenizer_json
+    save_model(LanguageModel(ModelConfig(**sizes), table, seed=1), tmp_path / "model", tokenizer)
+    here, there = (load(tmp_path / "model", device=device) for device in ("cpu", "cuda"))
+    text = "the cat sleeps under the tree and the dog runs over the river " * 20
+    torch.testing.assert_close(there.logprobs(text).cpu(), here.logprobs(text), atol=1e-3, rtol=1e-3)
+    greedy = ["".join(lm.generate("the cat", max_tokens=20, temperature=0)) for lm in (here, there)]
+    assert greedy[0] == greedy[1]

@@ -46,7 +46,10 @@ def test_loss_and_gradient_equal_cross_entropy(
     assert (gradient - wanted).norm() < tolerance * wanted.norm()
     scores, correct = head.scores(hidden, targets)
     assert (scores - expected).norm() < tolerance * expected.norm()
-    assert torch.equal(correct, (hidden @ table.T).argmax(dim=1) == targets)
+    logits = hidden @ table.T
+    assert torch.equal(correct, logits.argmax(dim=1) == targets)
+    order = logits.argsort(dim=1, descending=True)
+    assert torch.equal(head.ranks(hidden, targets), (order == targets[:, None]).int().argmax(dim=1))
 
 
 @pytest.mark.parametrize("vocab", [53, 64, 1000])
@@ -69,6 +72,7 @@ def test_bf16_head_and_its_padded_columns(vocab: int, logits_per_chunk: int) -> 
     assert (scores - expected).norm() < 1e-5 * expected.norm()  # judged on logits that are not rounded
     logits = hidden.double() @ table.bfloat16().double().T
     assert torch.equal(correct, logits.argmax(dim=1) == targets)
+    assert torch.equal(head.ranks(hidden, targets) == 0, correct)
 
 
 def test_large_scores_do_not_overflow() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
@@ -20,10 +21,10 @@ from search.ledger import (
     Assignment,
     Ledger,
     open_storage,
-    sorted_by_value,
     trial_config,
 )
-from search.results import FINALISTS, REPLICATE_OF, SEED
+from search.replicates import FINALISTS
+from search.results import REPLICATE_OF, SEED, sorted_by_value
 from search.spaces import SAMPLERS, Point, Space, Study, asym_layers, context_modes
 from trainables.config import BigramConfig, RunConfig
 from trainables.metrics import VAL_PPL
@@ -88,12 +89,17 @@ def run_to_the_end(ledger: Ledger) -> list[RunConfig]:
     return handed
 
 
+def on_record(ledger: Ledger) -> list[FrozenTrial]:
+    """What the database says."""
+    return optuna.load_study(study_name=ledger.name, storage=ledger.storage.database).trials
+
+
 def trial(ledger: Ledger, number: int) -> FrozenTrial:
-    return ledger.optuna.get_trials(deepcopy=False)[number]
+    return on_record(ledger)[number]
 
 
 def unended(ledger: Ledger) -> list[FrozenTrial]:
-    return ledger.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+    return [t for t in on_record(ledger) if t.state in (TrialState.RUNNING, TrialState.WAITING)]
 
 
 def ask_next(ledger: Ledger, **point: Any) -> None:
@@ -273,7 +279,7 @@ def test_a_waiting_repeat_does_not_outlive_an_interrupted_trial(database: Path) 
     first, _, following = start_with_a_parked_trial(ledger)
     ledger.interrupt(first.number)
     ledger.interrupt(following.number)
-    assert [t.number for t in ledger.optuna.get_trials(states=(TrialState.RUNNING,))] == []
+    assert [t.number for t in on_record(ledger) if t.state == TrialState.RUNNING] == []
 
 
 @pytest.mark.parametrize("stop", ["kill", "interrupt"])
@@ -302,7 +308,7 @@ def test_a_study_ends_when_its_space_is_exhausted(database: Path, sampler: str) 
 def test_every_repeat_on_record_has_the_value_of_the_trial_it_repeats(database: Path) -> None:
     ledger = Ledger(small_study(trials=50), "s", database)
     run_to_the_end(ledger)
-    repeats = [t for t in ledger.optuna.get_trials() if REPEAT_OF in t.user_attrs]
+    repeats = [t for t in on_record(ledger) if REPEAT_OF in t.user_attrs]
     assert repeats
     for repeat in repeats:
         known = trial(ledger, repeat.user_attrs[REPEAT_OF])
@@ -327,7 +333,7 @@ def test_a_repeat_of_a_failed_trial_fails_without_being_trained(database: Path) 
     ask_next(ledger, context_layers=1, token_layers=1, context_mode="final_only")
     handed = run_to_the_end(ledger)
     assert first.config.config_hash() not in {c.config_hash() for c in handed}
-    repeat = next(t for t in ledger.optuna.get_trials() if REPEAT_OF in t.user_attrs)
+    repeat = next(t for t in on_record(ledger) if REPEAT_OF in t.user_attrs)
     assert (repeat.state, repeat.user_attrs[REPEAT_OF]) == (TrialState.FAIL, first.number)
 
 

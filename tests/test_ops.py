@@ -263,7 +263,7 @@ def test_a_sweep_equals_autograd(
     out = context_sweep(book, tokens, before, torch.cat(drawn))
     loss = dispersion_loss(out, block)
     loss.backward()
-    optimizer = FlatAdam(model.context_block, 1e-3, 1.0)
+    optimizer = FlatAdam(model.context_block, 1e-3, 1.0, compute)
     figures = stream.sweep(ContextPass(model.context_block, embedded, compute), state, number(2))
     assert float(figures[0]) == pytest.approx(loss.item(), rel=BF16_LOSS if compute.bf16 else 1e-5)
     assert agrees([state[:, :size]], [out.detach()], compute)
@@ -284,9 +284,9 @@ def test_a_training_step_equals_autograd(tokens: Tensor, table: Tensor, compute:
     loss.backward()
     pad = compute.width(model.config.context_dim) - model.config.context_dim
     rows = [None if c is None else compute.operand(F.pad(c[:-1], (0, pad))) for c in contexts]
-    FlatAdam(model.token_block, 1e-3, 1.0)
-    weights, tape = TokenPass(model.token_block, compute), []
-    found = weights.forward(F.embedding(tokens[:-1], compute.operand(model.embedded)), rows, tape)
+    FlatAdam(model.token_block, 1e-3, 1.0, compute)
+    weights, tape = TokenPass(model.token_block, compute.operand(model.embedded), compute), []
+    found = weights.forward(tokens[:-1], rows, tape)
     losses, gradient = FrozenHead(model.table, compute).gradient(found, tokens[1:])
     weights.backward(gradient, tape)
     assert float(losses.mean()) == pytest.approx(loss.item(), rel=BF16_LOSS if compute.bf16 else 1e-5)

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from model.language_model import LanguageModel
 from model.modes import CONTEXT_MODES
 from trainables.config import Phase2Config
 from trainables.phase1 import DivergedError
-from trainables.phase2 import Stream, evaluate, fit_phase2
+from trainables.phase2 import Epoch, Phase2State, Stream, evaluate, fit_phase2, ranks
 
 CONFIG = Phase2Config(batch_size=64, epochs=4)
 
@@ -61,6 +62,7 @@ def test_validation_loss_does_not_depend_on_the_batch(tokens: torch.Tensor, tabl
         losses, correct = evaluate(model, stream, Compute(chunks=Chunks(eval_rows=rows)))
         assert torch.allclose(losses, whole, atol=1e-5)
         assert torch.equal(correct, hits)
+        assert torch.equal(ranks(model, stream, Compute(chunks=Chunks(eval_rows=rows))) == 0, hits)
 
 
 def test_it_stops_at_the_first_epoch_that_is_no_better_and_keeps_the_best(
@@ -90,3 +92,45 @@ def test_divergence_is_an_error_of_its_own(tokens: torch.Tensor, table: torch.Te
     model = LanguageModel(model_config(), table, 1)
     with pytest.raises(DivergedError, match="Phase 2 diverged: loss nan in training"):
         fit_phase2(model, *streams(model, tokens), Phase2Config(batch_size=64, learning_rate=1e30))
+
+
+class Kept:
+    """Checkpoints in memory."""
+
+    def __init__(self) -> None:
+        self.state: Phase2State | None = None
+
+    def load(self) -> Phase2State | None:
+        return self.state
+
+    def save(self, state: Phase2State) -> None:
+        self.state = copy.deepcopy(state)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 20])
+def test_a_training_goes_on_from_any_epoch_as_if_never_stopped(
+    tokens: torch.Tensor, table: torch.Tensor, stop_after: int
+) -> None:
+    config = Phase2Config(batch_size=8, epochs=20, learning_rate=0.01, patience=2)  # ends by patience
+    whole_model, model = (LanguageModel(model_config(), table.clone(), 1) for _ in range(2))
+    whole = fit_phase2(whole_model, *streams(whole_model, tokens), config)
+    assert 4 < len(whole.epochs) < 20
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.number == min(stop_after, len(whole.epochs)):
+            raise StoppedError
+
+    kept = Kept()
+    with pytest.raises(StoppedError):
+        fit_phase2(model, *streams(model, tokens), config, stop, checkpoints=kept)
+    model, seen = LanguageModel(model_config(), table.clone(), 1), []
+    resumed = fit_phase2(model, *streams(model, tokens), config, seen.append, checkpoints=kept)
+    assert seen == resumed.epochs == whole.epochs
+    assert resumed.best == whole.best
+    assert torch.equal(resumed.val_losses, whole.val_losses)
+    ours, theirs = model.state_dict(), whole_model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -55,7 +55,7 @@ def run(study: Study, records: Records, loss: Loss, seeds: int = 1, seed_spread:
         running.add([(names.EPOCH_VAL_PPL, epoch, ppl + 5 - epoch) for epoch in range(1, 6)])
         documents = {"nats": nats.tolist(), "targets": targets.tolist()}
         path = records.trial_record(ledger.name, config.config_hash())
-        write_trial_record(path, running.ended("finished", documents=documents))
+        write_trial_record(path, running.ended("finished", result=documents))
         ledger.complete(assignment.number, figures(config, ppl))
     return ledger
 

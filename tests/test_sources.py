@@ -13,11 +13,10 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
+from model.documents import document_text, read_documents
 from trainables.sources import (
     ULTRACHAT,
-    document_text,
     pydoc_documents,
-    read_documents,
     resolve_data,
     resolve_embedding,
     split_of,

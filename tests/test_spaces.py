@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import FixedTrial
 
 from model.modes import CONTEXT_MODES, MAX_LAYERS, context_reads
-from search.spaces import Point, Space, Study, asym_layers, context_modes
+from search.spaces import Point, Space, Study, asym_layers, context_modes, four_cells
 from trainables.config import BigramConfig, RunConfig
 
 LAYERS = range(1, MAX_LAYERS + 1)
@@ -176,3 +176,13 @@ def test_the_base_of_a_searched_field_is_no_part_of_a_study() -> None:
 def test_the_default_name_says_entry_and_data() -> None:
     assert layers_study().default_name("pydoc").startswith("asym_layers-pydoc-")
     assert context_modes(base_config(), (8,)).default_name("my-chats").startswith("context_modes-my-chats-")
+
+
+def test_four_cells_are_six_models() -> None:
+    """One token layer reads the same context in both modes."""
+    grid = [
+        (p["context_layers"], p["token_layers"], p["context_mode"])
+        for p in four_cells(base_config(), (8,)).fixed_points
+    ]
+    shared = [(1, 1, "layerwise"), (2, 1, "layerwise")]
+    assert sorted(grid) == sorted(shared + [(c, 2, m) for c in (1, 2) for m in ("layerwise", "prev_and_current")])

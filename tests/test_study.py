@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -35,6 +36,7 @@ from trainables.tracking import (
     STUDY_TAG,
     TRIAL_TAG,
 )
+from trainables.train import main as train
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--vocab-size", "280", "--embedding-dim", "16", "--context-dims", "8,16", "--name", "small"]
@@ -166,6 +168,26 @@ def test_leaderboard_and_best_configuration_are_written(finished: tuple[Path, st
         "report.html",
         "report.md",
     }
+
+
+def test_training_a_trials_configuration_again_gives_its_very_result(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The leader with the study's cache; the second with nothing but the study's files."""
+    root, _ = finished
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # its handler would outlive this test
+    shutil.copytree(Records.at(root).root / "studies", tmp_path / "studies")
+    best = json.loads((Records.at(root).study("small") / "best.json").read_text())
+    for rank, records in (("1", root), ("2", tmp_path)):
+        options = ["--from-study", "small", "--rank", rank, "--mlruns", str(records), "--out", str(tmp_path / rank)]
+        monkeypatch.setattr(sys, "argv", ["train.py", *options])
+        assert train() == 0
+        assert "is the trial's, to the last digit" in capsys.readouterr().out
+    trial = json.loads((tmp_path / "1" / "run.json").read_text())["trial"]
+    assert (trial["number"], trial["hash"]) == (best["trial"], best["config_hash"])
+    _, children, _ = mlflow_runs(root)
+    assert trial["mlflow_run"] in [run.info.run_id for run in children if run.data.tags[HASH_TAG] == trial["hash"]]
+    assert json.loads((tmp_path / "2" / "run.json").read_text())["trial"]["mlflow_run"] is None
 
 
 def test_the_same_command_again_trains_nothing_and_more_trials_extend_it(

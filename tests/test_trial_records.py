@@ -17,7 +17,7 @@ def record() -> TrialRecord:
     running = TrialRecord("h", 3, 0)
     running.add([("epoch/val_ppl", 1, 9.0), ("epoch/val_acc", 1, 0.2)])
     running.add([("epoch/val_ppl", 2, 8.0)])
-    return running.ended("finished", documents=DOCUMENTS)
+    return running.ended("finished", result=DOCUMENTS)
 
 
 def test_a_record_comes_back_as_it_was_written(record: TrialRecord, tmp_path: Path) -> None:

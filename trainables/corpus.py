@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from model.documents import document_text, read_documents
 from trainables.artifacts import ArtifactStore, content_key
 from trainables.sources import (
     SPLIT_RULE,
@@ -22,9 +23,7 @@ from trainables.sources import (
     ULTRACHAT_TRAIN_ROWS,
     DataSource,
     EmbeddingSource,
-    document_text,
     pydoc_documents,
-    read_documents,
     split_of,
 )
 

@@ -21,7 +21,11 @@ TOTAL_SECONDS = "total_seconds"  # wall time of this run
 TOTAL_PARAMS = "params/total"
 PHASE1_PARAMS = "params/phase1_trained"
 PHASE2_PARAMS = "params/phase2_trained"
+TRAINED_PARAMS = "params/trained"  # in both phases; of a yardstick, all but the table
 BIGRAM_VAL_PPL = "embedding/bigram_val_ppl"
+
+TOKENS_PER_SECOND = "compared/tokens_per_second"  # training tokens times epochs, by a training's seconds
+PEAK_BYTES = "compared/peak_bytes"  # memory of a training
 
 # Series, logged once per sweep or epoch.
 SERIES = ("sweep/", "epoch/")  # what their names start with
@@ -30,3 +34,8 @@ SWEEP_LOSS = "sweep/loss"
 EPOCH_TRAIN_PPL = "epoch/train_ppl"
 EPOCH_VAL_PPL = "epoch/val_ppl"
 EPOCH_VAL_ACC = "epoch/val_acc"
+
+
+def judged(split: str, figure: str, end: str = "") -> str:
+    """A figure of a finished model on a split, e.g. `test/ppl`; `end` is low or high for its interval's ends."""
+    return f"{split}/{figure}{'_' + end if end else ''}"

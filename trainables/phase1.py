@@ -114,7 +114,7 @@ class Sweeps:
         shape = len(tokens), compute.width(size)
         self.state = torch.zeros(shape, dtype=self.embedded.dtype, device=tokens.device)  # (N, W)
         self.state[:, :size].normal_(0, STATE_STD, generator=seeded(seed, "initial state", tokens.device))
-        self.optimizer = FlatAdam(self.block, config.learning_rate, config.grad_clip)
+        self.optimizer = FlatAdam(self.block, config.learning_rate, config.grad_clip, compute)
         self.number = torch.ones(
             (), dtype=torch.int64, device=tokens.device
         )  # of the last sweep; the initial state's 1

@@ -3,11 +3,10 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.compute import Compute
@@ -49,28 +48,52 @@ class Phase2Result:
     seconds: float
 
 
+@dataclass
+class Phase2State:
+    """A training between two epochs: with it, the model and the streams it goes on as if it had never stopped."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best: Epoch | None = None  # None before the first epoch, and then nothing below is set
+    best_losses: Tensor = field(default_factory=lambda: torch.empty(0))  # as `Phase2Result.val_losses`
+    best_weights: Tensor = field(default_factory=lambda: torch.empty(0))  # `FlatAdam.weights`
+    optimizer: dict[str, Tensor] = field(default_factory=dict)  # `FlatAdam.state`
+    seconds: float = 0.0
+
+
+class Checkpoints(Protocol):
+    """Keeps a training's state from epoch to epoch."""
+
+    def load(self) -> Phase2State | None:
+        """The state that was kept last, if any, on the model's device."""
+
+    def save(self, state: Phase2State) -> None:
+        """Keep the state after an epoch; its tensors change with the next."""
+
+
 class _Steps:
     """A model laid out for passes over streams."""
 
     def __init__(self, model: LanguageModel, compute: Compute) -> None:
-        self.weights = TokenPass(model.token_block, compute)
+        self.weights = TokenPass(model.token_block, compute.operand(model.embedded), compute)
         self.eval_rows = compute.chunks.eval_rows
-        self.embedded = compute.operand(model.embedded)  # (V, E)
         self.head = FrozenHead(model.table, compute)
         self.total = torch.zeros((), dtype=torch.float64, device=model.table.device)
         self.recorded: _Recording | None = None
 
     def evaluate(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        losses, correct = [], []
+        losses, correct = self.over(stream, self.head.scores)
+        return losses, correct
+
+    def over(self, stream: Stream, judge: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What `judge` makes of the hidden states (n, E) and targets (n,) of a whole stream, some at a time."""
+        found = []
         last = len(stream.tokens) - 1
         for start in range(0, last, self.eval_rows):
             stop = min(start + self.eval_rows, last)
             contexts = [None if c is None else c[start:stop] for c in stream.contexts]
-            hidden = self.weights.forward(F.embedding(stream.tokens[start:stop], self.embedded), contexts)
-            scores = self.head.scores(hidden, stream.tokens[start + 1 : stop + 1])
-            losses.append(scores[0])
-            correct.append(scores[1])
-        return torch.cat(losses), torch.cat(correct)
+            hidden = self.weights.forward(stream.tokens[start:stop], contexts)
+            found.append(judge(hidden, stream.tokens[start + 1 : stop + 1]))
+        return tuple(map(torch.cat, zip(*found, strict=True)))
 
     def step(self, tokens: Tensor, contexts: list[Tensor | None], optimizer: FlatAdam) -> None:
         """One optimiser step on consecutive positions; adds the sum of their losses to `self.total`.
@@ -81,11 +104,11 @@ class _Steps:
         """
         tape: list[Any] = []
         self.weights.reload()
-        hidden = self.weights.forward(F.embedding(tokens[:-1], self.embedded), contexts, tape)
+        hidden = self.weights.forward(tokens[:-1], contexts, tape)
         losses, gradient = self.head.gradient(hidden, tokens[1:])
         self.weights.backward(gradient, tape)
         optimizer.step()
-        self.total += losses.sum(dtype=torch.float64)
+        self.total += losses.sum()
 
     def train(self, stream: Stream, optimizer: FlatAdam, batch_size: int) -> float:
         """One pass over the stream, always the same one, in order; the mean loss over its positions."""
@@ -137,6 +160,13 @@ def evaluate(model: LanguageModel, stream: Stream, compute: Compute | None = Non
     return _Steps(model, compute or Compute()).evaluate(stream)
 
 
+def ranks(model: LanguageModel, stream: Stream, compute: Compute | None = None) -> Tensor:
+    """How many tokens are more likely than the target, for each of the N-1 targets `tokens[1:]`.  # (N-1,) int64"""
+    steps = _Steps(model, compute or Compute())
+    (found,) = steps.over(stream, lambda hidden, targets: (steps.head.ranks(hidden, targets),))
+    return found
+
+
 def fit_phase2(
     model: LanguageModel,
     train: Stream,
@@ -144,6 +174,7 @@ def fit_phase2(
     config: Phase2Config,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     compute: Compute | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Phase2Result:
     """Train `model.token_block` in place and leave the best epoch's weights in it.
 
@@ -152,35 +183,74 @@ def fit_phase2(
         validation: judged whole after each epoch.
         on_epoch: called after every epoch.
         compute: how, the streams' contexts included; torch's operators in the model's own precision if not given.
+        checkpoints: as in `fit_epochs`.
+
+    Raises:
+        DivergedError: a loss is not finite.
+    """
+    compute = compute or Compute()
+    optimizer = FlatAdam(model.token_block, config.learning_rate, config.grad_clip, compute)
+    steps = _Steps(model, compute)
+    return fit_epochs(
+        lambda: steps.train(train, optimizer, config.batch_size),
+        lambda: steps.evaluate(validation),
+        optimizer,
+        config,
+        on_epoch,
+        checkpoints,
+    )
+
+
+def fit_epochs(
+    train: Callable[[], float],
+    evaluate: Callable[[], tuple[Tensor, Tensor]],
+    optimizer: FlatAdam,
+    config: Phase2Config,
+    on_epoch: Callable[[Epoch], None],
+    checkpoints: Checkpoints | None = None,
+) -> Phase2Result:
+    """Epochs until one too many does not improve; the best one's weights are left in `optimizer`'s module.
+
+    Args:
+        train: one epoch; returns its mean loss.
+        evaluate: losses and hits of the validation's targets, as `evaluate` of a model returns them.
+        checkpoints: where to go on from, and where each epoch's end is kept.
 
     Raises:
         DivergedError: a loss is not finite.
     """
     began = time.perf_counter()
-    optimizer = FlatAdam(model.token_block, config.learning_rate, config.grad_clip)
-    steps = _Steps(model, compute or Compute())
-    epochs: list[Epoch] = []
-    best, best_loss, best_losses, best_weights = None, math.inf, None, None
-    for number in range(1, config.epochs + 1):
-        train_loss = steps.train(train, optimizer, config.batch_size)
-        losses, correct = steps.evaluate(validation)
+    state = checkpoints.load() if checkpoints else None
+    if state is None:
+        state = Phase2State()
+    else:
+        optimizer.load_state(state.optimizer)
+        began -= state.seconds
+        for epoch in state.epochs:
+            on_epoch(epoch)
+    best_loss = math.inf if state.best is None else float(state.best_losses.double().mean())
+    for number in range(len(state.epochs) + 1, config.epochs + 1):
+        if state.best is not None and len(state.epochs) - state.best.number >= config.patience:
+            break
+        train_loss = train()
+        losses, correct = evaluate()
         val_loss = float(losses.double().mean())
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise DivergedError(
                 f"Phase 2 diverged: loss {train_loss} in training, {val_loss} in validation, epoch {number}"
             )
         epoch = Epoch(number, _ppl(train_loss), _ppl(val_loss), float(correct.double().mean()))
-        epochs.append(epoch)
-        on_epoch(epoch)
+        state.epochs.append(epoch)
         if val_loss < best_loss:
-            best, best_loss, best_losses, best_weights = epoch, val_loss, losses, optimizer.weights()
-        elif number - best.number >= config.patience:  # type: ignore[union-attr]
-            break
-    assert best is not None
-    assert best_losses is not None
-    assert best_weights is not None
-    optimizer.load(best_weights)
-    return Phase2Result(epochs, best, best_losses, time.perf_counter() - began)
+            best_loss = val_loss
+            state.best, state.best_losses, state.best_weights = epoch, losses, optimizer.weights()
+        if checkpoints:
+            state.optimizer, state.seconds = optimizer.state(), time.perf_counter() - began
+            checkpoints.save(state)
+        on_epoch(epoch)
+    assert state.best is not None
+    optimizer.load(state.best_weights)
+    return Phase2Result(state.epochs, state.best, state.best_losses, time.perf_counter() - began)
 
 
 def _ppl(loss: float) -> float:

@@ -27,7 +27,7 @@ from trainables.config import RunConfig
 from trainables.corpus import Corpus, load_corpus
 from trainables.embeddings import Embedding, load_embedding
 from trainables.phase1 import DivergedError, Phase1Result, Sweep, fit_phase1
-from trainables.phase2 import Epoch, Phase2Result, Stream, fit_phase2
+from trainables.phase2 import Checkpoints, Epoch, Phase2Result, Stream, fit_phase2
 from trainables.sources import DataSource, EmbeddingSource
 
 WEIGHTS, FIGURES = "context_block.safetensors", "figures.json"
@@ -82,6 +82,7 @@ class RunResult:
     model: LanguageModel  # with the best epoch's weights
     metrics: dict[str, float]  # by the names of trainables.metrics; all finite
     val_documents: DocumentLosses  # of the epoch that the metrics are of
+    compute: Compute  # how it was computed
 
 
 def prepare_inputs(
@@ -198,7 +199,7 @@ class _Run:
             made = stored["metrics"]
         return made | {names.PHASE1_SHARED: float(shared)}
 
-    def phase2(self) -> Phase2Result:
+    def phase2(self, checkpoints: Checkpoints | None) -> Phase2Result:
         """Phase 2's result; the best weights are in the model."""
         assert self.train_contexts is not None
         assert self.val_contexts is not None
@@ -206,7 +207,7 @@ class _Run:
         train = Stream(self.train, self.train_contexts.read(reads))
         validation = Stream(self.validation, self.val_contexts.read(reads))
         self.listen(Progress("phase 2", 0, self.config.phase2.epochs))
-        return fit_phase2(self.model, train, validation, self.config.phase2, self._on_epoch, self.compute)
+        return fit_phase2(self.model, train, validation, self.config.phase2, self._on_epoch, self.compute, checkpoints)
 
 
 def run(
@@ -215,6 +216,7 @@ def run(
     store: ArtifactStore,
     device: torch.device | str = "cpu",
     on_progress: Listener = lambda progress: None,
+    checkpoints: Checkpoints | None = None,
 ) -> RunResult:
     """Train one configuration and judge it on the validation split.
 
@@ -222,6 +224,7 @@ def run(
         inputs: of this very config (`prepare_inputs`).
         store: where a shared Phase 1 is looked up and kept.
         on_progress: called at every sweep and epoch.
+        checkpoints: where Phase 2 goes on from, and where each epoch's end is kept; Phase 1 is in the store.
 
     Raises:
         DivergedError: a loss became NaN or infinite.
@@ -232,7 +235,8 @@ def run(
     whole = Compute.of(device)
     for chunks in (whole.chunks, whole.chunks.halved()):
         try:
-            result = _attempt(config, inputs, store, torch.device(device), on_progress, replace(whole, chunks=chunks))
+            compute = replace(whole, chunks=chunks)
+            result = _attempt(config, inputs, store, torch.device(device), on_progress, compute, checkpoints)
         except torch.OutOfMemoryError as error:
             reason = str(error).strip().split("\n")[0]
         else:
@@ -247,7 +251,13 @@ def run(
 
 
 def _attempt(
-    config: RunConfig, inputs: Inputs, store: ArtifactStore, device: torch.device, listen: Listener, compute: Compute
+    config: RunConfig,
+    inputs: Inputs,
+    store: ArtifactStore,
+    device: torch.device,
+    listen: Listener,
+    compute: Compute,
+    checkpoints: Checkpoints | None,
 ) -> RunResult:
     """As `run`, once; the whole run's seconds are not yet among the metrics."""
     current = _Run(config, inputs, store, device, listen, compute)
@@ -255,7 +265,7 @@ def _attempt(
     if figures[names.VAL_ER] < config.contexts.min_rank:
         shown = f"{figures[names.VAL_ER]:.1f} % of D, under {config.contexts.min_rank:g} %"
         raise CollapsedError(f"Phase 1 collapsed: effective rank {shown}", figures)
-    result = current.phase2()
+    result = current.phase2(checkpoints)
     assert current.train_contexts is not None
     model_config = current.model.config
     figures |= {
@@ -277,4 +287,4 @@ def _attempt(
     if unusable:
         raise DivergedError(f"diverged: {', '.join(unusable)} not finite")
     nats, targets = inputs.corpus.validation.by_document(result.val_losses.cpu().numpy())
-    return RunResult(current.model, figures, DocumentLosses(nats.tolist(), targets.tolist()))
+    return RunResult(current.model, figures, DocumentLosses(nats.tolist(), targets.tolist()), compute)

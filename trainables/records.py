@@ -1,5 +1,6 @@
 """Where everything lies under one records folder (`--mlruns DIR`). Importing this costs nothing."""
 
+import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,3 +63,14 @@ class Records:
     def trial_record(self, name: str, config_hash: str) -> Path:
         """What a trial left behind: its curves and its losses by document."""
         return self.study(name) / "trials" / f"{config_hash}.json"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.new")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)

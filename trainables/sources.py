@@ -4,18 +4,17 @@ Every mistake in them is a ValueError of one sentence. No torch, datasets or tra
 Hugging Face hub is asked for a commit only, and only where the name is not in the local cache.
 """
 
-import gzip
 import hashlib
 import json
 import os
 import re
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from model.documents import check_file, decoded_lines, read_documents
 from trainables.artifacts import content_key, file_sha256
 from trainables.hub import hub_commit, model_files
 
@@ -66,7 +65,7 @@ def resolve_data(spec: str, samples: int | None) -> DataSource:
         _require_three_splits(spec, documents[:samples])
         return DataSource("pydoc", spec, "", "pydoc", content_key(documents))
     path = _jsonl_path(spec)
-    lines = _decoded_lines(path, spec)
+    lines = decoded_lines(path, spec)
     _require_three_splits(spec, islice(read_documents(lines, spec), samples))
     for _ in lines:  # lines that are not taken must still decode: they are read in large blocks later
         pass
@@ -75,51 +74,12 @@ def resolve_data(spec: str, samples: int | None) -> DataSource:
     return DataSource("jsonl", spec, str(path), label, file_sha256(path)[:16])
 
 
-def document_text(record: object) -> str:
-    """A record's text: the contents of its `messages`, one a line, or its `text`; null counts as absent.
-
-    Raises:
-        ValueError: it has neither, or one of the wrong form.
-    """
-    if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object but a {type(record).__name__}")
-    messages, text = record.get("messages"), record.get("text")
-    if messages is not None:
-        if not isinstance(messages, list) or not messages:
-            raise ValueError("`messages` must be a non-empty list")
-        for number, message in enumerate(messages, start=1):
-            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-                raise ValueError(f"message {number} must be an object with a string `content`")
-        return "\n".join(message["content"] for message in messages)
-    if text is None:
-        raise ValueError("has neither `messages` nor `text`")
-    if not isinstance(text, str):
-        raise ValueError(f"`text` must be a string, not a {type(text).__name__}")
-    return text
-
-
-def read_documents(lines: Iterable[str], name: str) -> Iterator[str]:
-    """The documents of JSON lines in order; blank lines and blank texts are none.
-
-    Raises:
-        ValueError: a line is not a document; the message gives `name` and the line's number, from 1.
-    """
-    for number, line in enumerate(lines, start=1):
-        line = line.strip().removeprefix("\ufeff")  # the byte-order mark that some editors put first
-        if not line:
-            continue
-        try:
-            text = document_text(json.loads(line))
-            text.encode()
-        except json.JSONDecodeError as error:
-            reason = f"not a JSON object on one line ({error.msg} at column {error.colno})"
-            raise ValueError(f"{name}, line {number}: {reason}") from None
-        except UnicodeEncodeError:
-            raise ValueError(f"{name}, line {number}: half of a surrogate pair is no valid text") from None
-        except ValueError as error:
-            raise ValueError(f"{name}, line {number}: {error}") from None
-        if text.strip():
-            yield text
+def is_chat(data: DataSource) -> bool:
+    """Whether the documents are conversations; of a file, whether its first one is."""
+    if data.kind != "jsonl":
+        return data.kind == "ultrachat"
+    lines = (line.strip().removeprefix("\ufeff") for line in decoded_lines(Path(data.location), data.spec))
+    return json.loads(next(filter(None, lines))).get("messages") is not None
 
 
 def split_of(text: str) -> str:
@@ -165,32 +125,8 @@ def _jsonl_path(spec: str) -> Path:
         raise ValueError(f"data {spec!r} is a folder; give one .jsonl or .jsonl.gz file")
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"data must be pydoc, ultrachat, or a .jsonl or .jsonl.gz file, not {spec!r}")
-    if not path.is_file():
-        raise ValueError(f"data file {spec!r} does not exist")
-    try:
-        with path.open("rb") as file:
-            start = file.read(2)
-    except OSError as error:
-        raise ValueError(f"data file {spec!r} cannot be read: {error.strerror}") from None
-    if not start:
-        raise ValueError(f"data file {spec!r} is empty")
-    is_gzip, named_gzip = start == b"\x1f\x8b", path.name.endswith(".gz")
-    if is_gzip != named_gzip:
-        state = "is compressed with gzip but not" if is_gzip else "is not compressed with gzip but"
-        raise ValueError(f"data file {spec!r} {state} named .gz: rename it")
+    check_file(path, f"data file {spec!r}")
     return path
-
-
-def _decoded_lines(path: Path, spec: str) -> Iterator[str]:
-    try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield line.decode()
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{spec}, line {number}: not UTF-8 ({error.reason})") from None
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"data file {spec!r} cannot be read to its end: {error}") from None
 
 
 def _resolve_ultrachat(spec: str, samples: int | None) -> DataSource:

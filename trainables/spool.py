@@ -51,6 +51,7 @@ class Spool:
         """
         self.tracker, self.journal, self._say = tracker, journal, say
         self._runs: dict[str, str] = {}  # run by config hash; a trial's first operation finds or makes it
+        self._all_mine = tracker.began  # no trial has a run that is not among these
         self._queue: deque[Operation] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -89,7 +90,8 @@ class Spool:
         verb, key, arguments = operation
         try:
             if verb == "start_trial":
-                self._runs[key] = self.tracker.start_trial(config_hash=key, **arguments)
+                first = self._all_mine and key not in self._runs
+                self._runs[key] = self.tracker.start_trial(config_hash=key, first=first, **arguments)
             elif key:
                 if key not in self._runs:
                     self._runs[key] = self.tracker.find_trial(key)
@@ -135,6 +137,7 @@ class Spool:
     def _pause(self, error: Exception) -> None:
         """Before the same operation is tried again, which alone shows whether MLflow is back."""
         self._runs.clear()  # found anew, with the points that got through
+        self._all_mine = False  # a run may have been made and the answer lost
         if not self._away:
             self._say(f"MLflow is away: the study goes on, its records are kept and handed over later ({_why(error)})")
             with self._changed:

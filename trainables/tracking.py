@@ -1,4 +1,4 @@
-"""The only place that talks to MLflow: one experiment per study, one parent run, one child run per trial.
+"""A study in MLflow: one experiment, one parent run, one child run per trial.
 
 The driver is the only writer. Runs are found again by tag, so that a study that is continued reopens its
 runs and never makes a second one for the same configuration.
@@ -67,6 +67,32 @@ def _initialise(records: Records) -> None:
     scratch.rename(records.mlflow_database)
 
 
+def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tuple[MlflowClient, str, bool]:
+    """MLflow's store, the id of the experiment `name` there, and whether it was made now.
+
+    Raises:
+        ValueError: MLflow refuses the store, or a deleted experiment holds the name.
+    """
+    records.root.mkdir(parents=True, exist_ok=True)
+    try:
+        # A fresh database that two processes initialise at once fails in most of them.
+        with FileLock(records.root / ".mlflow.lock"):
+            if tracking_uri is None:
+                _initialise(records)
+            client = MlflowClient(tracking_uri or records.tracking_uri)
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                # only a server has a place of its own for files; a database would put them into the cwd
+                served = (tracking_uri or "").startswith("http")
+                where = None if served else (records.artifacts / name).as_uri()
+                return client, client.create_experiment(name, artifact_location=where, tags=KIND), True
+    except MlflowException as error:
+        raise ValueError(f"MLflow's store cannot be used: {error}") from error
+    if found.lifecycle_stage != "active":
+        raise ValueError(f"MLflow's experiment {name!r} was deleted: restore it there or give --name")
+    return client, found.experiment_id, False
+
+
 class Tracker:
     """One study's runs in MLflow."""
 
@@ -79,28 +105,10 @@ class Tracker:
         Raises:
             ValueError: MLflow refuses the store, or a deleted experiment holds the name.
         """
-        records.root.mkdir(parents=True, exist_ok=True)
         self.study = study
         self._last_step: dict[str, dict[str, int]] = {}  # of reopened runs: series -> last step on record
-        try:
-            # A fresh database that two processes initialise at once fails in most of them.
-            with FileLock(records.root / ".mlflow.lock"):
-                if tracking_uri is None:
-                    _initialise(records)
-                self.client = MlflowClient(tracking_uri or records.tracking_uri)
-                found = self.client.get_experiment_by_name(study)
-                if found is None:
-                    # only a server has a place of its own for files; a database would put them into the cwd
-                    served = (tracking_uri or "").startswith("http")
-                    where = None if served else (records.artifacts / study).as_uri()
-                    experiment_id = self.client.create_experiment(study, artifact_location=where, tags=KIND)
-                elif found.lifecycle_stage != "active":
-                    raise ValueError(f"MLflow's experiment {study!r} was deleted: restore it there or give --name")
-                else:
-                    experiment_id = found.experiment_id
-        except MlflowException as error:
-            raise ValueError(f"MLflow's store cannot be used: {error}") from error
-        self.experiment_id: str = experiment_id
+        self._figures: dict[str, dict[str, float]] = {}  # of reopened runs: metric -> value on record
+        self.client, self.experiment_id, self.began = open_experiment(records, study, tracking_uri)
         self.parent = self._open({ROLE_TAG: "study"}, study).info.run_id
 
     def reopen(self) -> None:
@@ -112,10 +120,10 @@ class Tracker:
         """Whether MLflow understood a call and will never take it: a run that someone deleted, say."""
         return isinstance(error, MlflowException) and not is_outage(error)
 
-    def _open(self, key: dict[str, str], name: str, tags: dict[str, str] | None = None) -> Run:
+    def _open(self, key: dict[str, str], name: str, tags: dict[str, str] | None = None, look: bool = True) -> Run:
         """The run with these tags, reopened, or a new one."""
         where = " and ".join(f"tags.{k} = '{v}'" for k, v in key.items())
-        runs = self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
+        runs = look and self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
         if runs:
             self.client.update_run(runs[0].info.run_id, status="RUNNING")
             if REASON_TAG in runs[0].data.tags:  # why it was cut off last time
@@ -130,12 +138,18 @@ class Tracker:
         self._params(self.parent, {k: v for k, v in params.items() if k not in known})
 
     def start_trial(
-        self, number: int, config_hash: str, name: str, params: dict[str, Any], replicate_of: int | None = None
+        self,
+        number: int,
+        config_hash: str,
+        name: str,
+        params: dict[str, Any],
+        replicate_of: int | None = None,
+        first: bool = False,
     ) -> str:
-        """The id of the child run of one configuration, new or reopened."""
+        """The id of the child run of one configuration, new or reopened; `first`: there cannot be one to reopen."""
         tags = {TRIAL_TAG: str(number)} | ({} if replicate_of is None else {REPLICATE_TAG: str(replicate_of)})
-        run = self._open({HASH_TAG: config_hash}, name, {PARENT_TAG: self.parent} | tags)
-        run_id = self._look_at_curves(run)
+        run = self._open({HASH_TAG: config_hash}, name, {PARENT_TAG: self.parent} | tags, look=not first)
+        run_id = self._look_at_metrics(run)
         self._params(run_id, {k: v for k, v in params.items() if k not in run.data.params})
         changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
         if changed:  # of a run that was reopened
@@ -148,11 +162,12 @@ class Tracker:
         runs = self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
         if not runs:
             raise MlflowException(f"no run of configuration {config_hash}", RESOURCE_DOES_NOT_EXIST)
-        return self._look_at_curves(runs[0])
+        return self._look_at_metrics(runs[0])
 
-    def _look_at_curves(self, run: Run) -> str:
-        """A reopened run goes through its curves again: points that it has are not logged twice."""
+    def _look_at_metrics(self, run: Run) -> str:
+        """A reopened run goes through its curves again: points and figures that it has are not logged twice."""
         run_id: str = run.info.run_id
+        self._figures[run_id] = run.data.metrics
         curves = [name for name in run.data.metrics if name.startswith(SERIES)]
         self._last_step[run_id] = {name: self.client.get_metric_history(run_id, name)[-1].step for name in curves}
         return run_id
@@ -174,14 +189,13 @@ class Tracker:
         self, run_id: str, figures: dict[str, float], compute: str = "", traces: str | None = None
     ) -> None:
         """The final figures, once, how they were computed, and the run's end; files in `traces` become artifacts."""
-        if compute:
-            self.client.set_tag(run_id, COMPUTE_TAG, compute)
+        tags = {COMPUTE_TAG: compute} if compute else {}
         if traces:
             if Path(traces).exists():  # else they are there already
                 self.client.log_artifacts(run_id, traces, "profile")
-            self.client.set_tag(run_id, PROFILED_TAG, "true")  # its seconds are not those of an ordinary trial
+            tags[PROFILED_TAG] = "true"  # its seconds are not those of an ordinary trial
             shutil.rmtree(traces, ignore_errors=True)
-        self._log_figures(run_id, figures)
+        self._log_figures(run_id, figures, tags)
         self.client.set_terminated(run_id, "FINISHED")
 
     def log_file(self, run_id: str, file: str) -> None:
@@ -209,14 +223,14 @@ class Tracker:
 
     def prune_trial(self, run_id: str, reason: str, figures: dict[str, float]) -> None:
         """End a run that was stopped early, with the figures that it has."""
-        self.client.set_tag(run_id, PRUNED_TAG, reason[:500])
-        self._log_figures(run_id, figures)
+        self._log_figures(run_id, figures, {PRUNED_TAG: reason[:500]})
         self.client.set_terminated(run_id, "FINISHED")
 
-    def _log_figures(self, run_id: str, figures: dict[str, float]) -> None:
-        """Those that the run does not have yet."""
-        known = self.client.get_run(run_id).data.metrics
-        self.log_series(run_id, [(name, 0, value) for name, value in figures.items() if known.get(name) != value])
+    def _log_figures(self, run_id: str, figures: dict[str, float], tags: dict[str, str]) -> None:
+        """Figures that the run does not have yet, and tags, in one call."""
+        known, now = self._figures.pop(run_id, {}), int(time.time() * 1000)
+        listed = [Metric(name, value, now, 0) for name, value in figures.items() if known.get(name) != value]
+        self.client.log_batch(run_id, metrics=listed, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def end_study(self, status: str, figures: dict[str, float], files: Iterable[str]) -> None:
         """The parent run's figures, files and end; trials that never ended are marked killed."""
@@ -224,7 +238,8 @@ class Tracker:
         for run in running:
             if run.info.run_id != self.parent:
                 self.client.set_terminated(run.info.run_id, "KILLED")
-        self._log_figures(self.parent, figures)
+        self._figures[self.parent] = self.client.get_run(self.parent).data.metrics
+        self._log_figures(self.parent, figures, {})
         for file in files:
             self.client.log_artifact(self.parent, file)
         self.client.set_terminated(self.parent, status)

@@ -9,6 +9,7 @@ import ray
 from ray import tune
 
 from trainables.config import RunConfig
+from trainables.devices import choose_device, hardware
 
 if TYPE_CHECKING:
     from trainables.pipeline import DocumentLosses, Progress
@@ -57,28 +58,6 @@ class _Reporter:
         ends = {NO_RESULT: no_result, COLLAPSED: collapsed, COMPUTE: self._compute}
         tune.report({**self._at, SERIES: self._points, **kept, **ends})
         self._points, self._last = [], time.monotonic()
-
-
-def choose_device(gpus: float) -> str:
-    """The device of a process that was granted `gpus` GPUs: the first visible one, or the CPU.
-
-    Raises:
-        ValueError: a GPU was granted that this PyTorch cannot use.
-    """
-    import torch
-
-    if gpus == 0:
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise ValueError(
-            f"this machine has a GPU, but this PyTorch ({torch.__version__}) cannot use it: "
-            "install a CUDA build, or train on the CPU with --gpus-per-trial 0"
-        )
-    if gpus < 1:  # Ray's fractions are bookkeeping only: hold the trial to its share of the memory
-        torch.cuda.set_per_process_memory_fraction(gpus)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    return "cuda"
 
 
 def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str, threads: int, gpus: float) -> None:
@@ -149,15 +128,3 @@ def prepare(
         "hardware": hardware(gpus),
         "compute": str(Compute.of(device)),
     }
-
-
-def hardware(gpus: float) -> str:
-    """What a trial computes on, in a few words."""
-    import os
-    import platform
-
-    import torch
-
-    if gpus:
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} x {platform.processor() or platform.machine()}"

@@ -1,0 +1,55 @@
+"""What `generate.py` and `evaluate.py` share: one sentence and exit code 2 for what a user can mend."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.text_model import TextModel
+
+# Parameters up to which one CPU thread serves: products of small models take microseconds, and threads that share them
+# wait for each other, ten times as long where other work keeps the cores busy (a study, say).
+SMALL = 10_000_000
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a model and where it computes."""
+    parser.add_argument(
+        "model", help="a model folder, or models:/NAME@ALIAS in the registry that MLFLOW_TRACKING_URI names"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU where there is one)")
+
+
+def open_model(args: argparse.Namespace) -> "TextModel":
+    """The model that the arguments name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    import torch  # only now: it takes seconds to import
+
+    from model import load
+
+    model = load(args.model, args.device)
+    if model.network.num_parameters() < SMALL:
+        torch.set_num_threads(1)
+    return model
+
+
+def run(main: Callable[[], None]) -> int:
+    """Call `main`; the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C, 1 where nobody reads on."""
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    return 0

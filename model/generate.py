@@ -1,0 +1,116 @@
+"""Continue a text, or talk, with a trained model; the text comes as it is made."""
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from model.command_line import add_model, open_model, run
+from model.sampling import Sampling
+
+if TYPE_CHECKING:
+    from model.chat import Chat
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    add_model(parser)
+    parser.add_argument(
+        "prompt", nargs="?", help="what to continue; - reads it from standard input, without its last line end"
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="the prompt is a user's turn; without one, in a terminal, talk by turns. A reply is one line",
+    )
+    parser.add_argument("--max-tokens", type=int, default=Sampling.max_tokens, help="(default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=Sampling.temperature,
+        help="0: the most likely token (default: %(default)s)",
+    )
+    parser.add_argument("--top-k", type=int, help="of the k most likely tokens only (default: of all)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=Sampling.top_p,
+        help="of the fewest tokens that have this probability together (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=Sampling.seed, help="(default: %(default)s)")
+    return parser.parse_args()
+
+
+def _prompt(args: argparse.Namespace) -> str | None:
+    """The prompt; None: there will be several, typed."""
+    if args.prompt == "-":
+        try:
+            return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the prompt is not UTF-8 ({error.reason})") from None
+    if args.prompt is None and not (args.chat and sys.stdin.isatty()):
+        raise ValueError("give a prompt, or - to read it from standard input; or --chat in a terminal, to talk")
+    prompt: str | None = args.prompt
+    return prompt
+
+
+def _show(pieces: Iterator[str]) -> int:
+    """Print pieces as they come; how many they were."""
+    count = 0
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        count += 1
+    print(flush=True)
+    return count
+
+
+def main() -> None:
+    """Run the command line.
+
+    Raises:
+        ValueError: what the user can mend.
+    """
+    args = _arguments()
+    sampling = Sampling(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    prompt = _prompt(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a ? for it
+
+    from model.chat import Chat  # only now: torch takes seconds to import
+    from model.continuation import Continuation
+
+    model = open_model(args)
+    chat = Chat(Continuation(model, sampling))
+    if prompt is None:
+        _talk(chat)
+        return
+    pieces = chat.say(prompt) if args.chat else model.generate(prompt, **vars(sampling))
+    began = time.perf_counter()
+    count = _show(pieces)
+    seconds = time.perf_counter() - began
+    print(f"{count} tokens, {count / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+def _talk(chat: "Chat") -> None:
+    """Turn by turn until the end of input."""
+    print("Ctrl-D ends the conversation.", file=sys.stderr)
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            print()
+            return
+        if text.strip():
+            _show(chat.say(text))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

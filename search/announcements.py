@@ -1,0 +1,74 @@
+"""What a study says on the screen before its first trial and after its last."""
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.markup import escape
+
+from search.leaderboard import BEST, failures
+from search.ledger import Ledger
+from search.options import Settings
+from search.progress import duration
+from search.report import HTML
+
+if TYPE_CHECKING:  # Ray is not imported where nothing is to run
+    from search.cluster import Resources
+
+
+def say_prepared(console: Console, settings: Settings, resources: "Resources", summary: dict[str, Any]) -> None:
+    """On what its trials run."""
+    splits = {"train": "training", "val": "validation", "test": "test"}
+    tokens = ", ".join(f"{summary[f'{key}_tokens']:,} {name}" for key, name in splits.items())
+    console.print(f"data {settings.data.spec}: {tokens} tokens")
+    bigram = f", validation PPL {summary['bigram_val_ppl']:.2f}" if summary["bigram_val_ppl"] else ""
+    size = f"V={summary['vocab_size']:,}, E={summary['embedding_dim']}"
+    console.print(f"embedding {settings.embedding.spec}: {size}{bigram}")
+    what = f"{resources.gpus:g} GPU" if resources.gpus else f"{resources.threads} CPU thread(s)"
+    where = f"{summary['hardware']}: {summary['compute']}"
+    console.print(f"{resources.max_concurrent} trial(s) at once, {what} each, on {where}\n")
+
+
+def say_end(
+    console: Console,
+    settings: Settings,
+    ledger: Ledger,
+    *,
+    ran: int,
+    seconds: float,
+    cut_off: bool,
+    profiled: bool,
+    reported: bool,
+) -> None:
+    """What failed, how many trials there are, and where everything lies.
+
+    Args:
+        ran: trials of this command, which took so many seconds.
+        cut_off: a signal ended it.
+        profiled: its first trial left traces.
+        reported: the report was made.
+    """
+    failed = failures(ledger)
+    for number, config, reason in failed:
+        console.print(f"[red]trial {number} ({config}) failed: {escape(reason)}[/]")
+    if profiled:
+        console.print("traces of the first trial that ran: its run's artifacts in MLflow, folder profile/")
+    shown = settings.shown_root
+    finished, pruned = len(ledger.finished()), len(ledger.pruned())
+    seeds = f" and {len(more)} replicates" if (more := ledger.replicates(TrialState.COMPLETE)) else ""
+    counted = f"{finished} trials{seeds} finished, {f'{pruned} pruned, ' if pruned else ''}{len(failed)} failed"
+    console.print(f"\n{counted} in all; {ran} ran now, in {duration(seconds)}")
+    enough = settings.budgets.used_up(ledger.ended()) if ledger.open_trials() else ""
+    if enough and ran:
+        console.print(f"[bold]stopped: {enough}[/]")
+    if cut_off:
+        console.print("[bold]interrupted: the same command continues this study[/]")
+    if finished:
+        console.print(f"best configuration: {shown / 'studies' / ledger.name / BEST}")
+        if reported:
+            console.print(f"the report:         {shown / 'studies' / ledger.name / HTML}")
+    if settings.tracking_uri is None:
+        console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}")
+    elif settings.tracking_uri.startswith("http"):
+        console.print(f"look at the runs:   {settings.tracking_uri}")

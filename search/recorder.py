@@ -1,0 +1,211 @@
+"""Writes down what becomes of each trial, as Tune tells it."""
+
+import re
+import time
+from typing import Any
+
+import ray
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from search.leaderboard import trial_name
+from search.ledger import INTERRUPTED, LOST, Ledger
+from search.progress import Display
+from search.searcher import LedgerSearcher, Unpickled
+from search.trial_records import TrialRecord, write_trial_record
+from trainables.metrics import EPOCH_VAL_PPL
+from trainables.records import Records
+from trainables.spool import Spool
+from trainables.two_phase import COLLAPSED, COMPUTE, DOCUMENTS, FINAL, NO_RESULT, PROFILE, SERIES, TOTAL
+
+MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded since: a bug, not bad luck
+# What a worker or a node that died leaves behind.
+LOSSES = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
+
+
+class Recorder(Unpickled, Callback):
+    """Writes what happens to each trial into its record, the ledger, MLflow and the display, in that order."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        tracker: Spool,
+        display: Display,
+        searcher: LedgerSearcher,
+        runtime: dict[str, Any],
+        records: Records,
+        timeout: float,
+    ) -> None:
+        self._records = records
+        self._seen: dict[int, TrialRecord] = {}  # by trial number
+        self._ledger, self._tracker, self._display, self._searcher = ledger, tracker, display, searcher
+        self._runtime = runtime  # params of every run that are no part of the configuration
+        self._runs: dict[int, str] = {}  # config hash, which finds the MLflow run, by trial number
+        self._open: set[int] = set()
+        self._stopped: dict[int, str] = {}  # why a trial was stopped in Phase 2
+        self._timeout = timeout  # seconds
+        self._heard: dict[int, float] = {}  # when each trial last showed a sign of life
+        self._killed: set[int] = set()  # for having shown none
+        self._alike: list[int] = []  # the last failed trials, all for the same reason
+        self._error = ""  # that reason, without its numbers
+        self.bug: str | None = None
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        assignment = self._searcher.assigned[trial.trial_id]
+        config, number = assignment.config, assignment.number
+        name = trial_name(config, assignment.replicate_of is not None)
+        params = config.flat() | self._runtime
+        self._seen[number] = TrialRecord(config.config_hash(), number, config.seed, config=config.flat())
+        self._runs[number] = config.config_hash()
+        self._tracker.put(
+            "start_trial",
+            self._runs[number],
+            number=number,
+            name=name,
+            params=params,
+            replicate_of=assignment.replicate_of,
+        )
+        self._open.add(number)
+        self._heard[number] = time.monotonic()
+        self._display.start(number, name)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        number = self._searcher.assigned[trial.trial_id].number
+        self._heard[number] = time.monotonic()
+        self._seen[number].add(result[SERIES])
+        if result[SERIES]:
+            self._tracker.put("log_series", self._runs[number], points=result[SERIES])
+        self._display.update(number, result)
+
+    def stop(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether a trial is to be stopped for what a report of it shows.
+
+        Tune asks before it hands on the report, and the trial waits in its report meanwhile: one that is stopped ends
+        there, and its worker is free for the next.
+        """
+        number = self._searcher.assigned[trial_id].number
+        if result.get("done") or number in self._stopped:  # Tune shows the last report once more
+            return number in self._stopped
+        for name, epoch, value in result[SERIES]:  # all of them are recorded, as in MLflow
+            # The last epoch's is on record but not judged: nothing is left to be saved.
+            if name == EPOCH_VAL_PPL and (reason := self._ledger.epoch(number, epoch, value)) and epoch < result[TOTAL]:
+                self._stopped.setdefault(number, reason)
+        return number in self._stopped
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        number = self._searcher.assigned[trial.trial_id].number
+        self._searcher.ended.add(trial.trial_id)
+        last = trial.last_result or {}
+        if number in self._stopped:
+            self._prune(number, self._stopped[number], {})
+        elif last.get(COLLAPSED):
+            self._prune(number, last[COLLAPSED], last[FINAL])
+        elif last.get(NO_RESULT):
+            self._fail(number, last[NO_RESULT], "")
+        elif last.get(FINAL):
+            self._open.discard(number)
+            self._alike = []
+            runtime = self._runtime | {"compute": last[COMPUTE]}
+            self._keep(number, "finished", result={**last[DOCUMENTS], "metrics": last[FINAL], "runtime": runtime})
+            self._ledger.complete(number, last[FINAL], last[COMPUTE])
+            self._tracker.put(
+                "finish_trial",
+                self._runs[number],
+                figures=last[FINAL],
+                compute=last[COMPUTE],
+                traces=trial.config.get(PROFILE),
+            )
+            replicate = self._searcher.assigned[trial.trial_id].replicate_of is not None
+            self._display.finish(number, last[FINAL], may_lead=not replicate)
+        # else it was stopped from outside: `interrupt_open` records it
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._searcher.ended.add(trial.trial_id)
+        number = self._searcher.assigned[trial.trial_id].number
+        if number not in self._runs:
+            self.on_trial_start(iteration, trials, trial)  # it failed before it started
+        error = _error(trial)
+        if number in self._killed:
+            reason: str | None = f"no progress for {self._timeout / 60:g} min"
+        elif isinstance(error, LOSSES):
+            reason = self._ledger.lose(number)
+        else:
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
+        if reason is None:
+            self._open.discard(number)
+            self._tracker.put("fail_trial", self._runs[number], reason=LOST, details="", status="KILLED")
+            self._display.lose(number)
+            return
+        self._fail(number, reason, _story(trial))
+        self._count(number, reason)
+
+    def _fail(self, number: int, reason: str, details: str) -> None:
+        self._open.discard(number)
+        self._keep(number, "failed", reason)
+        if not self._ledger.has_ended(number):
+            self._ledger.fail(number, reason)
+        self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details)
+        self._display.fail(number, reason)
+
+    def _prune(self, number: int, reason: str, figures: dict[str, float]) -> None:
+        self._open.discard(number)
+        self._alike = []
+        self._keep(number, "pruned", reason)
+        self._ledger.prune(number, reason, figures)
+        self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=figures)
+        self._display.prune(number, reason)
+
+    def _keep(self, number: int, status: str, reason: str = "", result: dict[str, Any] | None = None) -> None:
+        """Write the trial's record: before the ledger has its end, so that what has ended has a record."""
+        record = self._seen.pop(number).ended(status, reason, result)
+        path = self._records.trial_record(self._ledger.name, record.config_hash)
+        write_trial_record(path, record)
+        self._tracker.put("log_file", self._runs[number], file=str(path))
+
+    def _count(self, number: int, reason: str) -> None:
+        """Stop asking where one error after the other is the same."""
+        kind = re.sub(r"\d+", "0", reason)
+        self._alike = [*self._alike, number] if kind == self._error else [number]
+        self._error = kind
+        if len(self._alike) >= MAX_SAME_ERRORS:
+            self._searcher.stopped, self.bug = True, reason
+            self._ledger.run_again(self._alike)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Kill the workers of trials that hang; their trials then end with an error."""
+        for trial in trials:
+            assignment = self._searcher.assigned.get(trial.trial_id)
+            if assignment is None or assignment.number not in self._open or assignment.number in self._killed:
+                continue
+            actor = trial.temporary_state.ray_actor
+            if actor is not None and time.monotonic() - self._heard[assignment.number] > self._timeout:
+                self._killed.add(assignment.number)
+                ray.kill(actor)
+
+    def interrupt_open(self) -> int:
+        """Record the trials that never ended as interrupted, to be asked for again; how many there were."""
+        pending = {a.number for a in self._searcher.assigned.values()} - set(self._runs)
+        for number in sorted(self._open | pending):
+            self._ledger.interrupt(number)
+            if number in self._runs:
+                self._tracker.put("fail_trial", self._runs[number], reason=INTERRUPTED, details="", status="KILLED")
+        return len(self._open | pending)
+
+
+def _unpickled(trial: Trial) -> Exception:
+    assert trial.pickled_error_file is not None
+    with open(trial.pickled_error_file, "rb") as file:
+        error: Exception = ray.cloudpickle.load(file)
+    return error
+
+
+def _error(trial: Trial) -> Exception:
+    """What a trial raised, or how its worker was lost."""
+    error = _unpickled(trial)
+    return getattr(error, "cause", None) or error
+
+
+def _story(trial: Trial) -> str:
+    return str(_unpickled(trial))

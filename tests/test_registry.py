@@ -1,0 +1,169 @@
+"""Registered models, in a real MLflow store."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from conftest import model_config
+from mlflow.tracking import MlflowClient
+
+from model import load
+from model.checkpoint import WEIGHTS, save_model
+from model.language_model import LanguageModel
+from trainables.corpus import _train_bpe
+from trainables.records import Records
+from trainables.registry import CHAMPION, RUN, Registration, register_model
+
+TEXT = "the cat sleeps under the tree; the dog runs over the river"
+BASE = np.random.default_rng(0).uniform(80, 120, 60)  # nats of 60 documents
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that the first registration makes."""
+    return Records.at(tmp_path_factory.mktemp("mlruns")).tracking_uri
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a model folder with validation losses as far from `BASE` as asked for."""
+    tokenizer = _train_bpe([TEXT], 270)
+    sizes = vars(model_config()) | {"vocab_size": tokenizer.get_vocab_size()}
+    table = torch.randn(sizes["vocab_size"], sizes["embedding_dim"], generator=torch.Generator().manual_seed(6))
+
+    def write(by: float = 0.0, noise: float = 0.5, digest: str = "pydoc", seed: int = 1, num: int = 60) -> Path:
+        nats = BASE[:num] + by + np.random.default_rng(seed).normal(0, noise, num)
+        run = {"validation": {"digest": digest, "nats": nats.tolist(), "targets": [30] * num}}
+        model = LanguageModel(type(model_config())(**sizes), table, seed)
+        save_model(model, tmp_path / "trained", tokenizer.to_str())
+        (tmp_path / "trained" / RUN).write_text(json.dumps(run))
+        (tmp_path / "trained" / ".resume").mkdir()  # as an interrupted training leaves it
+        return tmp_path / "trained"
+
+    return write
+
+
+def champion(uri: str, name: str) -> int:
+    return int(MlflowClient(uri).get_model_version_by_alias(name, CHAMPION).version)
+
+
+def test_the_champion_is_always_the_better_one(uri: str, make: Make) -> None:
+    assert register_model(make(), "ladder", uri) == Registration(1, True, "no champion before it")
+    same = register_model(make(), "ladder", uri)
+    assert (same.version, same.champion) == (2, False)
+    unsure = register_model(make(by=-0.6, noise=4, seed=2), "ladder", uri)  # better on average, by luck
+    assert unsure.reason.startswith("not better: PPL -")
+    assert not unsure.champion
+    assert champion(uri, "ladder") == 1
+    better = register_model(make(by=-0.5, seed=3), "ladder", uri)
+    assert (better.version, better.champion) == (4, True)
+    assert better.reason.startswith("better: PPL -")
+    worse = register_model(make(by=0.5), "ladder", uri)
+    assert not worse.champion
+    assert champion(uri, "ladder") == 4
+    forced = register_model(make(by=0.5), "ladder", uri, force=True)
+    assert forced.champion
+    assert forced.reason.startswith("forced: PPL +")
+    assert champion(uri, "ladder") == forced.version == 6
+    assert MlflowClient(uri).get_model_version("ladder", "6").tags["reason"] == forced.reason
+
+
+def test_a_model_judged_on_other_data_is_refused(uri: str, make: Make) -> None:
+    register_model(make(), "data", uri)
+    for other in ({"digest": "chat"}, {"num": 59}):
+        with pytest.raises(ValueError, match="data version 1, the champion, was judged on other validation data"):
+            register_model(make(by=-9, **other), "data", uri)
+    assert len(MlflowClient(uri).search_model_versions("name='data'")) == 1
+    forced = register_model(make(digest="chat"), "data", uri, force=True)
+    assert (forced.version, forced.champion) == (2, True)
+    assert champion(uri, "data") == 2
+
+
+def test_one_document_decides_nothing(uri: str, make: Make) -> None:
+    register_model(make(num=1), "one", uri)
+    assert not register_model(make(num=1, by=-9), "one", uri).champion
+
+
+PREDICT = """
+import json, sys
+import mlflow
+loaded = mlflow.pyfunc.load_model("models:/served@champion")
+rows = loaded.predict(["the cat", "t"], params={"k": 3})
+import model
+print(json.dumps([model.__file__, len(loaded.predict(["the dog"])[0]["next_tokens"]), rows]))
+"""
+
+
+def test_mlflow_alone_loads_the_champion_and_predicts(uri: str, make: Make, tmp_path: Path) -> None:
+    folder = make()
+    register_model(folder, "served", uri)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-c", PREDICT]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment | {"MLFLOW_TRACKING_URI": uri},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(Path(uri.removeprefix("sqlite:///")).parent.rglob(".resume"))
+    code, default_k, rows = json.loads(done.stdout)
+    assert Path(code).is_relative_to(Path(uri.removeprefix("sqlite:///")).parent)  # not this project's
+    assert default_k == 5
+    lm = load(folder, "cpu")
+    for row, text in zip(rows, ["the cat", "t"], strict=True):
+        expected = lm.next_tokens(text, 3)
+        assert row["next_tokens"] == [token.text for token in expected]
+        assert row["next_logprobs"] == pytest.approx([token.logprob for token in expected], abs=1e-4)
+        assert row["logprobs"] == pytest.approx(lm.logprobs(text).tolist(), abs=1e-4)
+
+
+def test_a_registered_model_is_loaded_by_its_uri(uri: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make()
+    register_model(folder, "loaded", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for where in ("models:/loaded@champion", "models:/loaded/1"):
+        assert load(where, "cpu").score(TEXT) == load(folder, "cpu").score(TEXT)
+    for where in ("models:/loaded@best", "models:/nothing/1", "models:/loaded/7"):
+        with pytest.raises(ValueError, match="cannot be had") as caught:
+            load(where, "cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_registered_is_refused(uri: str, make: Make) -> None:
+    folder = make()
+    for name in ("a/b", ""):
+        with pytest.raises(ValueError, match="MLflow refuses"):
+            register_model(folder, name, uri)
+    for run in ('{"metrics": {}}', '{"validation": {"digest": "a", "nats": [1], "targets": [1, 2]}}', "{", "[]"):
+        (folder / RUN).write_text(run)
+        with pytest.raises(ValueError, match="does not say how the model did"):
+            register_model(folder, "wrong", uri)
+    (folder / RUN).unlink()
+    with pytest.raises(ValueError, match="does not say how the model did"):
+        register_model(folder, "wrong", uri)
+    os.truncate(folder / WEIGHTS, 100)
+    with pytest.raises(ValueError, match="no usable model folder"):
+        register_model(folder, "wrong", uri)
+    assert not MlflowClient(uri).search_registered_models("name='wrong'")
+
+
+def test_mlflow_is_left_as_it_was(uri: str, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:1")
+    mlflow.set_tracking_uri("http://elsewhere:1")
+    register_model(make(), "quiet", uri)
+    assert mlflow.get_tracking_uri() == "http://elsewhere:1"
+    assert mlflow.active_run() is None
+    mlflow.set_tracking_uri(None)
+    assert [path.name for path in tmp_path.iterdir()] == ["trained"]

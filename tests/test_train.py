@@ -1,0 +1,256 @@
+"""trainables/train.py from a command line to a model folder, in this process or in one that is killed."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_config
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+from model.checkpoint import load_model
+from trainables import metrics as names
+from trainables.artifacts import ArtifactStore
+from trainables.config import RunConfig
+from trainables.model_folder import RUN, WORK
+from trainables.model_runs import EXPERIMENT, FOLDER_TAG
+from trainables.pipeline import Inputs, run
+from trainables.records import Records
+from trainables.tracking import HASH_TAG, REASON_TAG, open_experiment
+from trainables.train import main
+from trainables.training import EPOCHS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def undisturbed() -> Iterator[None]:
+    """`main` sets threads and a signal's handler for its whole process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's, made once: that takes seconds."""
+    records = Records.at(tmp_path_factory.mktemp("mlruns"))
+    open_experiment(records, EXPERIMENT, None)
+    records.mlflow_database.replace(records.root / "empty.db")
+    return records.root / "empty.db"
+
+
+@pytest.fixture
+def config_file(chat_file: Path, empty_database: Path, tmp_path: Path) -> Path:
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_database, Records.at(tmp_path / "mlruns").mlflow_database)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(run_config(chat_file).flat()))
+    return path
+
+
+def command(config_file: Path, *options: str) -> list[str]:
+    root = config_file.parent / "mlruns"
+    return [
+        "train.py",
+        "--config",
+        str(config_file),
+        "--mlruns",
+        str(root),
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        *options,
+    ]
+
+
+def train(monkeypatch: pytest.MonkeyPatch, config_file: Path, *options: str) -> int:
+    monkeypatch.setattr(sys, "argv", command(config_file, *options))
+    return main()
+
+
+def model_folder(config_file: Path) -> Path:
+    (folder,) = (config_file.parent / "mlruns" / "models").iterdir()
+    return folder
+
+
+def mlflow_runs(config_file: Path) -> tuple[list[Run], MlflowClient]:
+    client = MlflowClient(Records.at(config_file.parent / "mlruns").tracking_uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return list(client.search_runs([experiment.experiment_id])), client
+
+
+def test_a_training_is_the_pipelines_run_judged_saved_and_on_record(
+    config_file: Path, chat_file: Path, chat_inputs: Inputs, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    expected = run(run_config(chat_file), chat_inputs, ArtifactStore(config_file.parent / "other"))
+    assert train(monkeypatch, config_file) == 0
+    folder = model_folder(config_file)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "model.safetensors", "run.json", "tokenizer.json"
+    ]  # fmt: skip
+    model = load_model(folder)
+    ours, theirs = model.state_dict(), expected.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    record = json.loads((folder / RUN).read_text())
+    assert RunConfig.from_flat(record["config"]) == run_config(chat_file)
+    figures = record["metrics"]
+    assert figures[names.VAL_PPL] == expected.metrics[names.VAL_PPL] == pytest.approx(figures["validation/ppl"])
+    assert record["validation"]["nats"] == expected.val_documents.nats
+    assert record["validation"]["targets"] == expected.val_documents.targets
+    mean = math.fsum(record["test"]["nats"]) / sum(record["test"]["targets"])
+    assert math.exp(mean) == pytest.approx(figures["test/ppl"])
+    assert figures["test/ppl_low"] < figures["test/ppl"] < figures["test/ppl_high"]
+    assert figures["test/bigram_ppl"] < figures["test/unigram_ppl"]
+    assert figures["test/accuracy"] < figures["test/top5"]
+    tokens = torch.tensor(chat_inputs.corpus.test.tokens, dtype=torch.int64)
+    losses = torch.nn.functional.cross_entropy(model.logits(tokens)[:-1].double(), tokens[1:])
+    assert math.exp(losses) == pytest.approx(figures["test/ppl"], rel=1e-4)
+    assert (record["chat"], record["trial"]) == (True, None)
+
+    ((found,), client) = mlflow_runs(config_file)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags[HASH_TAG] == run_config(chat_file).config_hash()
+    assert found.data.tags[FOLDER_TAG] == str(folder)
+    assert {name: found.data.metrics[name] for name in figures} == pytest.approx(figures)
+    epochs = client.get_metric_history(found.info.run_id, names.EPOCH_VAL_PPL)
+    assert [point.step for point in epochs] == [1, 2]
+
+    capsys.readouterr()
+    assert train(monkeypatch, config_file) == 0  # nothing is left to do
+    printed = capsys.readouterr().out
+    assert "trained already" in printed
+    for word in ("top-5 accuracy", "bits per byte", "bigrams", "parameters", "python model/generate.py"):
+        assert word in printed
+    assert len(mlflow_runs(config_file)[0]) == 1
+
+
+def test_a_folder_of_another_run_is_replaced_only_where_that_is_said(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = config_file.parent / "out"
+    assert train(monkeypatch, config_file, "--out", str(out)) == 0
+    before = (out / RUN).read_text()
+    assert train(monkeypatch, config_file, "--out", str(out), "--seed", "5") == 2
+    assert (
+        capsys.readouterr().err == f"error: {out} holds the model of another run: give another --out, or --overwrite\n"
+    )
+    assert (out / RUN).read_text() == before
+    assert train(monkeypatch, config_file, "--out", str(out), "--seed", "5", "--overwrite") == 0
+    assert json.loads((out / RUN).read_text())["config"]["seed"] == 5
+    (config_file.parent / "notes").mkdir()
+    (config_file.parent / "notes" / "a.txt").write_text("mine")
+    assert train(monkeypatch, config_file, "--out", str(config_file.parent / "notes"), "--overwrite") == 2
+    assert "holds other files, no model" in capsys.readouterr().err
+
+
+def test_a_divergence_is_a_sentence_and_leaves_no_folder(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(monkeypatch, config_file, "--phase2-learning-rate", "1e30") == 1
+    assert capsys.readouterr().err.startswith("error: Phase 2 diverged: loss nan")
+    assert not list((config_file.parent / "mlruns" / "models").iterdir())
+    ((found,), _) = mlflow_runs(config_file)
+    assert found.info.status == "FAILED"
+    assert "diverged" in found.data.tags[REASON_TAG]
+
+
+def test_an_mlflow_that_is_away_holds_nothing_up_and_is_told_later(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = MlflowClient.log_batch
+    with monkeypatch.context() as away:
+
+        def log_batch(self: MlflowClient, run_id: str, **given: object) -> None:
+            if "params" not in given:  # it goes away once the run was made
+                raise MlflowException("no answer", TEMPORARILY_UNAVAILABLE)
+            whole(self, run_id, **given)
+
+        away.setattr(MlflowClient, "log_batch", log_batch)
+        assert train(monkeypatch, config_file) == 0
+    assert capsys.readouterr().out.count("MLflow is away") == 2  # as it goes, and at the end
+    folder = model_folder(config_file)
+    assert (folder / RUN).exists()
+    assert mlflow_runs(config_file)[0][0].info.status == "RUNNING"
+    monkeypatch.setattr(sys, "argv", command(config_file))
+    assert main() == 0
+    ((found,), client) = mlflow_runs(config_file)
+    assert found.info.status == "FINISHED"
+    assert "test/ppl" in found.data.metrics
+    assert [m.step for m in client.get_metric_history(found.info.run_id, names.EPOCH_VAL_PPL)] == [1, 2]
+    assert not (folder / WORK).exists()
+
+
+LONG = ("--epochs", "8", "--phase2-patience", "8", "--phase2-batch-size", "16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_a_training_that_was_ended_after_an_epoch_resumes_to_the_same_weights(
+    ending: signal.Signals, config_file: Path, chat_file: Path, chat_inputs: Inputs, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    arguments = [sys.executable, str(ROOT / "trainables" / "train.py"), *command(config_file, *LONG)[1:]]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    pattern = f"mlruns/models/*/{WORK}/{EPOCHS}"
+    while not list(config_file.parent.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(ending)
+    _, errors = process.communicate(timeout=60)
+    folder = model_folder(config_file)
+    assert not (folder / RUN).exists()
+    if ending == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert errors == "\ninterrupted; the same command resumes after the last epoch that has ended\n"
+        assert mlflow_runs(config_file)[0][0].info.status == "KILLED"
+    assert train(monkeypatch, config_file, *LONG) == 0
+    assert "resuming after epoch" in capsys.readouterr().out
+    long = run_config(chat_file, phase2_epochs=8, phase2_patience=8, phase2_batch_size=16)
+    expected = run(long, chat_inputs, ArtifactStore(config_file.parent / "other"))
+    found = load_file(folder / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.model.state_dict().items())
+    assert json.loads((folder / RUN).read_text())["metrics"][names.VAL_PPL] == expected.metrics[names.VAL_PPL]
+    assert not (folder / WORK).exists()
+    ((run_of_it,), client) = mlflow_runs(config_file)
+    assert run_of_it.info.status == "FINISHED"
+    steps = [m.step for m in client.get_metric_history(run_of_it.info.run_id, names.EPOCH_VAL_PPL)]
+    assert steps == list(range(1, 9))
+
+
+def test_a_damaged_state_is_a_sentence(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("trainables.training._judge", stop)
+        assert train(monkeypatch, config_file) == 130
+    state = model_folder(config_file) / WORK / EPOCHS
+    content = state.read_bytes()
+    state.write_bytes(content[: len(content) // 2])
+    assert train(monkeypatch, config_file) == 2
+    assert "is damaged" in capsys.readouterr().err
+    state.write_bytes(content.replace(b"fp32 products", b"bf16 products"))
+    assert train(monkeypatch, config_file) == 2
+    assert "the interrupted training had compute bf16 products" in capsys.readouterr().err
+    state.write_bytes(content)
+    assert train(monkeypatch, config_file) == 0
+    assert os.listdir(model_folder(config_file)).count(WORK) == 0

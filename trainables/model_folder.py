@@ -1,0 +1,94 @@
+"""A model's folder on disk: what it holds, whose it is, and how a finished model gets there. No torch.
+
+`run.json` says everything about a finished model; while one is trained, `.resume/` holds what it goes on from.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from trainables.records import write_whole
+
+RUN, WORK, BEGUN = "run.json", ".resume", "begun.json"
+
+
+class ModelFolder:
+    """One folder, for one run; `identity` names it: the configuration's hash and what else its digits depend on."""
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path, self.identity = path, identity
+        self.work = path / WORK
+
+    def check(self, overwrite: bool) -> None:
+        """Raise ValueError where the folder holds something else, unless that is a model that may be replaced."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ValueError(f"--out {self.path} is not a folder")
+        if not (self.path / RUN).exists() and not self.work.exists():
+            if any(self.path.iterdir()):
+                raise ValueError(f"--out {self.path} holds other files, no model: give another folder")
+        elif not overwrite and (self.finished() or self.begun()) is None:
+            raise ValueError(f"{self.path} holds the model of another run: give another --out, or --overwrite")
+
+    def finished(self) -> dict[str, Any] | None:
+        """The record of this very run, if it has ended here."""
+        return self._own(self.path / RUN)
+
+    def begun(self) -> dict[str, Any] | None:
+        """What this very run left when it was interrupted, if it was."""
+        return self._own(self.work / BEGUN)
+
+    def _own(self, path: Path) -> dict[str, Any] | None:
+        try:
+            content = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        found: dict[str, Any] = content
+        return found if found.get("identity") == self.identity else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; one that stays empty is removed.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.work / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{self.path} is being trained by another process") from None
+        try:
+            yield
+        finally:
+            lock.release()
+            (self.work / ".lock").unlink(missing_ok=True)
+            for folder in (self.work, self.path):
+                if folder.exists() and not any(folder.iterdir()):
+                    folder.rmdir()
+
+    def clear(self) -> None:
+        """Forget what an interrupted training left."""
+        for entry in self.work.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
+
+    def begin(self, content: dict[str, Any]) -> None:
+        """Mark the folder as this run's."""
+        write_whole(self.work / BEGUN, json.dumps({"identity": self.identity, **content}))
+
+    def finish(self, made: Path, record: dict[str, Any]) -> None:
+        """Move the files in `made` here; the record comes last, so that what has one is whole."""
+        (self.path / RUN).unlink(missing_ok=True)
+        for file in made.iterdir():
+            file.replace(self.path / file.name)
+        write_whole(self.path / RUN, json.dumps({**record, "identity": self.identity}, indent=1) + "\n")

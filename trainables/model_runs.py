@@ -1,0 +1,144 @@
+"""Trained models in MLflow: one run each, in an experiment of their own, linked to the trial that it comes from.
+
+A run here is told what is on disk anyway: an MLflow that is away costs a training nothing, and is told at its end.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from trainables.metrics import SERIES
+from trainables.records import Records, write_whole
+from trainables.tracking import HASH_TAG, MAX_METRICS, NAME_TAG, REASON_TAG, is_outage, open_experiment
+
+EXPERIMENT = "trained models"  # no study's name has a space
+TRIAL_RUN_TAG, FOLDER_TAG = "trial_run", "model_folder"
+RETRY_SECONDS = 60.0  # between tries while MLflow is away; each may take long
+
+
+class ModelRun:
+    """One training's run."""
+
+    def __init__(self, records: Records, tracking_uri: str | None, say: Callable[[str], None]) -> None:
+        """Open MLflow's store; `say` shows the user a sentence.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        self.client, self.experiment_id, _ = open_experiment(records, EXPERIMENT, tracking_uri)
+        self.run_id, self._say = "", say
+        self._last_step: dict[str, int] = {}  # of a reopened run's curves
+        self._waiting: list[Metric] = []
+        self._tried = -RETRY_SECONDS
+        self._away = False
+
+    def trial_run(self, study: str, config_hash: str) -> str | None:
+        """The run of a study's trial, if this MLflow has it."""
+        experiment = self.client.get_experiment_by_name(study)
+        if experiment is None:
+            return None
+        where = f"tags.{HASH_TAG} = '{config_hash}'"
+        runs = self.client.search_runs([experiment.experiment_id], filter_string=where, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    def start(self, name: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+        """Make the run.
+
+        Raises:
+            ValueError: MLflow is away.
+        """
+        try:
+            run = self.client.create_run(self.experiment_id, tags={NAME_TAG: name} | tags)
+            self.run_id = run.info.run_id
+            self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            raise ValueError(f"MLflow cannot be reached: {error}") from error
+
+    def reopen(self, run_id: str) -> bool:
+        """Go on with the run of an interrupted training; False if someone has deleted it.
+
+        Raises:
+            ValueError: MLflow is away.
+        """
+        try:
+            run = self.client.get_run(run_id)
+            self.client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if is_outage(error):
+                raise ValueError(f"MLflow cannot be reached: {error}") from error
+            return False
+        curves = [name for name in run.data.metrics if name.startswith(SERIES)]
+        self._last_step = {name: self.client.get_metric_history(run_id, name)[-1].step for name in curves}
+        self.run_id = run_id
+        return True
+
+    def log(self, points: Iterable[tuple[str, int, float]]) -> None:
+        """Points (metric, step, value) of the curves; those that a reopened run has are left out."""
+        now = int(time.time() * 1000)
+        new = [Metric(name, value, now, step) for name, step, value in points if step > self._last_step.get(name, -1)]
+        self._waiting += new
+        if new and not (self._away and time.monotonic() - self._tried < RETRY_SECONDS):
+            self._attempt(self._flush)
+
+    def _flush(self) -> None:
+        for start in range(0, len(self._waiting), MAX_METRICS):
+            self.client.log_batch(self.run_id, metrics=self._waiting[start : start + MAX_METRICS])
+        self._waiting = []
+
+    def _attempt(self, call: Callable[[], None]) -> bool:
+        """Whether a call went through; what MLflow refuses for good is said and left."""
+        self._tried = time.monotonic()
+        try:
+            call()
+        except Exception as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+            if is_outage(error):
+                if not self._away:
+                    self._say(f"MLflow is away: the training goes on, and is handed over at its end ({why})")
+                self._away = True
+                return False
+            if not isinstance(error, MlflowException):
+                raise
+            self._waiting = []
+            self._say(f"MLflow refused a part of this training's record, which goes on without it: {why}")
+        self._away = False
+        return True
+
+    def finish(self, figures: dict[str, float], tags: dict[str, str], left: Path) -> bool:
+        """Log the figures and end the run; False where MLflow is away, and `left` then holds what it lacks."""
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(name, value, now, 0) for name, value in figures.items()]
+        if self._attempt(lambda: self._finish(tags)):
+            left.unlink(missing_ok=True)
+            return True
+        points = [(m.key, m.value, m.timestamp, m.step) for m in self._waiting]
+        write_whole(left, json.dumps({"run": self.run_id, "points": points, "tags": tags}))
+        return False
+
+    def finish_later(self, left: Path) -> bool:
+        """`finish` again with what an earlier one left."""
+        kept = json.loads(left.read_text())
+        self.run_id, self._waiting = kept["run"], [Metric(*point) for point in kept["points"]]
+        return self.finish({}, kept["tags"], left)
+
+    def _finish(self, tags: dict[str, str]) -> None:
+        self._flush()
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.set_terminated(self.run_id, "FINISHED")
+
+    def end(self, status: str, reason: str) -> None:
+        """End a run that has no result, KILLED or FAILED."""
+
+        def call() -> None:
+            self._flush()
+            self.client.set_tag(self.run_id, REASON_TAG, reason[:500])
+            self.client.set_terminated(self.run_id, status)
+
+        self._attempt(call)

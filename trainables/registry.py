@@ -1,0 +1,216 @@
+"""MLflow's model registry: a model folder becomes a version of a name, the best one its `champion`.
+
+A version is the folder itself and the code of `model`, no pickle: what loads it needs MLflow, torch, safetensors and
+tokenizers, and nothing of this project. Which one is better is said by the losses by document that lie in `run.json`.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
+
+import model
+from model import served
+from model.checkpoint import CONFIG, TOKENIZER, WEIGHTS
+from model.text_model import load_text_model
+from trainables.bootstrap import percentiles, resampled_sums
+from trainables.records import Records
+from trainables.tracking import open_experiment
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one file of a few kB
+
+CHAMPION = "champion"
+EXPERIMENT = "registered-models"  # the runs that the versions were logged by
+FOLDER = "model"  # under a version's data/
+RUN = "run.json"  # of a model folder: how it was trained, and how it did
+VALIDATION_TAG, PPL_TAG, REASON_TAG = "validation", "val_ppl", "reason"
+SQLITE = "sqlite:///"
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string")]),
+    outputs=Schema(
+        [
+            ColSpec(Array("string"), "next_tokens"),
+            ColSpec(Array("double"), "next_logprobs"),
+            ColSpec(Array("double"), "logprobs"),
+        ]
+    ),
+    params=ParamSchema([ParamSpec("k", "long", served.NEXT_TOKENS)]),
+)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What became of a model."""
+
+    version: int
+    champion: bool  # whether `NAME@champion` is this version now
+    reason: str  # why, in a few words
+
+
+@dataclass(frozen=True, eq=False)
+class _Validation:
+    """How a model did on its validation documents."""
+
+    digest: str  # of the tokens and the tokenizer
+    nats: np.ndarray  # (documents,) summed over each document's targets
+    targets: np.ndarray  # (documents,) how many
+
+    @classmethod
+    def read(cls, file: Path) -> "_Validation":
+        """Those of a model's `run.json`.
+
+        Raises:
+            ValueError: it has none.
+        """
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))["validation"]
+            nats, targets = (np.asarray(found[name], dtype=np.float64) for name in ("nats", "targets"))
+            digest = found["digest"]
+            of_form = isinstance(digest, str) and nats.ndim == 1 and nats.shape == targets.shape
+            if not (of_form and np.isfinite(nats).all() and targets.sum() > 0):
+                raise ValueError("digest, nats and targets are of the wrong form")
+            return cls(digest, nats, targets)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{file} does not say how the model did in validation: {reason}") from error
+
+
+@contextmanager
+def _store(tracking_uri: str) -> Iterator[tuple[MlflowClient, str]]:
+    """MLflow's own functions at work on this store, and as before afterwards; its client, and the experiment's id.
+
+    No other process registers in the same database meanwhile; a server is not locked.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    with contextlib.ExitStack() as stack:
+        try:
+            if tracking_uri.startswith(SQLITE):
+                records = Records.at(Path(tracking_uri.removeprefix(SQLITE)).parent)
+                own = None if tracking_uri == records.tracking_uri else tracking_uri
+                client, experiment, _ = open_experiment(records, EXPERIMENT, own)
+                stack.enter_context(FileLock(records.root / ".registry.lock"))
+            else:
+                client = MlflowClient(tracking_uri)
+                found = client.get_experiment_by_name(EXPERIMENT)
+                experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+            mlflow.set_tracking_uri(tracking_uri)
+            yield client, experiment
+        except MlflowException as error:
+            raise ValueError(f"MLflow refuses: {str(error).strip().partition(chr(10))[0]}") from error
+        finally:
+            mlflow.set_tracking_uri(before)
+
+
+def register_model(folder: Path, name: str, tracking_uri: str, force: bool = False) -> Registration:
+    """Make `folder` the next version of `name`, and its champion if it is better than the one before.
+
+    Better means that the 95 % interval of the difference in validation loss, by a paired bootstrap over documents,
+    lies below zero.
+
+    Args:
+        folder: a model folder with `run.json`.
+        tracking_uri: MLflow's store, `sqlite:///PATH` or a server's.
+        force: the champion, better or not, also where the two cannot be compared.
+
+    Raises:
+        ValueError: the folder is no usable model, the champion was judged on other validation data or by another
+            tokenizer, or MLflow refuses; nothing was registered.
+    """
+    load_text_model(folder, "cpu")
+    ours = _Validation.read(folder / RUN)
+    with _store(tracking_uri) as (client, experiment):
+        champion = _champion(client, name)
+        if champion is None:
+            better, reason = True, "no champion before it"
+        else:
+            better, reason = _compare(f"{name} version {champion}", _validation_of(name, champion), ours, force)
+        ppl = np.exp(ours.nats.sum() / ours.targets.sum())
+        tags = {VALIDATION_TAG: ours.digest, PPL_TAG: f"{ppl:.4f}", REASON_TAG: reason}
+        found = _log(client, experiment, folder, name, tags)
+        if better:
+            client.set_registered_model_alias(name, CHAMPION, str(found))
+    return Registration(found, better, reason)
+
+
+def _champion(client: MlflowClient, name: str) -> int | None:
+    """The version that is the champion of `name`; the name is made if need be."""
+    try:
+        aliases = client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        client.create_registered_model(name)
+        aliases = {}
+    return int(aliases[CHAMPION]) if CHAMPION in aliases else None
+
+
+def _validation_of(name: str, version: int) -> _Validation:
+    """A version's, fetched without its weights."""
+    with tempfile.TemporaryDirectory() as scratch:
+        uri = f"models:/{name}/{version}/data/{FOLDER}/{RUN}"
+        return _Validation.read(Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)))
+
+
+def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) -> tuple[bool, str]:
+    """Whether ours is to be the champion, and why.
+
+    Raises:
+        ValueError: they cannot be compared.
+    """
+    comparable = ours.digest == theirs.digest and np.array_equal(ours.targets, theirs.targets)
+    if not comparable and not force:
+        raise ValueError(f"{other}, the champion, was judged on other validation data or by another tokenizer")
+    if not comparable:
+        return True, f"forced: cannot be compared with {other}"
+    number = len(ours.targets)
+    # the targets are the same: the difference in mean loss is the mean of the differences
+    each = np.stack([ours.nats - theirs.nats, ours.targets], axis=1)  # (documents, 2)
+    drawn = resampled_sums(each)
+    loss = percentiles(float(each[:, 0].sum() / each[:, 1].sum()), drawn[:, 0] / drawn[:, 1])
+    value, low, high = (100 * np.expm1(x) for x in (loss.value, loss.low, loss.high))
+    shown = f"PPL {value:+.1f} % [{low:+.1f}, {high:+.1f}] against {other}, {number} documents"
+    better = loss.high < 0 and number > 1  # one document gives no interval
+    if better:
+        return True, f"better: {shown}"
+    return force, f"{'forced' if force else 'not better'}: {shown}"
+
+
+def _log(client: MlflowClient, experiment: str, folder: Path, name: str, tags: dict[str, str]) -> int:
+    """Log the folder as a model of MLflow's and make it a version of `name`; the version."""
+    packages = ("torch", "safetensors", "tokenizers")
+    with contextlib.ExitStack() as stack:
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory())) / FOLDER
+        own.mkdir()
+        for file in (WEIGHTS, CONFIG, TOKENIZER, RUN):  # what a training left beside them is not the model's
+            shutil.copyfile(folder / file, own / file)
+        run = stack.enter_context(mlflow.start_run(experiment_id=experiment, run_name=name))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", ".*An input example was not provided")
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module=served.__name__,
+            data_path=str(own),
+            code_paths=[str(Path(model.__file__).parent)],
+            signature=SIGNATURE,
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in packages],
+        )
+    made = client.create_model_version(name, info.model_uri, run.info.run_id, tags, model_id=info.model_id)
+    return int(made.version)

@@ -1,0 +1,57 @@
+"""`run.json`: everything about a trained model that its weights do not say."""
+
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
+
+from trainables.corpus import Corpus
+from trainables.judge import Judgement
+from trainables.provenance import git_state, package_version
+
+PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "two-phase-search")
+PLACE = Path(__file__).resolve()
+
+
+def run_record(
+    config: dict[str, Any],
+    metrics: dict[str, float],
+    corpus: Corpus,
+    chat: bool,
+    judged: dict[str, Judgement],
+    trial: dict[str, Any] | None,
+    computed: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of `run.json`.
+
+    Args:
+        config: a flat `RunConfig`.
+        chat: whether the corpus is conversations.
+        judged: by split, validation and test.
+        trial: study, number, hash and mlflow_run of the trial that the configuration comes from.
+        computed: on what, and how.
+    """
+    splits = {"validation": corpus.validation, "test": corpus.test}
+    return {
+        "config": config,
+        "metrics": metrics,
+        "git_commit": git_state(PLACE)["git_commit"],
+        "versions": {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}},
+        "trial": trial,
+        "chat": chat,
+        "computed": computed,
+        # by document, so that models that were judged on the same ones can be compared document by document
+        **{
+            name: {
+                "digest": stream_digest(splits[name].tokens.tobytes(), corpus.tokenizer_json),
+                "nats": judgement.nats.tolist(),
+                "targets": judgement.targets.tolist(),
+            }
+            for name, judgement in judged.items()
+        },
+    }
+
+
+def stream_digest(tokens: bytes, tokenizer_json: str) -> str:
+    """Names the token ids of a stream and the tokenizer that made them."""
+    return hashlib.sha256(tokens + tokenizer_json.encode()).hexdigest()[:16]

@@ -1,0 +1,78 @@
+"""A study's results as files: which configuration is at a rank, and on what it was trained. No Ray, no Optuna."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainables.metrics import VAL_PPL
+from trainables.records import Records
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A configuration to train."""
+
+    flat: dict[str, Any]  # a flat `RunConfig`
+    trial: dict[str, Any] | None = None  # study, number and hash of the trial that it comes from
+    val_ppl: float | None = None  # that trial's
+    runtime: dict[str, Any] = field(default_factory=dict)  # its device_name, threads, gpus, compute, where on record
+
+
+def from_study(records: Records, shown_root: Path, name: str, rank: int) -> Chosen:
+    """The configuration at a rank: 1 is the study's leader, the others follow in the leaderboard's order.
+
+    Raises:
+        ValueError: no such study, no finished trial, fewer ranks, or records of an earlier version.
+    """
+    folder = records.study(name)
+    if not folder.is_dir():
+        known = sorted(found.parent.name for found in records.study("").glob("*/leaderboard.csv"))
+        listed = f"known are {', '.join(known)}" if known else "there is none yet"
+        raise ValueError(f"--from-study {name}: no such study in {shown_root}/ ({listed})")
+    best = folder / "best.json"
+    if not best.exists():
+        raise ValueError(f"study {name!r} has no finished trial yet")
+    leader = int(_read(best)["trial"])
+    with (folder / "leaderboard.csv").open(newline="") as file:
+        listed_trials = [int(row["trial"]) for row in csv.DictReader(file) if row["trial"]]  # the bigram's row has none
+    order = [leader, *(number for number in listed_trials if number != leader)]
+    if rank > len(order):
+        raise ValueError(f"--rank {rank}: study {name!r} has {len(order)} finished configurations")
+    number = order[rank - 1]
+    found = [record for path in folder.glob("trials/*.json") if (record := _read(path)).get("trial") == number]
+    if not any(record.get("config") for record in found):
+        raise ValueError(f"study {name!r} has no configuration on record for trial {number}: give --config best.json")
+    record = next(record for record in found if record["config"])
+    trial = {"study": name, "number": number, "hash": record["config_hash"]}
+    return Chosen(record["config"], trial, record["metrics"][VAL_PPL], record["runtime"])
+
+
+def from_file(path: Path) -> Chosen:
+    """A study's `best.json`, or any JSON object of a flat `RunConfig`.
+
+    Raises:
+        ValueError: it cannot be read, or is neither.
+    """
+    content = _read(path)
+    if "config" not in content:
+        return Chosen(content)
+    if not isinstance(content["config"], dict):
+        raise ValueError(f"{path}: its `config` is no JSON object")
+    if not {"study", "trial", "config_hash", "metrics"} <= content.keys():
+        return Chosen(content["config"])
+    trial = {"study": content["study"], "number": content["trial"], "hash": content["config_hash"]}
+    return Chosen(content["config"], trial, content["metrics"].get(VAL_PPL), content.get("runtime", {}))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content

@@ -1,0 +1,119 @@
+"""Train one configuration to the end: of a study's best, or of a file, with any field changed.
+
+The same run as the trial's, outside of Ray: with nothing changed, on the same machine, it has the trial's very result.
+It alone looks at the test split. It writes a model folder and a run in MLflow; interrupted, the same command resumes.
+"""
+
+import os
+import shlex
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from trainables.errors import BadInputError, user_errors
+from trainables.model_folder import ModelFolder
+from trainables.train_options import Settings, parse
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+# Set before anything heavy is imported; MLflow's own retries would hold the training up for minutes.
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """As if by Ctrl-C."""
+    raise TerminatedError
+
+
+def main() -> int:
+    """Run with the process's arguments; the exit code.
+
+    0: done. 1: the run diverged, collapsed or does not fit. 2: bad input, in one sentence. 130 (Ctrl-C) and 143
+    (SIGTERM): interrupted; the same command resumes.
+    """
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        with user_errors():
+            settings = parse(__doc__ or "", sys.argv[1:])
+            identity = {"hash": settings.config.config_hash(), "device": settings.device, "threads": settings.threads}
+            folder = ModelFolder(settings.out, identity)
+            folder.check(settings.overwrite)
+        for key, value in QUIET.items():
+            os.environ.setdefault(key, value)
+        return _train(settings, folder)
+    except BadInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt as error:
+        print("\ninterrupted; the same command resumes after the last epoch that has ended", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
+
+
+def _train(settings: Settings, folder: ModelFolder) -> int:
+    from contextlib import ExitStack
+
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
+    with ExitStack() as stack:
+        with user_errors():
+            stack.enter_context(folder.locked())
+        record = None if settings.overwrite else folder.finished()
+        state = "trained already" if record else "training"
+        console.print(f"{settings.out.name}: {state}, in {settings.out}/", soft_wrap=True)
+        with console.status("starting …"):
+            from trainables.training import NoResultError, compare, complete, train
+        try:
+            if record is None:
+                record = train(settings, folder, console)
+            else:
+                complete(settings, folder, console)
+        except NoResultError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED
+    _say_end(settings, record, compare(settings, record), console)
+    if settings.register is not None:
+        _register(settings, settings.register, console)
+    return OK
+
+
+def _say_end(settings: Settings, record: dict[str, Any], comparison: str, console: "Console") -> None:
+    from trainables import metrics as names
+    from trainables.train_view import result_table
+
+    metrics, folder = record["metrics"], shlex.quote(str(settings.out))
+    console.print()
+    console.print(result_table(metrics))
+    epochs = f"{metrics[names.EPOCHS]:.0f} epochs, best {metrics[names.BEST_EPOCH]:.0f}"
+    seconds = f"{metrics[names.TOTAL_SECONDS]:.1f} s"
+    console.print(f"\n{metrics[names.TOTAL_PARAMS]:,.0f} parameters, {epochs}, {seconds}")
+    if comparison:
+        console.print(comparison)
+    console.print(f"model:         {folder}", soft_wrap=True)
+    console.print(f'generate text: python model/generate.py {folder} "…"', soft_wrap=True)
+
+
+def _register(settings: Settings, name: str, console: "Console") -> None:
+    from trainables.registry import register_model
+
+    uri = settings.tracking_uri or settings.records.tracking_uri
+    with user_errors():
+        done = register_model(settings.out, name, uri, force=settings.force)
+    champion = "the champion" if done.champion else "not the champion"
+    console.print(f"registered:    {name} version {done.version}, {champion}: {done.reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

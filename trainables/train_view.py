@@ -1,0 +1,91 @@
+"""What a person sees of one training: a bar for each phase on a terminal, plain lines elsewhere, a table at the end."""
+
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from trainables import metrics as names
+from trainables.metrics import judged
+from trainables.pipeline import Progress as Step
+
+SPLITS = ("validation", "test")
+
+
+class View:
+    """Follows one run; `with` it while it goes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, TextColumn("{task.fields[latest]}"), console=console)
+        self._tasks: dict[str, TaskID] = {}
+        self._phase = self._latest = ""
+
+    def __enter__(self) -> "View":
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, step: Step) -> None:
+        """One step of the run."""
+        if step.phase != self._phase:
+            self._end_phase()
+            self._phase, self._latest = step.phase, ""
+            self._tasks[step.phase] = self._bars.add_task(step.phase, total=step.total, latest="")
+        if names.SWEEP_CONVERGENCE in step.series:
+            converged = math.floor(100 * step.series[names.SWEEP_CONVERGENCE])
+            self._latest = f"{step.step} sweeps, {converged}% converged"
+        elif names.EPOCH_VAL_PPL in step.series:
+            train, val = step.series[names.EPOCH_TRAIN_PPL], step.series[names.EPOCH_VAL_PPL]
+            self._latest = f"train PPL {train:.2f}, val PPL {val:.2f}"
+            if not self.console.is_terminal:
+                self.console.print(f"phase 2: epoch {step.step} of at most {step.total}, {self._latest}")
+        self._bars.update(self._tasks[step.phase], completed=step.step, total=step.total, latest=self._latest)
+
+    def _end_phase(self) -> None:
+        """A phase may end before its last step."""
+        if self._phase not in self._tasks:
+            return
+        task = self._bars.tasks[self._tasks[self._phase]]
+        self._bars.update(task.id, total=max(task.completed, 1), completed=max(task.completed, 1))
+        if self._phase == "phase 1" and not self.console.is_terminal:
+            self.console.print(f"phase 1: {self._latest}")
+
+    def end(self) -> None:
+        """All phases have ended."""
+        self._end_phase()
+        self._phase = ""
+
+
+def _shown(form: str, metrics: dict[str, float], split: str, figure: str, scale: float = 1.0) -> str:
+    value, low, high = (metrics.get(judged(split, figure, end)) for end in ("", "low", "high"))
+    if value is None:
+        return "–"
+    shown = form.format(scale * value)
+    return (
+        shown if low is None or high is None else f"{shown} [{form.format(scale * low)}, {form.format(scale * high)}]"
+    )
+
+
+def result_table(metrics: dict[str, float]) -> Table:
+    """What a finished model is worth, from the metrics of its record."""
+    table = Table(title="95 % intervals over documents", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in ("", *SPLITS):
+        table.add_column(heading, header_style="bold underline", no_wrap=True)
+    rows: tuple[tuple[str, Any], ...] = (
+        ("PPL", ("{:.2f}", "ppl")),
+        ("accuracy", ("{:.1f}%", "accuracy", 100.0)),
+        ("top-5 accuracy", ("{:.1f}%", "top5", 100.0)),
+        ("bits per byte", ("{:.3f}", "bits_per_byte")),
+        ("PPL of bigrams (Kneser-Ney)", ("{:.2f}", "bigram_ppl")),
+        ("PPL of unigrams (add one)", ("{:.2f}", "unigram_ppl")),
+    )
+    for name, (form, *rest) in rows:
+        table.add_row(name, *(_shown(form, metrics, split, *rest) for split in SPLITS))
+    return table

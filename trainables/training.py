@@ -1,0 +1,214 @@
+"""One full run outside of Ray: from a checked command line to a model folder and its record in MLflow."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from model.checkpoint import save_model
+from model.compute import Compute
+from trainables import metrics as names
+from trainables.artifacts import ArtifactStore
+from trainables.devices import choose_device, hardware
+from trainables.epoch_file import EpochFile
+from trainables.errors import user_errors
+from trainables.judge import TOP, Judgement, interval_metrics, judge, yardsticks
+from trainables.model_folder import ModelFolder
+from trainables.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
+from trainables.phase1 import DivergedError
+from trainables.phase2 import Stream, evaluate, ranks
+from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, Progress, RunResult, prepare_inputs, run
+from trainables.run_record import run_record
+from trainables.sources import is_chat
+from trainables.tracking import COMPUTE_TAG, HASH_TAG, STUDY_TAG, TRIAL_TAG
+from trainables.train_options import Settings
+from trainables.train_view import View
+
+EPOCHS, MLFLOW, MADE = "epochs.safetensors", "mlflow.json", "model"  # in the folder that a training goes on from
+CLOSE = 0.005  # of the trial's PPL: other hardware may differ by so much
+SPLITS = ("validation", "test")
+
+
+class NoResultError(Exception):
+    """The training ended without a model, for a reason of its configuration."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What this process computes on; a training that is interrupted goes on bit by bit where all of it is the same."""
+
+    device: str
+    threads: int
+    device_name: str
+    compute: str
+    torch: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> "_Place":
+        gpus = float(settings.device == "cuda")
+        device = choose_device(gpus, "--device cpu")
+        compute = str(Compute.of(device))
+        return cls(device, settings.threads, hardware(gpus), compute, torch.__version__)
+
+
+def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str, Any]:
+    """Train, judge and save; the record that was written. The folder is locked.
+
+    Raises:
+        BadInputError: what the user can mend.
+        NoResultError: the run diverged, collapsed or does not fit.
+    """
+    with user_errors():
+        place = _Place.of(settings)
+        store = ArtifactStore(settings.records.cache)
+        torch.set_num_threads(os.cpu_count() or 1)  # as a study does: a bigram's last digits depend on it
+        with console.status("preparing token ids and embedding …"):
+            inputs = prepare_inputs(settings.config, settings.data, settings.embedding, store, place.device)
+        torch.set_num_threads(settings.threads)
+        begun = folder.begun()
+        if begun is None:
+            folder.clear()
+        checkpoints = EpochFile(folder.work / EPOCHS, {**vars(place), "inputs": inputs.digest}, place.device)
+        left = checkpoints.load()
+        mlflow = ModelRun(settings.records, settings.tracking_uri, console.print)
+        trial = _trial(settings, mlflow)
+        _open_run(settings, folder, mlflow, place, trial, begun or {})
+    _say_start(settings, place, inputs, console)
+    if left is not None:
+        console.print(f"resuming after epoch {len(left.epochs)}")
+    try:
+        result = _fit(settings, inputs, store, checkpoints, mlflow, console)
+        with console.status("judging validation and test …"):
+            judged = _judge(result, inputs, settings.config.contexts.tolerance)
+            metrics = result.metrics | _judged_metrics(judged, inputs)
+        metrics[names.TOTAL_SECONDS] += left.seconds if left else 0.0  # Phase 2's before an interruption
+    except (DivergedError, CollapsedError, DoesNotFitError) as error:
+        mlflow.end("FAILED", str(error))
+        folder.clear()
+        raise NoResultError(str(error)) from error
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt)
+        mlflow.end("KILLED" if killed else "FAILED", "interrupted" if killed else f"{type(error).__name__}: {error}")
+        raise
+    made = folder.work / MADE
+    save_model(result.model.cpu(), made, inputs.corpus.tokenizer_json)
+    record = run_record(
+        settings.config.flat(), metrics, inputs.corpus, is_chat(settings.data), judged, trial, vars(place)
+    )
+    folder.finish(made, record)
+    tags = {COMPUTE_TAG: place.compute, FOLDER_TAG: str(folder.path.resolve())}
+    if mlflow.finish(metrics, tags, folder.work / MLFLOW):
+        folder.clear()
+    else:
+        console.print("[bold]MLflow is away and lacks the end of this run; the same command completes it[/]")
+    return record
+
+
+def complete(settings: Settings, folder: ModelFolder, console: Console) -> None:
+    """Hand over what MLflow was not told of a training that has ended."""
+    with user_errors():
+        left = folder.work / MLFLOW
+        if left.exists() and not ModelRun(settings.records, settings.tracking_uri, console.print).finish_later(left):
+            return
+    folder.clear()
+
+
+def _trial(settings: Settings, mlflow: ModelRun) -> dict[str, Any] | None:
+    trial = settings.chosen.trial
+    return trial and {**trial, "mlflow_run": mlflow.trial_run(trial["study"], trial["hash"])}
+
+
+def _open_run(
+    settings: Settings,
+    folder: ModelFolder,
+    mlflow: ModelRun,
+    place: _Place,
+    trial: dict[str, Any] | None,
+    begun: dict[str, Any],
+) -> None:
+    """Start the run in MLflow or go on with it, and mark the folder as this run's."""
+    if not ("mlflow_run" in begun and mlflow.reopen(begun["mlflow_run"])):
+        tags = {HASH_TAG: settings.config.config_hash(), COMPUTE_TAG: place.compute}
+        if trial is not None:
+            tags |= {STUDY_TAG: trial["study"], TRIAL_TAG: str(trial["number"])}
+            tags |= {TRIAL_RUN_TAG: trial["mlflow_run"]} if trial["mlflow_run"] else {}
+        params = settings.config.flat() | {"device_name": place.device_name, "threads": place.threads}
+        mlflow.start(folder.path.name, params, tags)
+    folder.begin({"mlflow_run": mlflow.run_id})
+
+
+def _say_start(settings: Settings, place: _Place, inputs: Inputs, console: Console) -> None:
+    corpus = inputs.corpus
+    sizes = [f"{len(getattr(corpus, split).tokens):,} {split}" for split in ("train", "validation", "test")]
+    console.print(f"data {settings.data.spec}: {', '.join(sizes)} tokens")
+    console.print(f"on {place.device_name}, {place.threads} CPU thread(s): {place.compute}")
+    then = settings.chosen.runtime
+    now = {"device_name": place.device_name, "threads": place.threads, "compute": place.compute}
+    other = [f"{name} {then[name]}" for name in now if name in then and then[name] != now[name]]
+    trial = settings.chosen.trial
+    if settings.of_the_trial and trial and trial["hash"] != settings.config.config_hash():
+        console.print("[bold]the method has changed since the trial: it may have had another result[/]")
+    if settings.of_the_trial and other:
+        console.print(
+            f"[bold]the trial was computed otherwise ({', '.join(other)}): its PPL is met within {CLOSE:.1%}[/]"
+        )
+
+
+def compare(settings: Settings, record: dict[str, Any]) -> str:
+    """How the PPL compares with the trial's whose configuration this is; empty where it is no trial's."""
+    if not settings.of_the_trial or settings.chosen.val_ppl is None:
+        return ""
+    trial, ppl = settings.chosen.val_ppl, record["metrics"][names.VAL_PPL]
+    if ppl == trial:
+        return f"validation PPL {ppl:.4f} is the trial's, to the last digit"
+    apart = abs(ppl / trial - 1)
+    text = f"validation PPL {ppl:.4f} is not the trial's {trial:.4f}: {apart:.2g} of it apart"
+    return text if apart < CLOSE else f"[bold red]{text}, more than {CLOSE:.1%}[/]"
+
+
+def _fit(
+    settings: Settings,
+    inputs: Inputs,
+    store: ArtifactStore,
+    checkpoints: EpochFile,
+    mlflow: ModelRun,
+    console: Console,
+) -> RunResult:
+    """The run itself, shown and told to MLflow as it goes."""
+    with View(console) as view:
+        points: list[tuple[str, int, float]] = []
+
+        def listen(step: Progress) -> None:
+            view(step)
+            points.extend((name, step.step, value) for name, value in step.series.items())
+            if step.phase != "phase 1":  # sweeps are told together
+                mlflow.log(points)
+                points.clear()
+
+        result = run(settings.config, inputs, store, settings.device, listen, checkpoints)
+        view.end()
+    return result
+
+
+def _judge(result: RunResult, inputs: Inputs, tolerance: float) -> dict[str, Judgement]:
+    model, found = result.model, {}
+    for name in SPLITS:
+        split = getattr(inputs.corpus, name)
+        tokens = torch.tensor(split.tokens, dtype=torch.int64, device=model.table.device)
+        stream = Stream(tokens, model.contexts(tokens, tolerance, result.compute).read(model.config.reads))
+        losses, correct = evaluate(model, stream, result.compute)
+        top5 = ranks(model, stream, result.compute) < TOP
+        found[name] = judge(split, *(each.cpu().numpy() for each in (losses, correct, top5)))
+    return found
+
+
+def _judged_metrics(judged: dict[str, Judgement], inputs: Inputs) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, judgement in judged.items():
+        found |= judgement.metrics(name)
+        lines = yardsticks(inputs.corpus.train, getattr(inputs.corpus, name), len(inputs.embedding.table))
+        for line, interval in lines.items():
+            found |= interval_metrics(name, f"{line}_ppl", interval)
+    return found

@@ -4,7 +4,9 @@ The driver appends what MLflow should be told, and goes on. What MLflow has take
 driver left there is told first when the study is opened again. Telling an operation twice changes nothing.
 """
 
+import errno
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -21,11 +23,18 @@ Operation = tuple[str, str, dict[str, Any]]  # the tracker's method, the trial's
 
 
 def read_journal(journal: Path) -> list[Operation]:
-    """What MLflow was not told yet; a last line that a kill cut off is left out."""
+    """What MLflow was not told yet; a last line that a kill cut off is left out.
+
+    Raises:
+        ValueError: it holds something else.
+    """
     if not journal.exists():
         return []
     whole = journal.read_text().split("\n")[:-1]  # behind the last line's end there is nothing, or half a line
-    return [(verb, key, arguments) for verb, key, arguments in map(json.loads, whole)]
+    try:
+        return [(verb, key, arguments) for verb, key, arguments in map(json.loads, whole)]
+    except ValueError as error:
+        raise ValueError(f"{journal} is damaged: delete it, and the same command ends MLflow's runs again") from error
 
 
 def _why(error: BaseException) -> str:
@@ -56,6 +65,7 @@ class Spool:
         self._changed = threading.Condition()
         self._closing = False
         self._away = False
+        self.refused = False  # whether MLflow will never have all that it was told
         self._bug: BaseException | None = None
         left_behind = read_journal(journal)
         try:
@@ -69,7 +79,7 @@ class Spool:
                 raise
             raise ValueError(f"MLflow cannot be reached: {error}") from error
         journal.unlink(missing_ok=True)
-        self._file = journal.open("a")
+        self._file = journal.open("ab", buffering=0)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     def start(self) -> None:
@@ -81,10 +91,16 @@ class Spool:
         with self._changed:
             if self._bug is not None:
                 raise self._bug
-            self._file.write(json.dumps([verb, key, arguments]) + "\n")
-            self._file.flush()  # a kill of this process loses nothing that was written
+            self._append(json.dumps([verb, key, arguments]) + "\n")
             self._queue.append((verb, key, arguments))
             self._changed.notify_all()
+
+    def _append(self, line: str) -> None:
+        """Write a line that no kill of this process loses; on a full disk all of it or nothing."""
+        data, end = line.encode(), self._file.seek(0, os.SEEK_END)
+        if self._file.write(data) < len(data):
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.journal))
 
     def _tell(self, operation: Operation) -> None:
         verb, key, arguments = operation
@@ -103,6 +119,7 @@ class Spool:
                 raise
             if not self.tracker.refusal(error):
                 raise
+            self.refused = True
             what = f"{verb} of {self._runs.get(key, key) or 'the study'}"
             self._say(f"MLflow refused {what}, the study goes on without it: {str(error).splitlines()[0]}")
 

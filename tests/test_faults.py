@@ -191,6 +191,9 @@ def broken(config, *, inputs, cache, threads, gpus):
 def stuck(config, *, inputs, cache, threads, gpus):
     os.kill(os.getpid(), signal.SIGSTOP)
 
+def full(config, *, inputs, cache, threads, gpus):
+    raise OSError(28, os.strerror(28), cache)
+
 def tight(config, *, inputs, cache, threads, gpus):
     import torch, trainables.pipeline, trainables.two_phase
     fit = trainables.pipeline.fit_phase2
@@ -208,7 +211,7 @@ def study(settings):
     return context_modes(settings.base, settings.context_dims)
 
 if __name__ == "__main__":
-    train = {"broken": broken, "stuck": stuck, "tight": tight}[sys.argv.pop(1)]
+    train = {"broken": broken, "stuck": stuck, "full": full, "tight": tight}[sys.argv.pop(1)]
     search.tuner.run_trials.__defaults__ = (train,)
     sys.exit(main("Trials with a fault.", study, sampled=False))
 """
@@ -231,6 +234,35 @@ def test_one_error_after_the_other_stops_the_study_and_is_run_again_once_mended(
     assert mended.returncode == 0, mended.stdout + mended.stderr
     assert "5 trials finished, 0 failed" in mended.stdout
     assert [r.info.status for r in mlflow_runs(tmp_path / "r")[1]] == ["FINISHED"] * 5
+
+
+@pytest.mark.slow
+def test_a_workers_full_disk_stops_the_study_at_once_and_costs_no_trial(chat_file: Path, tmp_path: Path) -> None:
+    entry = tmp_path / "faulty.py"
+    entry.write_text(FAULTY)
+    options = ["--data", str(chat_file), "--mlruns", str(tmp_path / "r"), *SMALL, "--epochs", "1"]
+    options += ["--context-dims", "8", "--max-concurrent", "1"]
+    line = [sys.executable, str(entry), "full", *options]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "mend it, and the same command runs these trials again and continues" in " ".join(done.stdout.split())
+    (trial,) = optuna_trials(tmp_path / "r")
+    assert "No space left on device" in trial.user_attrs["reason"]
+    assert load_results("small", tmp_path / "r/optuna.db").failed() == []
+
+
+def test_records_that_cannot_be_written_are_one_sentence(chat_file: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # too little for a database
+
+    line = [sys.executable, str(ROOT / "search/context_modes.py"), "--data", str(chat_file), *SMALL]
+    line += ["--mlruns", str(tmp_path / "r")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("error: the study stops (")
+    assert said.endswith("); once that is mended, the same command continues it")
+    assert not list((tmp_path / "r").glob("*.db"))
 
 
 @pytest.mark.slow

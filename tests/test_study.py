@@ -319,6 +319,31 @@ def test_a_signal_ends_cleanly_and_the_same_command_continues(
     assert [r.info.status for r in children] == ["FINISHED"] * 4
 
 
+def test_a_driver_that_is_killed_loses_and_doubles_nothing(chat_file: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "60", "--trials", "4", "--max-concurrent", "1")
+    line = command("search/asym_layers.py", chat_file, tmp_path, *options)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        wait_for(process, "1/4")
+        wait_for(process, "phase 2")
+        process.kill()
+    kept, cut_off = optuna_trials(tmp_path)
+    assert (kept.state, cut_off.state) == (TrialState.COMPLETE, TrialState.RUNNING)
+    runs = {run.data.tags[HASH_TAG]: run.info.run_id for run in mlflow_runs(tmp_path)[1]}
+    done = start("search/asym_layers.py", chat_file, tmp_path, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 trials finished, 0 failed in all; 3 ran now" in done.stdout
+    trials = optuna_trials(tmp_path)
+    assert [t.state.name for t in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert trials[0] == kept
+    assert trials[1].params == trials[2].params
+    _, children, client = mlflow_runs(tmp_path)
+    assert [run.info.status for run in children] == ["FINISHED"] * 4
+    assert runs.items() <= {run.data.tags[HASH_TAG]: run.info.run_id for run in children}.items()
+    for run in children:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, names.EPOCH_VAL_PPL)]
+        assert steps == list(range(1, 61))
+
+
 def descendants(pid: int) -> dict[int, str]:
     """Process id → command line of everything below `pid`."""
     parents, lines = {}, {}

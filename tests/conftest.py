@@ -23,11 +23,13 @@ from costless import layers_study, run_to_the_end
 
 from model.config import ModelConfig
 from search.ledger import Ledger
+from search.options import build_parser, check
 from search.results import open_storage
 from search.spaces import SAMPLERS
 from trainables.artifacts import ArtifactStore
 from trainables.config import BigramConfig, Phase2Config, RunConfig
 from trainables.pipeline import Inputs, prepare_inputs
+from trainables.records import Records
 from trainables.sources import resolve_data, resolve_embedding
 
 torch.set_num_threads(1)
@@ -130,3 +132,24 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     database = tmp_path_factory.mktemp("whole") / "optuna.db"
     ledger = Ledger(layers_study(sampler=request.param), "s", database)
     return ledger, run_to_the_end(ledger)
+
+
+@pytest.fixture(scope="session")
+def earlier_records(chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A records folder after some study of `chat_file`: databases without a study of their own, and its inputs."""
+    from mlflow.tracking import MlflowClient
+    from studies import SMALL
+
+    records = Records.at(tmp_path_factory.mktemp("earlier") / "mlruns")
+    options = ["--data", str(chat_file), "--mlruns", str(records.root), *SMALL]
+    settings = check(build_parser("", sampled=True).parse_args(options), sampled=True)
+    open_storage(records.optuna_database)
+    MlflowClient(records.tracking_uri).search_experiments(max_results=1)  # makes all tables
+    prepare_inputs(settings.base, settings.data, settings.embedding, ArtifactStore(records.cache), "cpu")
+    return records.root
+
+
+@pytest.fixture
+def root(earlier_records: Path, tmp_path: Path) -> Path:
+    """A records folder of a test's own, in which a study is not the first: that saves it some seconds."""
+    return Path(shutil.copytree(earlier_records, tmp_path / "mlruns"))

@@ -5,6 +5,8 @@ from typing import Any
 
 import ray
 
+START_ATTEMPTS = 3  # at starting Ray on this machine
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -24,12 +26,11 @@ def start_ray(address: str | None) -> None:
     """Connect to a cluster, or start a local one without a dashboard.
 
     Raises:
-        ValueError: the cluster cannot be reached.
+        ValueError: the cluster cannot be reached, or none can be started.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:
-        # "local", or a cluster that a dead process left behind would be joined.
-        ray.init(address="local", include_dashboard=False, **quiet)
+        _start_local(quiet)
         return
     try:
         ray.init(address=address, **quiet)
@@ -39,6 +40,21 @@ def start_ray(address: str | None) -> None:
             "both hosts have the same ~/.ray/auth_token if it wants one (RAY_AUTH_MODE=token), "
             "or leave --address out to run on this machine"
         ) from error
+
+
+def _start_local(quiet: dict[str, Any]) -> None:
+    """Start Ray on this machine; on one that is busy Ray's own half a minute may not be enough."""
+    reason = ""
+    for _ in range(START_ATTEMPTS):
+        try:
+            # "local", or a cluster that a dead process left behind would be joined.
+            ray.init(address="local", include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises nothing narrower where its processes are late or die
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            ray.shutdown()
+        else:
+            return
+    raise ValueError(f"Ray does not start on this machine ({reason}): is it very busy, or short of memory?")
 
 
 def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:

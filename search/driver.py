@@ -15,7 +15,7 @@ from search.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.resume import keep, parse
 from search.spaces import Study
-from trainables.errors import BadInputError, user_errors
+from trainables.errors import BadInputError, unwritable, user_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +33,8 @@ OK, FAILED, BAD_INPUT = 0, 1, 2
 def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) -> int:
     """Run one entry with the process's arguments; the exit code.
 
-    0: done. 1: no trial succeeded, or one error stopped the study. 2: bad input, in one sentence. 130 (Ctrl-C) and
-    143 (SIGTERM): interrupted; the same command continues.
+    0: done. 1: no trial succeeded, or one error (a full disk, say) stopped the study. 2: bad input, in one sentence.
+    130 (Ctrl-C) and 143 (SIGTERM): interrupted; the same command continues.
     """
     interrupts = Interrupts()
     interrupts.listen()
@@ -48,6 +48,11 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except Exception as error:
+        if not (reason := unwritable(error)):
+            raise
+        print(f"error: the study stops ({reason}); once that is mended, the same command continues it", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues this study", file=sys.stderr)
         return interrupts.exit_code
@@ -124,7 +129,7 @@ class _StudyRun:
 
             with user_errors():
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
-                told = ledger.all_told(tracker.parent)
+                told = ledger.all_told(tracker.ending)
                 spool = Spool(tracker, folder / "mlflow.journal", self.console.print, look=not told)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
@@ -163,7 +168,8 @@ class _StudyRun:
                 )
             else:  # the traces were handed over, or their trial has ended without them
                 shutil.rmtree(folder / "profile", ignore_errors=True)
-                ledger.keep_told(tracker.parent)
+                if not spool.refused:
+                    ledger.keep_told(tracker.ending)
         from search.announcements import say_end
 
         ran, seconds = len(ledger.made_with_replicates()) - self.made_before, time.monotonic() - self.began

@@ -14,6 +14,7 @@ from search.results import CONFIG, HASH, METRICS, REASON, SEED, Configuration, R
 from search.trial_records import read_trial_record
 from trainables import metrics as names
 from trainables.config import RunConfig
+from trainables.records import write_whole
 
 CSV, BEST = "leaderboard.csv", "best.json"
 BIGRAM_ROW = "bigram"
@@ -148,7 +149,7 @@ def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: 
     """Write the CSV and, if a trial finished, `best.json` into the study's folder; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     csv = folder / CSV
-    frame.to_csv(csv, index=False)
+    write_whole(csv, frame.to_csv(index=False))
     leader = results.leader()
     if leader is None:
         return [csv]
@@ -168,7 +169,7 @@ def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: 
             "val_ppl": {str(t.user_attrs[CONFIG]["seed"]): t.value for t in leader.trials},
         },
     }
-    (folder / BEST).write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(folder / BEST, json.dumps(content, indent=1) + "\n")
     return [csv, folder / BEST]
 
 

@@ -5,6 +5,7 @@ continues from it: finished trials are kept, trials that were interrupted are as
 configuration that is the same model as a finished one is answered with that one's value, not trained.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Iterable
@@ -45,6 +46,7 @@ from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+Ending = tuple[str, int | None]  # MLflow's parent run, and when it ended last
 MAX_LOSSES = 3  # a configuration whose worker died so often is failed
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
 
@@ -120,7 +122,8 @@ class Ledger(Results):
 
     def run_again(self, numbers: Iterable[int]) -> None:
         """Have the next command run these failed trials again."""
-        self.optuna.set_user_attr(RUN_AGAIN, sorted(self._again.union(numbers)))
+        known = self.optuna.user_attrs.get(RUN_AGAIN, ())
+        self.optuna.set_user_attr(RUN_AGAIN, sorted({*known, *numbers}))
 
     def _queue(self) -> bool:
         """Queue what comes before the sampler's proposals; whether anything is queued.
@@ -188,14 +191,19 @@ class Ledger(Results):
         """Keep it, for a run that has nothing to train and so makes no inputs."""
         self.optuna.set_user_attr(SUMMARY, summary)
 
-    def all_told(self, parent: str) -> bool:
-        """Whether MLflow's runs under the run `parent` were complete, and no trial has ended since."""
+    def all_told(self, ending: Ending) -> bool:
+        """Whether MLflow's runs were complete when the parent run ended so, and no trial has ended since."""
         told: list[Any] = self.optuna.user_attrs.get(TOLD, [])
-        return told == [parent, len(self.made_with_replicates())]
+        return told == [*ending, self._all_ended()]
 
-    def keep_told(self, parent: str) -> None:
+    def keep_told(self, ending: Ending) -> None:
         """They are complete now."""
-        self.optuna.set_user_attr(TOLD, [parent, len(self.made_with_replicates())])
+        self.optuna.set_user_attr(TOLD, [*ending, self._all_ended()])
+
+    def _all_ended(self) -> str:
+        """A digest of which trials have ended; their number would not tell one from another that was run again."""
+        numbers = sorted(t.number for t in self.made_with_replicates())
+        return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
 
     def open_trials(self) -> int:
         """How many configurations are still to be asked for."""

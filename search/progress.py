@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from trainables.metrics import CONVERGENCE, EPOCH_VAL_PPL, PHASE1_SHARED, SWEEP_CONVERGENCE, SWEEPS, VAL_PPL
+from trainables.metrics import ATTEMPTS, CONVERGENCE, EPOCH_VAL_PPL, PHASE1_SHARED, SWEEP_CONVERGENCE, SWEEPS, VAL_PPL
 from trainables.two_phase import PHASE, SERIES, STEP, TOTAL
 
 SAY_EVERY = 30  # seconds between lines about a running trial where there is no live table
@@ -95,8 +95,9 @@ class Display:
             self.best = (value, running.name)
         how = "reused" if figures[PHASE1_SHARED] else "trained"
         phase1 = f"phase 1 {how}: {figures[SWEEPS]:.0f} sweeps, {math.floor(100 * figures[CONVERGENCE])}% converged"
+        again = "; GPU memory full, run again with half at once" if figures.get(ATTEMPTS, 1) > 1 else ""
         mark = "  [bold green]best so far[/]" if first else ""
-        text = f"val PPL [bold]{value:.2f}[/]  ({phase1}; {duration(time.monotonic() - running.began)}){mark}"
+        text = f"val PPL [bold]{value:.2f}[/]  ({phase1}; {duration(time.monotonic() - running.began)}{again}){mark}"
         self._say(number, running.name, text)
 
     def fail(self, number: int, reason: str) -> None:

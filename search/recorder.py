@@ -13,6 +13,7 @@ from search.ledger import INTERRUPTED, LOST, Ledger
 from search.progress import Display
 from search.searcher import LedgerSearcher, Unpickled
 from search.trial_records import TrialRecord, write_trial_record
+from trainables.errors import unwritable
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
 from trainables.spool import Spool
@@ -139,7 +140,7 @@ class Recorder(Unpickled, Callback):
             self._display.lose(number)
             return
         self._fail(number, reason, _story(trial))
-        self._count(number, reason)
+        self._count(number, reason, stop=bool(unwritable(error)))  # a full disk is no trial's own fault
 
     def _fail(self, number: int, reason: str, details: str) -> None:
         self._open.discard(number)
@@ -164,12 +165,12 @@ class Recorder(Unpickled, Callback):
         write_trial_record(path, record)
         self._tracker.put("log_file", self._runs[number], file=str(path))
 
-    def _count(self, number: int, reason: str) -> None:
-        """Stop asking where one error after the other is the same."""
+    def _count(self, number: int, reason: str, stop: bool) -> None:
+        """Stop asking where one error after the other is the same, or at once with `stop`."""
         kind = re.sub(r"\d+", "0", reason)
         self._alike = [*self._alike, number] if kind == self._error else [number]
         self._error = kind
-        if len(self._alike) >= MAX_SAME_ERRORS:
+        if stop or len(self._alike) >= MAX_SAME_ERRORS:
             self._searcher.stopped, self.bug = True, reason
             self._ledger.run_again(self._alike)
 

@@ -88,7 +88,7 @@ def open_spool(records: Records, name: str, ledger: Ledger | None = None) -> Spo
     folder = records.study(name)
     folder.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(records, name)
-    look = ledger is None or not ledger.all_told(tracker.parent)
+    look = ledger is None or not ledger.all_told(tracker.ending)
     spool = Spool(tracker, folder / "mlflow.journal", print, look)
     records.use_write_ahead_logs()
     spool.start()
@@ -123,7 +123,7 @@ def fill(trials: int, records: Records) -> None:
     complete_mlflow(ledger, spool, RUNTIME)
     spool.put("end_study", status="FINISHED", figures={}, files=[])
     assert spool.close() == 0
-    ledger.keep_told(spool.tracker.parent)
+    ledger.keep_told(spool.tracker.ending)
 
 
 def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:

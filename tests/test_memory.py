@@ -1,7 +1,8 @@
 """A GPU's memory that is too small: a second attempt with half the chunks, then an outcome of its own."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ray import tune
 
 from model.chunks import Chunks
 from model.compute import Compute
+from model.head import FrozenHead
 from trainables import metrics as names
 from trainables import pipeline as pipeline_module
 from trainables import two_phase as two_phase_module
@@ -23,7 +25,7 @@ from trainables.two_phase import FINAL, NO_RESULT, SERIES, two_phase
 
 TOO_SMALL = "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore about it"
 PARTS = ("fit_phase1", "fit_phase2")
-OWN = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS, names.PHASE1_SHARED}
+OWN = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS, names.PHASE1_SHARED, names.ATTEMPTS}
 
 
 def figures(metrics: dict[str, float]) -> dict[str, float]:
@@ -106,6 +108,59 @@ def test_a_second_attempt_gives_the_same_figures_and_reports_each_point_once(
     assert figures(found[-1][FINAL]) == pytest.approx(figures(expected[-1][FINAL]), rel=1e-3)
     assert found[-1][NO_RESULT] == ""
     assert points(found) == points(expected)
+    assert [last[-1][FINAL][names.ATTEMPTS] for last in (expected, found)] == [1, 2]
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """As a CUDA graph's: what is raised inside spoils it, which its end says in an error of its own."""
+    try:
+        yield
+    finally:
+        raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize(
+    ("error", "around"),
+    [
+        (torch.OutOfMemoryError(TOO_SMALL), nullcontext),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"), nullcontext),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), nullcontext),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), nullcontext),
+        (torch.OutOfMemoryError(TOO_SMALL), recording),
+    ],
+)
+def test_memory_that_runs_out_in_the_middle_of_an_epoch_is_known_by_all_its_errors(
+    chat_file: Path,
+    chat_inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    around: Callable[[], AbstractContextManager[None]],
+) -> None:
+    gradient, calls = FrozenHead.gradient, 0
+
+    def tight(head: FrozenHead, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            with around():
+                raise error
+        return gradient(head, *args)
+
+    monkeypatch.setattr(FrozenHead, "gradient", tight)
+    assert run(run_config(chat_file), chat_inputs, ArtifactStore(tmp_path)).metrics[names.ATTEMPTS] == 2
+
+
+def test_other_errors_are_no_lack_of_memory(
+    chat_file: Path, chat_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(head: FrozenHead, *args: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(FrozenHead, "gradient", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(run_config(chat_file), chat_inputs, ArtifactStore(tmp_path))
 
 
 @pytest.mark.parametrize("part", PARTS)

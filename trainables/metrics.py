@@ -18,6 +18,7 @@ EPOCHS = "phase2/epochs"
 PHASE2_SECONDS = "phase2/seconds"
 
 TOTAL_SECONDS = "total_seconds"  # wall time of this run
+ATTEMPTS = "attempts"  # 2: the GPU's memory was too small for it, but not with half as much at once
 TOTAL_PARAMS = "params/total"
 PHASE1_PARAMS = "params/phase1_trained"
 PHASE2_PARAMS = "params/phase2_trained"

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.chunks import out_of_memory
 from model.compute import Compute
 from model.contexts import StreamContexts, last_sweep_contexts
 from model.language_model import LanguageModel
@@ -233,19 +234,23 @@ def run(
     """
     began = time.perf_counter()
     whole = Compute.of(device)
-    for chunks in (whole.chunks, whole.chunks.halved()):
+    for attempt, chunks in enumerate((whole.chunks, whole.chunks.halved()), start=1):
         try:
             compute = replace(whole, chunks=chunks)
             result = _attempt(config, inputs, store, torch.device(device), on_progress, compute, checkpoints)
-        except torch.OutOfMemoryError as error:
-            reason = str(error).strip().split("\n")[0]
+        except RuntimeError as error:  # of PyTorch's own class, of CUDA's libraries, of Triton
+            reason = out_of_memory(error)
+            if not reason:
+                raise
         else:
+            result.metrics[names.ATTEMPTS] = float(attempt)
             result.metrics[names.TOTAL_SECONDS] = time.perf_counter() - began
             return result
         # Here and not in the clause above: only after it the error is gone, and with its traceback all that the attempt
         # held, CUDA graphs included.
         gc.collect()
         if torch.cuda.is_initialized():
+            torch.cuda.set_stream(torch.cuda.default_stream())  # a recording that broke off leaves its own behind
             torch.cuda.empty_cache()
     raise DoesNotFitError(f"infeasible: does not fit the GPU's memory, nor with half the chunks: {reason}")
 

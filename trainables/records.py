@@ -48,7 +48,7 @@ class Records:
         """Let the UI and a dashboard read the databases while a study writes. Not for network folders."""
         for database in (self.mlflow_database, self.optuna_database):
             if database.exists():
-                connection = sqlite3.connect(database)
+                connection = sqlite3.connect(database, timeout=60)
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.close()
 

@@ -4,7 +4,9 @@ The driver appends what MLflow should be told, and goes on. What MLflow has take
 driver left there is told first when the study is opened again. Telling an operation twice changes nothing.
 """
 
+import errno
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -14,18 +16,32 @@ from typing import Any
 
 from trainables.tracking import Tracker, is_outage
 
-RETRY_SECONDS = 3.0  # between looks at whether MLflow is back
+RETRY_SECONDS = 3.0  # before what an MLflow that is away did not take is tried again
 GRACE_SECONDS = 10.0  # that a study's end waits for an MLflow that is away
 
 Operation = tuple[str, str, dict[str, Any]]  # the tracker's method, the trial's config hash or "", arguments
 
 
 def read_journal(journal: Path) -> list[Operation]:
-    """What MLflow was not told yet; a last line that a kill cut off is left out."""
+    """What MLflow was not told yet; a last line that a kill cut off is left out.
+
+    Raises:
+        ValueError: it holds something else.
+    """
     if not journal.exists():
         return []
     whole = journal.read_text().split("\n")[:-1]  # behind the last line's end there is nothing, or half a line
-    return [(verb, key, arguments) for verb, key, arguments in map(json.loads, whole)]
+    try:
+        return [(verb, key, arguments) for verb, key, arguments in map(json.loads, whole)]
+    except ValueError as error:
+        raise ValueError(f"{journal} is damaged: delete it, and the same command ends MLflow's runs again") from error
+
+
+def _why(error: BaseException) -> str:
+    """What is behind an error, in a few words: of a database's it is the driver's own message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
 
 class Spool:
@@ -49,6 +65,7 @@ class Spool:
         self._changed = threading.Condition()
         self._closing = False
         self._away = False
+        self.refused = False  # whether MLflow will never have all that it was told
         self._bug: BaseException | None = None
         left_behind = read_journal(journal)
         try:
@@ -62,7 +79,7 @@ class Spool:
                 raise
             raise ValueError(f"MLflow cannot be reached: {error}") from error
         journal.unlink(missing_ok=True)
-        self._file = journal.open("a")
+        self._file = journal.open("ab", buffering=0)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     def start(self) -> None:
@@ -74,10 +91,16 @@ class Spool:
         with self._changed:
             if self._bug is not None:
                 raise self._bug
-            self._file.write(json.dumps([verb, key, arguments]) + "\n")
-            self._file.flush()  # a kill of this process loses nothing that was written
+            self._append(json.dumps([verb, key, arguments]) + "\n")
             self._queue.append((verb, key, arguments))
             self._changed.notify_all()
+
+    def _append(self, line: str) -> None:
+        """Write a line that no kill of this process loses; on a full disk all of it or nothing."""
+        data, end = line.encode(), self._file.seek(0, os.SEEK_END)
+        if self._file.write(data) < len(data):
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.journal))
 
     def _tell(self, operation: Operation) -> None:
         verb, key, arguments = operation
@@ -96,6 +119,7 @@ class Spool:
                 raise
             if not self.tracker.refusal(error):
                 raise
+            self.refused = True
             what = f"{verb} of {self._runs.get(key, key) or 'the study'}"
             self._say(f"MLflow refused {what}, the study goes on without it: {str(error).splitlines()[0]}")
 
@@ -112,9 +136,12 @@ class Spool:
                 except Exception as error:
                     if not is_outage(error):
                         raise
-                    self._wait_until_back(error)
+                    self._pause(error)
                     continue
+                if self._away:
+                    self._say("MLflow is back: it is told what it missed")
                 with self._changed:
+                    self._away = False
                     self._queue.popleft()
                     if not self._queue:
                         self._file.truncate(0)
@@ -124,26 +151,15 @@ class Spool:
                 self._bug = error
                 self._changed.notify_all()
 
-    def _wait_until_back(self, error: Exception) -> None:
+    def _pause(self, error: Exception) -> None:
+        """Before the same operation is tried again, which alone shows whether MLflow is back."""
         self._runs.clear()  # found anew, with the points that got through
         self._all_mine = False  # a run may have been made and the answer lost
         if not self._away:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-            self._say(f"MLflow is away: the study goes on, its records are kept and handed over later ({why})")
+            self._say(f"MLflow is away: the study goes on, its records are kept and handed over later ({_why(error)})")
             with self._changed:
                 self._away = True
-        while True:
-            time.sleep(RETRY_SECONDS)
-            try:
-                self.tracker.ping()
-            except Exception as again:
-                if not is_outage(again):
-                    raise
-            else:
-                break
-        with self._changed:
-            self._away = False
-        self._say("MLflow is back: it is told what it missed")
+        time.sleep(RETRY_SECONDS)
 
     def close(self, grace: float = GRACE_SECONDS) -> int:
         """Wait while MLflow takes what is left, but not for one that is away; how many runs it lacks."""

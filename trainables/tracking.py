@@ -28,6 +28,8 @@ from trainables.records import Records
 
 for _noisy in ("mlflow", "alembic"):  # they announce every table of a new database
     logging.getLogger(_noisy).setLevel(logging.ERROR)
+# It logs each traceback of a locked or full database before it raises the error; the spool says it in a sentence.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
     "study",
@@ -51,6 +53,8 @@ def is_outage(error: Exception) -> bool:
     """Whether the same call may go through later."""
     if isinstance(error, MlflowException):
         return error.error_code in OUTAGES
+    if isinstance(error, FileNotFoundError):  # an artifact's file that was deleted before MLflow was told of it
+        return False
     return isinstance(error, OSError)  # connections, timeouts (requests' errors are OSErrors), a full disk
 
 
@@ -107,20 +111,26 @@ class Tracker:
         self._last_step: dict[str, dict[str, int]] = {}  # of reopened runs: series -> last step on record
         self._figures: dict[str, dict[str, float]] = {}  # of reopened runs: metric -> value on record
         self.client, self.experiment_id, self.began = open_experiment(records, study, tracking_uri)
-        self.parent = self._open({ROLE_TAG: "study"}, study).info.run_id
+        try:
+            parent = self._open({ROLE_TAG: "study"}, study).info
+        except MlflowException as error:
+            raise ValueError(f"MLflow's store cannot be used: {error}") from error
+        self.parent: str = parent.run_id
+        self._ended: int | None = parent.end_time  # as an earlier driver left it
+
+    @property
+    def ending(self) -> tuple[str, int | None]:
+        """The parent run, and when it ended last, in milliseconds: no other state of this store has ended then."""
+        return self.parent, self._ended
 
     def reopen(self) -> None:
         """The parent run is running again."""
         self.client.update_run(self.parent, status="RUNNING")
 
-    def ping(self) -> None:
-        """Raise an error if the store does not answer or cannot be written to."""
-        self.client.set_tag(self.parent, STUDY_TAG, self.study)
-
     @staticmethod
     def refusal(error: Exception) -> bool:
         """Whether MLflow understood a call and will never take it: a run that someone deleted, say."""
-        return isinstance(error, MlflowException) and not is_outage(error)
+        return isinstance(error, MlflowException | FileNotFoundError) and not is_outage(error)
 
     def _open(self, key: dict[str, str], name: str, tags: dict[str, str] | None = None, look: bool = True) -> Run:
         """The run with these tags, reopened, or a new one."""
@@ -171,7 +181,9 @@ class Tracker:
         run_id: str = run.info.run_id
         self._figures[run_id] = run.data.metrics
         curves = [name for name in run.data.metrics if name.startswith(SERIES)]
-        self._last_step[run_id] = {name: self.client.get_metric_history(run_id, name)[-1].step for name in curves}
+        self._last_step[run_id] = {
+            name: max(point.step for point in self.client.get_metric_history(run_id, name)) for name in curves
+        }
         return run_id
 
     def _params(self, run_id: str, params: dict[str, Any]) -> None:
@@ -244,4 +256,6 @@ class Tracker:
         self._log_figures(self.parent, figures, {})
         for file in files:
             self.client.log_artifact(self.parent, file)
-        self.client.set_terminated(self.parent, status)
+        now = int(time.time() * 1000)
+        self.client.set_terminated(self.parent, status, now)
+        self._ended = now

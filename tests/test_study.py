@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys

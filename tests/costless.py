@@ -39,7 +39,7 @@ def layers_study(trials: int = TRIALS, sampler: str = "random", **changes: Any) 
 def small_study(trials: int, sampler: str = "random") -> Study:
     """A study over the six models of one context layer and at most two token layers."""
     space = Space(context_layers=(1, 1), token_layers=(1, 2), context_dims=(8,), context_modes=CONTEXT_MODES)
-    fixed = tuple(space.points()[:1])
+    fixed = (next(space.points()),)
     return Study(entry="small", base=base_config(), space=space, fixed_points=fixed, sampler=sampler, trials=trials)
 
 

@@ -40,7 +40,7 @@ def record(path: Path, options: list[str]) -> None:
     space = asym_layers(settings.base, settings.context_dims, "random", 4).space
     store = ArtifactStore(settings.records.cache)
     inputs = prepare_inputs(settings.base, settings.data, settings.embedding, store, "cpu")
-    points = space.points()
+    points = list(space.points())
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*SEARCHED, VALUE, SECONDS, EPOCHS])
         writer.writeheader()

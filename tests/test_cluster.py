@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from ray.cluster_utils import Cluster
 from studies import command, descendants, made, mlflow_runs, optuna_trials, wait_for
 
-from search.cluster import Resources, plan_resources
+from search.cluster import Resources, plan_resources, start_ray
 from search.ledger import LOST
 from search.results import METRICS, REASON
 from trainables.metrics import PHASE1_SHARED
@@ -47,6 +47,22 @@ def test_what_no_single_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) 
         plan_resources(4, None, None)
     with pytest.raises(ValueError, match=r"--gpus-per-trial 2 .*\n?.*at most 1 GPUs"):
         plan_resources(1, 2, None)
+
+
+def test_a_busy_machine_that_starts_ray_too_slowly_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def late(address: str, **quiet: object) -> None:
+        asked.append(address)
+        if len(asked) < 3:
+            raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", late)
+    start_ray(None)
+    assert asked == ["local"] * 3
+    monkeypatch.setattr(ray, "init", lambda **quiet: late("again") if asked.clear() is None else None)
+    with pytest.raises(ValueError, match=r"Ray does not start on this machine \(The current node timed out"):
+        start_ray(None)
 
 
 @pytest.fixture

@@ -29,9 +29,16 @@ from search.ledger import (
     Ledger,
     open_storage,
 )
+<<<<<<< HEAD
 from search.results import sorted_by_value, trial_config
 from search.spaces import context_modes
 from trainables.config import RunConfig
+=======
+from search.replicates import FINALISTS
+from search.results import REPLICATE_OF, SEED, sorted_by_value, trial_config
+from search.spaces import SAMPLERS, Point, Space, Study, asym_layers, context_modes
+from trainables.config import BigramConfig, RunConfig
+>>>>>>> faults
 from trainables.metrics import VAL_PPL
 
 
@@ -199,10 +206,32 @@ def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> Non
 def test_mlflow_is_looked_through_only_where_it_may_lack_something(tmp_path: Path) -> None:
     ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
     finish(ledger, handed_out(ledger))
-    assert not ledger.all_told("parent")
-    ledger.keep_told("parent")
+    assert not ledger.all_told(("parent", 1_000))
+    ledger.keep_told(("parent", 1_000))
     again = Ledger(small_study(4), "study", tmp_path / "optuna.db")
-    assert again.all_told("parent")
-    assert not again.all_told("of another store")
+    assert again.all_told(("parent", 1_000))
+    assert not again.all_told(("of another store", 1_000))
+    assert not again.all_told(("parent", 900))  # an older copy of the store was put in its place
     finish(again, handed_out(again))  # and the driver is killed before MLflow hears of it
-    assert not Ledger(small_study(4), "study", tmp_path / "optuna.db").all_told("parent")
+    assert not Ledger(small_study(4), "study", tmp_path / "optuna.db").all_told(("parent", 1_000))
+
+
+def test_a_trial_in_the_place_of_a_failed_one_is_not_told_yet(tmp_path: Path) -> None:
+    ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
+    number = handed_out(ledger).number
+    ledger.fail(number, "a bug")
+    ledger.run_again([number])
+    ledger.keep_told(("parent", 1_000))
+    mended = Ledger(small_study(4), "study", tmp_path / "optuna.db")
+    finish(mended, handed_out(mended))
+    assert len(mended.made_with_replicates()) == 1
+    assert not mended.all_told(("parent", 1_000))
+
+
+def test_trials_to_run_again_are_added_up(tmp_path: Path) -> None:
+    ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
+    for _ in range(2):
+        number = handed_out(ledger).number
+        ledger.fail(number, "a bug")
+        ledger.run_again([number])
+    assert Ledger(small_study(4), "study", tmp_path / "optuna.db").made() == 0

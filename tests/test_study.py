@@ -244,6 +244,114 @@ def test_diverged_trials_are_recorded_as_failed_and_none_succeeding_exits_with_1
     assert all(r.data.tags["reason"].startswith("Phase 2 diverged: loss nan") for r in children)
 
 
+<<<<<<< HEAD
+=======
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Read the process's lines until one holds `text`."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} never came; exit code {process.wait()}")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_cleanly_and_the_same_command_continues(
+    chat_file: Path, tmp_path: Path, ending: signal.Signals
+) -> None:
+    options = ("--epochs", "60", "--trials", "4", "--max-concurrent", "1")
+    line = command("search/asym_layers.py", chat_file, tmp_path, *options)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(process, "1/4")
+        wait_for(process, "started")
+        process.send_signal(ending)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + ending, output + errors
+    assert "the same command continues" in output
+    assert "Traceback" not in output + errors
+    states = [t.state for t in optuna_trials(tmp_path)]
+    assert TrialState.RUNNING not in states
+    kept = {t.number: t.value for t in made(optuna_trials(tmp_path))}
+    assert kept
+    _, children, _ = mlflow_runs(tmp_path)
+    assert {r.info.status for r in children} <= {"FINISHED", "KILLED"}
+    done = start("search/asym_layers.py", chat_file, tmp_path, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = optuna_trials(tmp_path)
+    assert kept.items() <= {t.number: t.value for t in made(trials)}.items()
+    assert len(made(trials)) == 4
+    assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL}
+    _, children, _ = mlflow_runs(tmp_path)
+    assert [r.info.status for r in children] == ["FINISHED"] * 4
+
+
+def test_a_driver_that_is_killed_loses_and_doubles_nothing(chat_file: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "60", "--trials", "4", "--max-concurrent", "1")
+    line = command("search/asym_layers.py", chat_file, tmp_path, *options)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        wait_for(process, "1/4")
+        wait_for(process, "phase 2")
+        process.kill()
+    kept, cut_off = optuna_trials(tmp_path)
+    assert (kept.state, cut_off.state) == (TrialState.COMPLETE, TrialState.RUNNING)
+    runs = {run.data.tags[HASH_TAG]: run.info.run_id for run in mlflow_runs(tmp_path)[1]}
+    done = start("search/asym_layers.py", chat_file, tmp_path, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 trials finished, 0 failed in all; 3 ran now" in done.stdout
+    trials = optuna_trials(tmp_path)
+    assert [t.state.name for t in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert trials[0] == kept
+    assert trials[1].params == trials[2].params
+    _, children, client = mlflow_runs(tmp_path)
+    assert [run.info.status for run in children] == ["FINISHED"] * 4
+    assert runs.items() <= {run.data.tags[HASH_TAG]: run.info.run_id for run in children}.items()
+    for run in children:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, names.EPOCH_VAL_PPL)]
+        assert steps == list(range(1, 61))
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process id → command line of everything below `pid`."""
+    parents, lines = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                lines[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, IndexError):
+                continue
+    found: dict[int, str] = {}
+    for candidate in parents:
+        ancestor = candidate
+        while ancestor in parents and ancestor != pid:
+            ancestor = parents[ancestor]
+        if ancestor == pid and candidate != pid:
+            found[candidate] = lines[candidate]
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker in /proc")
+def test_a_killed_worker_is_replaced_and_its_trial_run_again(chat_file: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "40", "--trials", "4", "--max-concurrent", "1")
+    line = command("search/asym_layers.py", chat_file, tmp_path, *options)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_for(process, "started")
+        deadline = time.monotonic() + 60
+        while not (workers := [p for p, c in descendants(process.pid).items() if c.startswith("ray::ImplicitFunc")]):
+            assert time.monotonic() < deadline, "no worker was seen"
+            time.sleep(0.05)
+        os.kill(workers[0], signal.SIGKILL)
+        output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "4 trials finished, 0 failed" in output
+    assert "Traceback" not in output
+    states = [t.state for t in optuna_trials(tmp_path) if REPEAT_OF not in t.user_attrs]
+    assert sorted(states) == sorted([TrialState.FAIL] + [TrialState.COMPLETE] * 4)
+    _, children, _ = mlflow_runs(tmp_path)
+    assert sorted(r.info.status for r in children) == ["FINISHED"] * 4
+
+
+>>>>>>> faults
 def test_the_databases_can_be_read_while_a_study_writes(finished: tuple[Path, str]) -> None:
     records = Records.at(finished[0])
     for database in (records.mlflow_database, records.optuna_database):

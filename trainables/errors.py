@@ -8,6 +8,7 @@ UNWRITABLE = (
     "No space left on device",
     "Disk quota exceeded",
     "Read-only file system",
+    "File too large",  # a limit of this process
     "database or disk is full",
     "database is locked",
     "disk I/O error",

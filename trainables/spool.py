@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainables.tracking import Tracker, is_outage
+from trainables.tracking import Tracker, is_outage, reason_of
 
 RETRY_SECONDS = 3.0  # before what an MLflow that is away did not take is tried again
 GRACE_SECONDS = 10.0  # that a study's end waits for an MLflow that is away
@@ -35,13 +35,6 @@ def read_journal(journal: Path) -> list[Operation]:
         return [(verb, key, arguments) for verb, key, arguments in map(json.loads, whole)]
     except ValueError as error:
         raise ValueError(f"{journal} is damaged: delete it, and the same command ends MLflow's runs again") from error
-
-
-def _why(error: BaseException) -> str:
-    """What is behind an error, in a few words: of a database's it is the driver's own message."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
 
 
 class Spool:
@@ -77,7 +70,7 @@ class Spool:
         except Exception as error:
             if not is_outage(error):
                 raise
-            raise ValueError(f"MLflow cannot be reached: {error}") from error
+            raise ValueError(f"MLflow cannot be reached: {reason_of(error)}") from error
         journal.unlink(missing_ok=True)
         self._file = journal.open("ab", buffering=0)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -156,7 +149,9 @@ class Spool:
         self._runs.clear()  # found anew, with the points that got through
         self._all_mine = False  # a run may have been made and the answer lost
         if not self._away:
-            self._say(f"MLflow is away: the study goes on, its records are kept and handed over later ({_why(error)})")
+            self._say(
+                f"MLflow is away: the study goes on, its records are kept and handed over later ({reason_of(error)})"
+            )
             with self._changed:
                 self._away = True
         time.sleep(RETRY_SECONDS)

@@ -58,6 +58,13 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OSError)  # connections, timeouts (requests' errors are OSErrors), a full disk
 
 
+def reason_of(error: BaseException) -> str:
+    """What is behind an error, in a few words: of a database's it is the driver's own message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+
+
 def _initialise(records: Records) -> None:
     """Make the database whole or not at all: one that was cut off half made could never be opened again."""
     if records.mlflow_database.exists():
@@ -89,7 +96,7 @@ def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tu
                 where = None if served else (records.artifacts / name).as_uri()
                 return client, client.create_experiment(name, artifact_location=where, tags=KIND), True
     except MlflowException as error:
-        raise ValueError(f"MLflow's store cannot be used: {error}") from error
+        raise ValueError(f"MLflow's store cannot be used: {reason_of(error)}") from error
     if found.lifecycle_stage != "active":
         raise ValueError(f"MLflow's experiment {name!r} was deleted: restore it there or give --name")
     return client, found.experiment_id, False
@@ -114,7 +121,7 @@ class Tracker:
         try:
             parent = self._open({ROLE_TAG: "study"}, study).info
         except MlflowException as error:
-            raise ValueError(f"MLflow's store cannot be used: {error}") from error
+            raise ValueError(f"MLflow's store cannot be used: {reason_of(error)}") from error
         self.parent: str = parent.run_id
         self._ended: int | None = parent.end_time  # as an earlier driver left it
 

@@ -20,7 +20,7 @@ __all__ = [
 NORM_PROGRAMS = 1 << 14  # of a kernel that goes through rows: enough to fill a GPU, each with several of them
 SUM_PROGRAMS = 2112  # of one that sums over rows besides: few enough to add up at once
 STAGES = 3  # rows whose loads are under way while one is computed
-PIECE = 128  # rows of one token that one program sums
+PIECE = 256  # rows of one token that one program sums
 SOFTMAX_BLOCK, SOFTMAX_WARPS = 4096, 32  # logits of a row in flight, by how many warps
 SAMPLE = 1024  # logits of a row that tell how large its exponentials will be; a BPE's first tokens are its commonest
 

@@ -179,6 +179,8 @@ class Ledger(Results):
     def nothing_to_run(self, budgets: Budgets) -> str:
         """Why there is nothing to run at all: `enough`, and no replicate is to follow; empty while there is."""
         reason = self.enough(budgets)
+        if not reason and self._exhausted():
+            reason = "every model of this study's space has been tried: a wider space is a new study"
         return "" if reason and self.open_replicates() and not budgets.out_of_time() else reason
 
     def summary(self) -> dict[str, Any]:
@@ -301,6 +303,11 @@ class Ledger(Results):
     def _untried(self) -> list[Point]:
         tried = {t.user_attrs.get(HASH) for t in self._trials()}
         return [p for p in self.study.space.points() if self._config(p).config_hash() not in tried]
+
+    def _exhausted(self) -> bool:
+        """Whether the space has no model left, however many trials are asked for."""
+        ended = {t.user_attrs[HASH] for t in self._made(*ENDED)}
+        return all(self._config(point).config_hash() in ended for point in self.study.space.points())
 
     def complete(self, number: int, figures: dict[str, float], compute: str = "") -> None:
         """A trial's result, and how it was computed."""

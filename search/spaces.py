@@ -3,6 +3,7 @@
 A new study is one function here that returns a `Study`, and an entry of three lines beside `asym_layers.py`.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Protocol
@@ -61,15 +62,13 @@ class Space:
         rest = {key: value for key, value in point.items() if key != "context_dim"}
         return rest | {"context_dim_rank": self.context_dims.index(point["context_dim"])}
 
-    def points(self) -> list[Point]:
+    def points(self) -> Iterator[Point]:
         """Every distinct model of the box, once, under the first name it has."""
         context, token = (range(low, high + 1) for low, high in (self.context_layers, self.token_layers))
-        found = []
         for d, c, t, mode in product(self.context_dims, context, token, self.context_modes):
             first = next(m for m in same_model_modes(mode, c, t) if m in self.context_modes)
             if mode == first:
-                found.append({"context_layers": c, "token_layers": t, "context_dim": d, "context_mode": mode})
-        return found
+                yield {"context_layers": c, "token_layers": t, "context_dim": d, "context_mode": mode}
 
 
 @dataclass(frozen=True, kw_only=True)

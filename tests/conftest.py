@@ -8,6 +8,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,17 @@ import torch
 if not torch.cuda.is_available():  # before Triton is imported anywhere: its kernels are then interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from costless import layers_study, run_to_the_end
+
 from model.config import ModelConfig
+from search.ledger import Ledger
+from search.options import build_parser, check
+from search.results import open_storage
+from search.spaces import SAMPLERS
 from trainables.artifacts import ArtifactStore
 from trainables.config import BigramConfig, Phase2Config, RunConfig
 from trainables.pipeline import Inputs, prepare_inputs
+from trainables.records import Records
 from trainables.sources import resolve_data, resolve_embedding
 
 torch.set_num_threads(1)
@@ -99,3 +108,48 @@ def chat_inputs(chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> In
     store = ArtifactStore(tmp_path_factory.mktemp("cache"))
     source, embedding = resolve_data(str(chat_file), None), resolve_embedding("bigram")
     return prepare_inputs(config, source, embedding, store, "cpu")
+
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without a study; Optuna takes most of a second to make one, so tests copy it."""
+    folder = tmp_path_factory.mktemp("optuna")
+    open_storage(folder / "optuna.db")
+    with sqlite3.connect(folder / "optuna.db") as connection:
+        connection.execute(f"VACUUM INTO '{folder / 'new.db'}'")
+    connection.close()
+    return folder / "new.db"
+
+
+@pytest.fixture
+def database(new_database: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(new_database, tmp_path / "optuna.db"))
+
+
+@pytest.fixture(scope="session", params=SAMPLERS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, list[RunConfig]]:
+    """An undisturbed study of each sampler on a fresh database, and what it handed out."""
+    database = tmp_path_factory.mktemp("whole") / "optuna.db"
+    ledger = Ledger(layers_study(sampler=request.param), "s", database)
+    return ledger, run_to_the_end(ledger)
+
+
+@pytest.fixture(scope="session")
+def earlier_records(chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A records folder after some study of `chat_file`: databases without a study of their own, and its inputs."""
+    from mlflow.tracking import MlflowClient
+    from studies import SMALL
+
+    records = Records.at(tmp_path_factory.mktemp("earlier") / "mlruns")
+    options = ["--data", str(chat_file), "--mlruns", str(records.root), *SMALL]
+    settings = check(build_parser("", sampled=True).parse_args(options), sampled=True)
+    open_storage(records.optuna_database)
+    MlflowClient(records.tracking_uri).search_experiments(max_results=1)  # makes all tables
+    prepare_inputs(settings.base, settings.data, settings.embedding, ArtifactStore(records.cache), "cpu")
+    return records.root
+
+
+@pytest.fixture
+def root(earlier_records: Path, tmp_path: Path) -> Path:
+    """A records folder of a test's own, in which a study is not the first: that saves it some seconds."""
+    return Path(shutil.copytree(earlier_records, tmp_path / "mlruns"))

@@ -1,6 +1,6 @@
 """Which sampler finds good models soonest, and what does pruning cost? Replays recorded results through the ledger.
 
-Replay:  python tests/replay.py [--seeds 40] [--jobs 2]           (the table in tests/data)
+Replay:  python tests/replay.py [--seeds 30] [--jobs 2]           (the table in tests/data)
 Record:  python tests/replay.py --record TABLE.csv [options of search/asym_layers.py; tests/data: --samples 40]
 """
 
@@ -40,7 +40,7 @@ def record(path: Path, options: list[str]) -> None:
     space = asym_layers(settings.base, settings.context_dims, "random", 4).space
     store = ArtifactStore(settings.records.cache)
     inputs = prepare_inputs(settings.base, settings.data, settings.embedding, store, "cpu")
-    points = space.points()
+    points = list(space.points())
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*SEARCHED, VALUE, SECONDS, EPOCHS])
         writer.writeheader()
@@ -138,7 +138,7 @@ def main() -> None:
     """Replay every sampler under every scheduler with the same seeds, then compare the samplers in pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=list(SCHEDULERS))

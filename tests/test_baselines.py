@@ -171,3 +171,15 @@ def test_operators_in_c_train_as_torch_does(table: torch.Tensor) -> None:
     ways = [Compute(), Compute.of("cpu")]
     runs = [fit_baseline("transformer", like, train, validation, config, 1, compute=way) for way in ways]
     assert runs[0].result.best.val_ppl == pytest.approx(runs[1].result.best.val_ppl, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_trains_about_as_fp32_does(kind: str, table: torch.Tensor) -> None:
+    like, train, validation = LanguageModel(model_config(), table, 0), second_order(700, 2), second_order(200, 3)
+    config = Phase2Config(batch_size=64, epochs=2)
+    ways = [Compute(), Compute(bf16=True)]
+    runs = [fit_baseline(kind, like, train, validation, config, 1, compute=way, rates=(0.005,)) for way in ways]
+    assert runs[0].result.best.val_ppl == pytest.approx(runs[1].result.best.val_ppl, rel=0.02)
+    assert runs[0].result.best.val_ppl != runs[1].result.best.val_ppl
+    (whole,), (kept,) = (run.state_bytes(train, (100,)) for run in runs)
+    assert kept == (whole if kind == "gru" else whole / 2)  # a GRU's state is never rounded

@@ -9,7 +9,7 @@ import pytest
 import ray
 from optuna.trial import TrialState
 from ray.cluster_utils import Cluster
-from test_study import command, descendants, made, mlflow_runs, optuna_trials, wait_for
+from studies import command, descendants, made, mlflow_runs, optuna_trials, wait_for
 
 from search.cluster import Resources, plan_resources, start_ray
 from search.ledger import LOST

@@ -7,7 +7,8 @@ import torch
 from conftest import run_config
 
 from trainables.artifacts import ArtifactStore
-from trainables.contest import LENGTHS, TWO_PHASE, NoResultError, contend, contest
+from trainables.bootstrap import Interval
+from trainables.contest import LENGTHS, TWO_PHASE, NoResultError, against, contend, contest
 from trainables.phase2 import Stream, evaluate
 from trainables.pipeline import Inputs, run
 
@@ -27,6 +28,10 @@ def test_all_are_judged_on_the_same_targets_and_none_is_smaller(chat_file: Path,
         assert contender.points
         assert contender.peak_bytes is None or contender.peak_bytes >= 0
         assert contender.epochs == 2
+    difference = against(two_phase.test, gru.test)
+    assert difference.value == pytest.approx(gru.test.ppl.value / two_phase.test.ppl.value - 1)
+    assert difference.low < difference.value < difference.high
+    assert against(gru.test, gru.test) == Interval(0.0, 0.0, 0.0)
     assert two_phase.state_bytes == [4 * config.context_dim] * len(LENGTHS)
     assert gru.state_bytes[0] == gru.state_bytes[-1]
     assert transformer.state_bytes[0] == transformer.state_bytes[-1] > gru.state_bytes[0]  # a window of 8

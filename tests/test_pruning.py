@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from costless import ask_next, base_config, handed_out, trial
 from optuna.trial import TrialState
-from test_ledger import ask_next, base_config, handed_out, trial
 
 from search.budgets import Budgets
 from search.ledger import METRICS, REASON, REPEAT_OF, Ledger

@@ -5,12 +5,13 @@ from typing import Any
 
 import optuna
 import pytest
+from costless import ask_next, finish, handed_out, layers_study, on_record, replicated, run_to_the_end
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
-from test_ledger import VAL_PPL, ask_next, finish, handed_out, layers_study, on_record, replicated, run_to_the_end
 
 from search.ledger import Ledger
 from search.results import HASH, open_storage
+from trainables.metrics import VAL_PPL
 
 
 def content(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:

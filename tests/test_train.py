@@ -254,3 +254,16 @@ def test_a_damaged_state_is_a_sentence(
     state.write_bytes(content)
     assert train(monkeypatch, config_file) == 0
     assert os.listdir(model_folder(config_file)).count(WORK) == 0
+
+
+def test_a_disk_that_cannot_be_written_ends_the_training_with_a_sentence(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainables.training.EPOCHS", "no-such-folder/epochs.safetensors")
+    assert train(monkeypatch, config_file) == 1
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert error.endswith("once that is mended, the same command goes on\n")
+    assert mlflow_runs(config_file)[0][0].info.status == "FAILED"
+    monkeypatch.undo()
+    assert train(monkeypatch, config_file) == 0

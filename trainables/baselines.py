@@ -23,7 +23,7 @@ from trainables.optimizer import FlatAdam
 from trainables.phase1 import DivergedError
 from trainables.phase2 import Epoch, Phase2Result, fit_epochs
 
-LEARNING_RATES = (0.001, 0.002, 0.004)  # of Adam
+LEARNING_RATES = (0.0005, 0.001, 0.002, 0.004)  # of Adam
 
 # cuDNN lays weights out in its own way and copies those of `FlatAdam` at each call: little beside the rest of a step.
 warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")

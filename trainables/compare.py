@@ -114,8 +114,9 @@ def table(contenders: "Sequence[Contender]") -> "Table":
     from rich import box
     from rich.table import Table
 
-    from trainables.contest import LENGTHS
+    from trainables.contest import LENGTHS, against
 
+    first = contenders[0]
     shown = Table(box=box.MARKDOWN)
     shown.add_column("")
     for each in contenders:
@@ -124,6 +125,9 @@ def table(contenders: "Sequence[Contender]") -> "Table":
         "shape": [c.shape for c in contenders],
         "validation PPL": [f"{c.val_ppl:.2f}" for c in contenders],
         "test PPL [95 %]": [_interval(c.test.ppl, 1, 2) for c in contenders],
+        "test PPL against the first, % [95 %]": [
+            "–" if c is first else _interval(against(first.test, c.test), 100, 1) for c in contenders
+        ],
         "test accuracy, % [95 %]": [_interval(c.test.accuracy, 100, 1) for c in contenders],
         "test top-5, % [95 %]": [_interval(c.test.top5, 100, 1) for c in contenders],
         "test bits per byte [95 %]": [_interval(c.test.bits_per_byte, 1, 3) for c in contenders],

@@ -1,5 +1,6 @@
 """A two-phase model and its yardsticks, each trained in a process of its own and judged alike on the test split."""
 
+import math
 import multiprocessing
 import re
 import signal
@@ -19,6 +20,7 @@ from model.language_model import LanguageModel
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.baselines import fit_baseline
+from trainables.bootstrap import Interval, percentiles, resampled_sums
 from trainables.config import RunConfig
 from trainables.devices import choose_device
 from trainables.judge import TOP, Judgement, judge
@@ -166,6 +168,15 @@ def _baseline(kind: str, config: RunConfig, inputs: Inputs, device: str, say: Sa
         state_bytes=fitted.state_bytes(_sequence(test), LENGTHS),
         points=points[fitted.learning_rate],
     )
+
+
+def against(first: Judgement, other: Judgement) -> Interval:
+    """By how much the PPL of `other` is above that of `first`, as a share, on the same resampled documents."""
+    columns = np.stack([other.nats - first.nats, first.targets], axis=1)[first.targets > 0]
+    if len(columns) < 2:
+        return Interval(other.ppl.value / first.ppl.value - 1, math.nan, math.nan)
+    drawn = resampled_sums(columns)
+    return percentiles(other.ppl.value / first.ppl.value - 1, np.expm1(drawn[:, 0] / drawn[:, 1]))
 
 
 def contend(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> Contender:

@@ -49,7 +49,11 @@ class EpochFile:
         )
 
     def save(self, state: Phase2State) -> None:
-        """Keep the state; a kill at any moment leaves this one or the one before."""
+        """Keep the state; a kill at any moment leaves this one or the one before.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         assert state.best is not None
         kept = {
             "computed": self.computed,
@@ -59,7 +63,10 @@ class EpochFile:
         }
         tensors = {"best_losses": state.best_losses, "best_weights": state.best_weights, **state.optimizer}
         scratch = self.path.with_name(f".{self.path.name}.new")
-        save_file({name: t.contiguous() for name, t in tensors.items()}, scratch, {"state": json.dumps(kept)})
+        try:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, scratch, {"state": json.dumps(kept)})
+        except SafetensorError as error:  # what it makes of a full disk, say
+            raise OSError(f"{self.path} cannot be written: {error}") from error
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         scratch.replace(self.path)

@@ -40,8 +40,8 @@ def terminate(number: int, frame: FrameType | None) -> None:
 def main() -> int:
     """Run with the process's arguments; the exit code.
 
-    0: done. 1: the run diverged, collapsed or does not fit. 2: bad input, in one sentence. 130 (Ctrl-C) and 143
-    (SIGTERM): interrupted; the same command resumes.
+    0: done. 1: the run diverged, collapsed, does not fit, or the disk is full. 2: bad input, in one sentence.
+    130 (Ctrl-C) and 143 (SIGTERM): interrupted; the same command resumes.
     """
     signal.signal(signal.SIGTERM, terminate)
     try:
@@ -56,6 +56,9 @@ def main() -> int:
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:  # a full disk, say; a training that has begun is where its last epoch left it
+        print(f"error: {error}; once that is mended, the same command goes on", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt as error:
         print("\ninterrupted; the same command resumes after the last epoch that has ended", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)

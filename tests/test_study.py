@@ -286,7 +286,7 @@ def test_a_signal_ends_cleanly_and_the_same_command_continues(
 
 
 def test_a_driver_that_is_killed_loses_and_doubles_nothing(chat_file: Path, tmp_path: Path) -> None:
-    options = ("--epochs", "60", "--trials", "4", "--max-concurrent", "1")
+    options = ("--epochs", "40", "--trials", "4", "--max-concurrent", "1")
     line = command("search/asym_layers.py", chat_file, tmp_path, *options)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         wait_for(process, "1/4")
@@ -307,7 +307,7 @@ def test_a_driver_that_is_killed_loses_and_doubles_nothing(chat_file: Path, tmp_
     assert runs.items() <= {run.data.tags[HASH_TAG]: run.info.run_id for run in children}.items()
     for run in children:
         steps = [m.step for m in client.get_metric_history(run.info.run_id, names.EPOCH_VAL_PPL)]
-        assert steps == list(range(1, 61))
+        assert steps == list(range(1, 41))
 
 
 def descendants(pid: int) -> dict[int, str]:

@@ -156,14 +156,15 @@ double norm(int64_t count, const float *values) {
     return sqrt(total);
 }
 
-/* One step of Adam on `shrink` times the gradient; `rate` and `root` hold the corrections of both moments. */
-void adam(int64_t count, float shrink, float rate, float root, float beta1, float beta2, float eps,
+/* One step of Adam on `shrink` times the gradient; `rate` and `root` hold the corrections of both moments, `new1` and
+ * `new2` the shares of the new gradient in them: 1 - beta, which fp32 cannot take from a beta near 1. */
+void adam(int64_t count, float shrink, float rate, float root, float new1, float new2, float eps,
           float *restrict values, const float *restrict grad, float *restrict mean, float *restrict square) {
 #pragma omp simd
     for (int64_t c = 0; c < count; c++) {
         float slope = grad[c] * shrink;
-        float first = mean[c] + (1.0f - beta1) * (slope - mean[c]);
-        float second = beta2 * square[c] + (1.0f - beta2) * slope * slope;
+        float first = mean[c] + new1 * (slope - mean[c]);
+        float second = square[c] + new2 * (slope * slope - square[c]);
         mean[c] = first;
         square[c] = second;
         values[c] -= rate * first / (sqrtf(second) / root + eps);

@@ -79,7 +79,7 @@ def load() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_build(compiler)))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder
         log.warning("the C operators cannot be built, torch's are used: %s", error)
         return None
     size, number, pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -197,4 +197,4 @@ def adam(
     # as clip_grad_norm_ has it; a norm that is not a number must spoil the weights, not be cut away
     shrink = 1.0 if norm + 1e-6 <= grad_clip else grad_clip / (norm + 1e-6)
     rate, root = learning_rate / (1 - betas[0] ** step), (1 - betas[1] ** step) ** 0.5
-    _call("adam", len(values), shrink, rate, root, *betas, eps, values, grad, mean, square)
+    _call("adam", len(values), shrink, rate, root, 1 - betas[0], 1 - betas[1], eps, values, grad, mean, square)

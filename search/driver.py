@@ -142,7 +142,8 @@ class _StudyRun:
 
                 summary = ledger.summary()
                 self._say_nothing_to_run(enough)
-                complete_mlflow(ledger, spool, self._runtime(summary))
+                if summary:  # else no trial was ever begun
+                    complete_mlflow(ledger, spool, self._runtime(summary))
             else:
                 from search.preparation import prepared
 

@@ -106,7 +106,8 @@ def _why_not(leader: Evidence, others: list[Evidence]) -> str:
 def _row(other: Evidence, difference: Difference | None) -> Row:
     if difference is None:
         return Row(other, None, NO_LOSSES)
-    verdict = TIE if difference.combined.covers_zero else BEHIND
+    # The leader is chosen among those with the most seeds: one with fewer may be better.
+    verdict = TIE if difference.combined.covers_zero else BEHIND if difference.combined.low > 0 else AHEAD
     return Row(other, difference, verdict if difference.seeds_tested else f"{verdict} {ON_DOCUMENTS}")
 
 
@@ -123,6 +124,10 @@ def _headline(leader: Evidence, rows: list[Row]) -> str:
             return f"{_shown(leader)} is lowest, but not told apart from {_listed(maybe)} {ON_DOCUMENTS}."
         return f"{_shown(leader)} is {AHEAD} {ON_DOCUMENTS}."
     rivals = [row for row in rows if row.difference is not None and row.difference.seeds_tested]
+    better = [row.other.name for row in rows if row.verdict in (AHEAD, f"{AHEAD} {ON_DOCUMENTS}")]
+    if better:
+        seeds = f"{leader.num_seeds} seeds"
+        return f"{_shown(leader)} is lowest of those with {seeds}; with fewer, {_listed(better)} is lower."
     if tied:
         return f"Tie: {_shown(leader)} and {_listed(tied)} cannot be told apart with {leader.num_seeds} seeds."
     if not rivals:

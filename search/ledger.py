@@ -102,8 +102,9 @@ class Ledger(Results):
     def interrupt(self, number: int, reason: str = INTERRUPTED) -> None:
         """A trial that was cut off, and those that wait for its value: failed; `_queue` asks for it again."""
         own_hash = self._trial(number).user_attrs.get(HASH, "")
-        for cut_off in (number, *self._parked.pop(own_hash, [])):
-            self._tell(cut_off, None, TrialState.FAIL, {REASON: reason})
+        self._tell(number, None, TrialState.FAIL, {REASON: reason})
+        for waiting in self._parked.pop(own_hash, []):
+            self._tell(waiting, None, TrialState.FAIL, {REASON: INTERRUPTED})
 
     def lose(self, number: int) -> str | None:
         """A trial whose worker died: it is asked for again, or failed after `MAX_LOSSES` times; then, why."""

@@ -17,7 +17,7 @@ from trainables.errors import unwritable
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
 from trainables.spool import Spool
-from trainables.two_phase import COLLAPSED, COMPUTE, DOCUMENTS, FINAL, NO_RESULT, PROFILE, SERIES, TOTAL
+from trainables.two_phase import COLLAPSED, COMPUTE, DOCUMENTS, FINAL, NO_RESULT, PHASE1_BY, PROFILE, SERIES, TOTAL
 
 MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded since: a bug, not bad luck
 # What a worker or a node that died leaves behind.
@@ -43,6 +43,7 @@ class Recorder(Unpickled, Callback):
         self._runtime = runtime  # params of every run that are no part of the configuration
         self._runs: dict[int, str] = {}  # config hash, which finds the MLflow run, by trial number
         self._open: set[int] = set()
+        self._best: dict[int, tuple[float, int]] = {}  # trial -> lowest validation PPL and its epoch
         self._stopped: dict[int, str] = {}  # why a trial was stopped in Phase 2
         self._timeout = timeout  # seconds
         self._heard: dict[int, float] = {}  # when each trial last showed a sign of life
@@ -89,9 +90,15 @@ class Recorder(Unpickled, Callback):
         number = self._searcher.assigned[trial_id].number
         if result.get("done") or number in self._stopped:  # Tune shows the last report once more
             return number in self._stopped
+        patience = self._searcher.assigned[trial_id].config.phase2.patience
         for name, epoch, value in result[SERIES]:  # all of them are recorded, as in MLflow
-            # The last epoch's is on record but not judged: nothing is left to be saved.
-            if name == EPOCH_VAL_PPL and (reason := self._ledger.epoch(number, epoch, value)) and epoch < result[TOTAL]:
+            if name != EPOCH_VAL_PPL:
+                continue
+            best = min(self._best.get(number, (value, epoch)), (value, epoch))
+            self._best[number] = best
+            reason = self._ledger.epoch(number, epoch, value)
+            # The epoch after which the trial ends by itself is not judged: nothing is left to be saved.
+            if reason and epoch < result[TOTAL] and epoch - best[1] < patience:
                 self._stopped.setdefault(number, reason)
         return number in self._stopped
 
@@ -116,6 +123,7 @@ class Recorder(Unpickled, Callback):
                 self._runs[number],
                 figures=last[FINAL],
                 compute=last[COMPUTE],
+                phase1_by=last[PHASE1_BY],
                 traces=trial.config.get(PROFILE),
             )
             replicate = self._searcher.assigned[trial.trial_id].replicate_of is not None

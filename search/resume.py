@@ -14,7 +14,9 @@ OPTIONS = "options.json"  # in the study's folder
 
 # By the names that argparse gives them. All others define the study.
 OF_ONE_RUN = {"resume", "mlruns", "address", "profile", "max_hours", "plateau"}  # not kept: each run says its own
-MAY_CHANGE = {"trials", "tracking_uri", "gpus_per_trial", "cpus_per_trial", "max_concurrent"}  # kept until given again
+MAY_CHANGE = {
+    "trials", "replicates", "tracking_uri", "gpus_per_trial", "cpus_per_trial", "max_concurrent", "trial_timeout"
+}  # fmt: skip  # kept until given again
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:

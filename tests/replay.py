@@ -108,7 +108,7 @@ def replay(table: Table, sampler: str, scheduler: str, trials: int, seed: int) -
             for number, epoch in enumerate(epochs, 1):
                 trained += 1
                 reason = ledger.epoch(assignment.number, number, epoch)
-                if reason and number < table.most_epochs:
+                if reason and number < len(epochs):
                     ledger.prune(assignment.number, reason, {})
                     break
             else:

@@ -25,7 +25,7 @@ from trainables.two_phase import FINAL, NO_RESULT, SERIES, two_phase
 
 TOO_SMALL = "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore about it"
 PARTS = ("fit_phase1", "fit_phase2")
-OWN = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS, names.PHASE1_SHARED, names.ATTEMPTS}
+OWN = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS, names.ATTEMPTS}
 
 
 def figures(metrics: dict[str, float]) -> dict[str, float]:

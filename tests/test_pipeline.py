@@ -12,7 +12,7 @@ from trainables.artifacts import ArtifactStore
 from trainables.phase1 import DivergedError
 from trainables.pipeline import FIGURES, WEIGHTS, CollapsedError, Inputs, Progress, run
 
-TIMES = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS}
+TIMES = {names.PHASE1_SECONDS, names.PHASE1_SAVED, names.PHASE2_SECONDS, names.TOTAL_SECONDS}
 FINAL = {
     value
     for key, value in vars(names).items()
@@ -51,6 +51,11 @@ def test_a_shared_phase1_gives_the_result_of_an_own_one(chat_file: Path, chat_in
     alone = run(run_config(chat_file, context_mode="previous_only"), chat_inputs, ArtifactStore(tmp_path / "alone"))
     assert first.metrics[names.PHASE1_SHARED] == 0
     assert second.metrics[names.PHASE1_SHARED] == 1
+    assert first.phase1_by == second.phase1_by == run_config(chat_file, token_layers=1).config_hash()
+    assert first.metrics[names.PHASE1_SAVED] == 0
+    assert (
+        second.metrics[names.PHASE1_SAVED] < first.metrics[names.PHASE1_SECONDS] == second.metrics[names.PHASE1_SECONDS]
+    )
     assert second.metrics[names.PHASE1_SECONDS] == first.metrics[names.PHASE1_SECONDS]
     ours = untimed(second.metrics) | {names.PHASE1_SHARED: 0.0}
     assert ours == untimed(alone.metrics)

@@ -13,10 +13,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+WAIT = 30.0  # seconds between two signs of life of one that waits for another's artefact
 
 
 def content_key(value: object) -> str:
@@ -37,15 +38,24 @@ class ArtifactStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def get_or_make(self, kind: str, key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
+    def get_or_make(
+        self, kind: str, key: str, make: Callable[[Path], None], waiting: Callable[[], None] = lambda: None
+    ) -> tuple[Path, bool]:
         """The folder of artefact (`kind`, `key`), and whether it was there already.
 
         `make(folder)` writes its files into an empty folder. Whoever asks for the same artefact at the
-        same time waits for the first and shares its result. If `make` raises, nothing is kept.
+        same time waits for the first, calling `waiting` now and then, and shares its result. If `make` raises, nothing
+        is kept.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / f"{kind}-{key}"
-        with FileLock(self.root / f".{folder.name}.lock"):
+        lock = FileLock(self.root / f".{folder.name}.lock")
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=WAIT)
+            except Timeout:
+                waiting()
+        with lock:
             if self._intact(folder):
                 return folder, True
             shutil.rmtree(folder, ignore_errors=True)

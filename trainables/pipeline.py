@@ -84,6 +84,7 @@ class RunResult:
     metrics: dict[str, float]  # by the names of trainables.metrics; all finite
     val_documents: DocumentLosses  # of the epoch that the metrics are of
     compute: Compute  # how it was computed
+    phase1_by: str  # config hash of the run that trained Phase 1: this one's, or that of an earlier one
 
 
 def prepare_inputs(
@@ -113,7 +114,9 @@ class _Run:
         device: torch.device,
         listen: Listener,
         compute: Compute,
+        again: bool,
     ) -> None:
+        self.again = again  # a second attempt
         self.config, self.store, self.listen, self.compute = config, store, listen, compute
         # By settings, by content (a table that was made again on other hardware differs in the last digits) and by how
         # it is computed: a run repeats itself bit by bit, whoever trained its Phase 1.
@@ -123,8 +126,13 @@ class _Run:
         self.model = LanguageModel(config.model_config(*table.shape), table, config.seed).to(device)
         self.train = torch.tensor(inputs.corpus.train.tokens, dtype=torch.int64, device=device)
         self.validation = torch.tensor(inputs.corpus.validation.tokens, dtype=torch.int64, device=device)
+        self.phase1_by = ""
         self.train_contexts: StreamContexts | None = None
         self.val_contexts: StreamContexts | None = None
+
+    def _on_wait(self) -> None:
+        """Another run trains this Phase 1: a sign of life."""
+        self.listen(Progress("phase 1", 1, self.config.phase1.max_sweeps))
 
     def _on_sweep(self, sweep: Sweep) -> None:
         series = {names.SWEEP_CONVERGENCE: sweep.convergence, names.SWEEP_LOSS: sweep.loss}
@@ -169,6 +177,7 @@ class _Run:
         if self.config.contexts.train == "exact":
             result.state = None  # not needed, and as large as the contexts themselves
         self._fill_contexts(result.state)
+        self.phase1_by = self.config.config_hash()
         figures = {
             names.SWEEPS: float(result.num_sweeps),
             names.CONVERGENCE: result.sweeps[-1].convergence,
@@ -179,26 +188,31 @@ class _Run:
         if folder is not None:
             save_file(dict(self.model.context_block.state_dict()), folder / WEIGHTS)
             series = [vars(sweep) for sweep in result.sweeps]
-            (folder / FIGURES).write_text(json.dumps({"metrics": figures, "sweeps": series}))
+            content = {"metrics": figures, "sweeps": series, "trained_by": self.phase1_by}
+            (folder / FIGURES).write_text(json.dumps(content))
         return figures
 
     def phase1(self) -> dict[str, float]:
         """Phase 1's figures, its weights in the model and both streams' contexts in place."""
         self.listen(Progress("phase 1", 1, self.config.phase1.max_sweeps))
         if self.config.contexts.train == "last_sweep":  # needs the last state, too large to keep
-            return self._train_phase1(None) | {names.PHASE1_SHARED: 0.0}
+            return self._train_phase1(None) | {names.PHASE1_SHARED: 0.0, names.PHASE1_SAVED: 0.0}
         made: dict[str, float] = {}
         folder, shared = self.store.get_or_make(
-            "phase1", self.phase1_key, lambda scratch: made.update(self._train_phase1(scratch))
+            "phase1", self.phase1_key, lambda scratch: made.update(self._train_phase1(scratch)), self._on_wait
         )
+        began = time.perf_counter()
         if shared:
             stored = json.loads((folder / FIGURES).read_text())
             self.model.context_block.load_state_dict(load_file(folder / WEIGHTS))
             for sweep in stored["sweeps"]:
                 self._on_sweep(Sweep(**sweep))
             self._fill_contexts(None)
-            made = stored["metrics"]
-        return made | {names.PHASE1_SHARED: float(shared)}
+            made, self.phase1_by = stored["metrics"], stored["trained_by"]
+        if self.again and self.phase1_by == self.config.config_hash():
+            shared = False  # this very run's earlier attempt left it behind
+        saved = made[names.PHASE1_SECONDS] - (time.perf_counter() - began) if shared else 0.0
+        return made | {names.PHASE1_SHARED: float(shared), names.PHASE1_SAVED: saved}
 
     def phase2(self, checkpoints: Checkpoints | None) -> Phase2Result:
         """Phase 2's result; the best weights are in the model."""
@@ -237,7 +251,9 @@ def run(
     for attempt, chunks in enumerate((whole.chunks, whole.chunks.halved()), start=1):
         try:
             compute = replace(whole, chunks=chunks)
-            result = _attempt(config, inputs, store, torch.device(device), on_progress, compute, checkpoints)
+            result = _attempt(
+                config, inputs, store, torch.device(device), on_progress, compute, checkpoints, again=attempt > 1
+            )
         except RuntimeError as error:  # of PyTorch's own class, of CUDA's libraries, of Triton
             reason = out_of_memory(error)
             if not reason:
@@ -263,9 +279,10 @@ def _attempt(
     listen: Listener,
     compute: Compute,
     checkpoints: Checkpoints | None,
+    again: bool,
 ) -> RunResult:
     """As `run`, once; the whole run's seconds are not yet among the metrics."""
-    current = _Run(config, inputs, store, device, listen, compute)
+    current = _Run(config, inputs, store, device, listen, compute, again)
     figures = current.phase1()
     if figures[names.VAL_ER] < config.contexts.min_rank:
         shown = f"{figures[names.VAL_ER]:.1f} % of D, under {config.contexts.min_rank:g} %"
@@ -292,4 +309,6 @@ def _attempt(
     if unusable:
         raise DivergedError(f"diverged: {', '.join(unusable)} not finite")
     nats, targets = inputs.corpus.validation.by_document(result.val_losses.cpu().numpy())
-    return RunResult(current.model, figures, DocumentLosses(nats.tolist(), targets.tolist()), compute)
+    return RunResult(
+        current.model, figures, DocumentLosses(nats.tolist(), targets.tolist()), compute, current.phase1_by
+    )

@@ -40,6 +40,7 @@ STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
 )
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
 COMPUTE_TAG, PROFILED_TAG, REPLICATE_TAG = "compute", "profiled", "replicate_of"
+PHASE1_TAG = "phase1_trained_by"  # config hash of the run, in this study or another, that trained Phase 1
 PRUNED_TAG = "pruned"  # why a trial was stopped early: an outcome, so its run ends as FINISHED
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
@@ -207,10 +208,19 @@ class Tracker:
             self.client.log_batch(run_id, metrics=listed[start : start + MAX_METRICS])
 
     def finish_trial(
-        self, run_id: str, figures: dict[str, float], compute: str = "", traces: str | None = None
+        self,
+        run_id: str,
+        figures: dict[str, float],
+        compute: str = "",
+        phase1_by: str = "",
+        traces: str | None = None,
     ) -> None:
-        """The final figures, once, how they were computed, and the run's end; files in `traces` become artifacts."""
-        tags = {COMPUTE_TAG: compute} if compute else {}
+        """The final figures, once, how they were computed, and the run's end; files in `traces` become artifacts.
+
+        Args:
+            phase1_by: config hash of the run that trained Phase 1, and so that run's tag `config_hash`.
+        """
+        tags = {name: value for name, value in ((COMPUTE_TAG, compute), (PHASE1_TAG, phase1_by)) if value}
         if traces:
             if Path(traces).exists():  # else they are there already
                 self.client.log_artifacts(run_id, traces, "profile")

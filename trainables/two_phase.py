@@ -22,6 +22,7 @@ PHASE, STEP, TOTAL, SERIES, FINAL = "phase", "step", "total", "series", "final"
 NO_RESULT = "no_result"  # why the trial ended without one: it diverged, or does not fit the GPU's memory
 COLLAPSED = "collapsed"  # why the trial ended before Phase 2; `FINAL` then has Phase 1's figures
 COMPUTE = "compute"  # how this trial's device computes
+PHASE1_BY = "phase1_by"  # config hash of the run that trained Phase 1, beside the final figures
 DOCUMENTS = "documents"  # the validation's `pipeline.DocumentLosses` as a dict, beside the final figures
 
 PROFILE = "profile"  # key beside a trial's configuration: the folder its traces go to
@@ -52,10 +53,11 @@ class _Reporter:
         documents: "DocumentLosses | None" = None,
         no_result: str = "",
         collapsed: str = "",
+        phase1_by: str = "",
     ) -> None:
         """Report what has gathered; the last report of a run has its figures or why there are none."""
         kept = {FINAL: figures or {}, DOCUMENTS: vars(documents) if documents else {}}
-        ends = {NO_RESULT: no_result, COLLAPSED: collapsed, COMPUTE: self._compute}
+        ends = {NO_RESULT: no_result, COLLAPSED: collapsed, COMPUTE: self._compute, PHASE1_BY: phase1_by}
         tune.report({**self._at, SERIES: self._points, **kept, **ends})
         self._points, self._last = [], time.monotonic()
 
@@ -91,7 +93,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
     except CollapsedError as error:
         report.send(error.figures, collapsed=str(error))
     else:
-        report.send(result.metrics, result.val_documents)
+        report.send(result.metrics, result.val_documents, phase1_by=result.phase1_by)
     finally:
         if profiler:  # the worker is used again: nothing may go on recording
             profiler.stop()

@@ -241,22 +241,15 @@ def test_one_error_after_the_other_stops_the_study_and_is_run_again_once_mended(
 
 
 @pytest.mark.slow
-<<<<<<< HEAD
-def test_a_trial_whose_worker_is_stuck_is_ended_with_a_reason(chat_file: Path, tmp_path: Path, root: Path) -> None:
-    done = start_faulty("stuck", chat_file, tmp_path, root, "--trial-timeout", "0.05")
-=======
-def test_a_workers_full_disk_stops_the_study_at_once_and_costs_no_trial(chat_file: Path, tmp_path: Path) -> None:
-    entry = tmp_path / "faulty.py"
-    entry.write_text(FAULTY)
-    options = ["--data", str(chat_file), "--mlruns", str(tmp_path / "r"), *SMALL, "--epochs", "1"]
-    options += ["--context-dims", "8", "--max-concurrent", "1"]
-    line = [sys.executable, str(entry), "full", *options]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+def test_a_workers_full_disk_stops_the_study_at_once_and_costs_no_trial(
+    chat_file: Path, tmp_path: Path, root: Path
+) -> None:
+    done = start_faulty("full", chat_file, tmp_path, root)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "mend it, and the same command runs these trials again and continues" in " ".join(done.stdout.split())
-    (trial,) = optuna_trials(tmp_path / "r")
+    (trial,) = optuna_trials(root)
     assert "No space left on device" in trial.user_attrs["reason"]
-    assert load_results("small", tmp_path / "r/optuna.db").failed() == []
+    assert load_results("small", root / "optuna.db").failed() == []
 
 
 def test_records_that_cannot_be_written_are_one_sentence(chat_file: Path, tmp_path: Path) -> None:
@@ -274,14 +267,8 @@ def test_records_that_cannot_be_written_are_one_sentence(chat_file: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_trial_whose_worker_is_stuck_is_ended_with_a_reason(chat_file: Path, tmp_path: Path) -> None:
-    entry = tmp_path / "faulty.py"
-    entry.write_text(FAULTY)
-    options = ["--data", str(chat_file), "--mlruns", str(tmp_path / "r"), *SMALL, "--epochs", "1"]
-    options += ["--context-dims", "8", "--max-concurrent", "1", "--trial-timeout", "0.05"]
-    line = [sys.executable, str(entry), "stuck", *options]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
->>>>>>> faults
+def test_a_trial_whose_worker_is_stuck_is_ended_with_a_reason(chat_file: Path, tmp_path: Path, root: Path) -> None:
+    done = start_faulty("stuck", chat_file, tmp_path, root, "--trial-timeout", "0.05")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed: no progress for 0.05 min" in done.stdout
     _, children, _ = mlflow_runs(root)

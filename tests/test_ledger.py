@@ -29,16 +29,9 @@ from search.ledger import (
     Ledger,
     open_storage,
 )
-<<<<<<< HEAD
 from search.results import sorted_by_value, trial_config
 from search.spaces import context_modes
 from trainables.config import RunConfig
-=======
-from search.replicates import FINALISTS
-from search.results import REPLICATE_OF, SEED, sorted_by_value, trial_config
-from search.spaces import SAMPLERS, Point, Space, Study, asym_layers, context_modes
-from trainables.config import BigramConfig, RunConfig
->>>>>>> faults
 from trainables.metrics import VAL_PPL
 
 

@@ -11,6 +11,8 @@ from optuna.trial import TrialState
 from studies import command, descendants, made, mlflow_runs, optuna_trials, start, wait_for
 
 from search.ledger import REPEAT_OF
+from trainables import metrics as names
+from trainables.tracking import HASH_TAG
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +45,31 @@ def test_a_signal_ends_cleanly_and_the_same_command_continues(chat_file: Path, r
     assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL}
     _, children, _ = mlflow_runs(root)
     assert [r.info.status for r in children] == ["FINISHED"] * 4
+
+
+def test_a_driver_that_is_killed_loses_and_doubles_nothing(chat_file: Path, root: Path) -> None:
+    options = ("--epochs", "40", "--trials", "4", "--max-concurrent", "1")
+    line = command("search/asym_layers.py", chat_file, root, *options)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        wait_for(process, "1/4")
+        wait_for(process, "phase 2")
+        process.kill()
+    kept, cut_off = optuna_trials(root)
+    assert (kept.state, cut_off.state) == (TrialState.COMPLETE, TrialState.RUNNING)
+    runs = {run.data.tags[HASH_TAG]: run.info.run_id for run in mlflow_runs(root)[1]}
+    done = start("search/asym_layers.py", chat_file, root, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 trials finished, 0 failed in all; 3 ran now" in done.stdout
+    trials = optuna_trials(root)
+    assert [t.state.name for t in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert trials[0] == kept
+    assert trials[1].params == trials[2].params
+    _, children, client = mlflow_runs(root)
+    assert [run.info.status for run in children] == ["FINISHED"] * 4
+    assert runs.items() <= {run.data.tags[HASH_TAG]: run.info.run_id for run in children}.items()
+    for run in children:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, names.EPOCH_VAL_PPL)]
+        assert steps == list(range(1, 41))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker in /proc")

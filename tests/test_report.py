@@ -14,7 +14,7 @@ import pytest
 from model.modes import same_model_modes
 from search import claims
 from search.claims import evaluate
-from search.evidence import BEHIND, NO_LOSSES, ON_DOCUMENTS, TIE, Comparison, compare, load_evidence
+from search.evidence import AHEAD, BEHIND, NO_LOSSES, ON_DOCUMENTS, TIE, Comparison, compare, load_evidence
 from search.ledger import Ledger
 from search.plots import contour_pairs, front, readable_study
 from search.report import HTML, MARKDOWN, write_report
@@ -39,13 +39,23 @@ DOCUMENTS = 60
 Loss = Callable[[RunConfig], float]
 
 
-def run(study: Study, records: Records, loss: Loss, seeds: int = 1, seed_spread: float = 0.002) -> Ledger:
+def run(
+    study: Study,
+    records: Records,
+    loss: Loss,
+    seeds: int = 1,
+    seed_spread: float = 0.002,
+    fails: Callable[[RunConfig], bool] = lambda config: False,
+) -> Ledger:
     """Run a study whose trials have the mean loss `loss`, on documents and with seeds that move it a little."""
     ledger = Ledger(study, "made-up", records.optuna_database, seeds)
     rng = np.random.default_rng(0)
     targets, common = rng.integers(50, 200, DOCUMENTS), rng.normal(0, 0.4, DOCUMENTS)
     while (assignment := ledger.next()) is not None:
         config = assignment.config
+        if fails(config):
+            ledger.fail(assignment.number, "diverged")
+            continue
         own = np.random.default_rng([config.seed, assignment.number])
         each = loss(config) + common + own.normal(0, 0.01, DOCUMENTS) + own.normal(0, seed_spread)
         nats = each * targets
@@ -110,6 +120,20 @@ def test_with_replicates_there_is_a_winner(records: Records) -> None:
     assert comparison.headline.startswith("Winner: C2T2 D16 layerwise")
     assert {row.verdict for row in comparison.rows} == {BEHIND}
     assert said[claims.LAYERWISE] == claims.SUPPORTED
+
+
+def test_a_better_one_with_fewer_seeds_is_ahead_and_nobody_the_winner(records: Records) -> None:
+    best = {"previous_only": 2.0}
+    ledger = run(
+        context_modes(BASE, (16,)), records, lambda c: best.get(c.context_mode, modes(c)), seeds=3,
+        fails=lambda c: c.context_mode == "previous_only" and c.seed > 0,
+    )  # fmt: skip
+    comparison, _ = judged(ledger, records)
+    assert comparison.headline.startswith("C2T2 D16 prev_and_current")
+    assert comparison.headline.endswith("is lowest of those with 3 seeds; with fewer, C2T2 D16 previous_only is lower.")
+    verdicts = {row.other.name: row.verdict for row in comparison.rows}
+    assert verdicts["C2T2 D16 previous_only"] == f"{AHEAD} {ON_DOCUMENTS}"
+    assert verdicts["C2T2 D16 layerwise"] == BEHIND
 
 
 def test_seeds_that_differ_more_than_configurations_are_a_tie(records: Records) -> None:

@@ -42,10 +42,25 @@ def test_data_are_found_from_another_folder(tmp_path: Path, chat_file: Path, mon
 
 def test_what_does_not_define_a_study_may_change(tmp_path: Path, chat_file: Path) -> None:
     begun(tmp_path, chat_file, "--trials", "7")
-    more = ["--trials", "9", "--max-concurrent", "1", "--cpus-per-trial", "0.5", "--max-hours", "1", "--plateau", "2"]
+    more = [
+        "--replicates",
+        "3",
+        "--trial-timeout",
+        "5",
+        "--trials",
+        "9",
+        "--max-concurrent",
+        "1",
+        "--cpus-per-trial",
+        "0.5",
+        "--max-hours",
+        "1",
+        "--plateau",
+        "2",
+    ]
     args = parse(parser(), ["--mlruns", str(tmp_path), "--resume", "s", *more])
     assert (args.trials, args.max_concurrent, args.cpus_per_trial) == (9, 1, 0.5)
-    assert (args.max_hours, args.plateau) == (1.0, 2)
+    assert (args.max_hours, args.plateau, args.replicates, args.trial_timeout) == (1.0, 2, 3, 5.0)
 
 
 def test_options_that_define_the_study_are_refused_by_name_even_at_their_defaults(

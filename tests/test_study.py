@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from optuna.trial import TrialState
 from studies import ROOT, made, mlflow_runs, optuna_trials, start
 
+from model import load
 from model.compute import Compute
 from search.ledger import CONFIG, HASH, METRICS, REASON, REPEAT_OF
 from search.results import REPLICATE_OF
@@ -144,6 +146,7 @@ def test_training_a_trials_configuration_again_gives_its_very_result(
     best = json.loads((Records.at(root).study("small") / "best.json").read_text())
     for rank, records in (("1", root), ("2", tmp_path)):
         options = ["--from-study", "small", "--rank", rank, "--mlruns", str(records), "--out", str(tmp_path / rank)]
+        options += ["--register", "small"]
         monkeypatch.setattr(sys, "argv", ["train.py", *options])
         assert train() == 0
         assert "is the trial's, to the last digit" in capsys.readouterr().out
@@ -152,6 +155,13 @@ def test_training_a_trials_configuration_again_gives_its_very_result(
     _, children, _ = mlflow_runs(root)
     assert trial["mlflow_run"] in [run.info.run_id for run in children if run.data.tags[HASH_TAG] == trial["hash"]]
     assert json.loads((tmp_path / "2" / "run.json").read_text())["trial"]["mlflow_run"] is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", Records.at(root).tracking_uri)
+    registered, kept = load("models:/small@champion", "cpu"), load(tmp_path / "1", "cpu")
+    text = "the cat sleeps under the tree"
+    assert torch.equal(registered.logprobs(text), kept.logprobs(text))
+    assert "".join(registered.generate(text, max_tokens=5, seed=1)) == "".join(
+        kept.generate(text, max_tokens=5, seed=1)
+    )
 
 
 def test_the_same_command_again_trains_nothing_and_more_trials_extend_it(

@@ -77,6 +77,8 @@ def _compare(settings: Settings, baselines: list[str]) -> int:
             found.append(contender)
             _log(mlflow, settings, contender, compute)
     except NoResultError as error:
+        if found:  # those before it were trained for nothing otherwise
+            console.print(table(found))
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     console.print(table(found))
@@ -102,7 +104,11 @@ def _log(mlflow: "ModelRun", settings: Settings, contender: "Contender", compute
     }
     if contender.peak_bytes is not None:
         figures[names.PEAK_BYTES] = float(contender.peak_bytes)
-    mlflow.start(f"{contender.kind} {contender.shape}", params, tags)
+    try:
+        mlflow.start(f"{contender.kind} {contender.shape}", params, tags)
+    except ValueError as error:  # away: the table is worth more
+        print(f"the {contender.kind} is not recorded: {error}", file=sys.stderr)
+        return
     mlflow.log(contender.points)
     with tempfile.TemporaryDirectory() as scratch:  # nothing takes up later what MLflow lacks
         if not mlflow.finish(figures, {}, Path(scratch) / "left.json"):

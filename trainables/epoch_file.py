@@ -31,7 +31,7 @@ class EpochFile:
             with safe_open(self.path, framework="pt", device=self.device) as file:
                 kept = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self.path} is damaged ({error}): remove it to train anew") from error
         other = {name: (value, self.computed.get(name)) for name, value in kept["computed"].items()}
         other = {name: pair for name, pair in other.items() if pair[0] != pair[1]}

@@ -50,7 +50,7 @@ class ModelFolder:
         except (FileNotFoundError, ValueError):
             return None
         found: dict[str, Any] = content
-        return found if found.get("identity") == self.identity else None
+        return found if isinstance(found, dict) and found.get("identity") == self.identity else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -47,11 +47,12 @@ class ModelRun:
         return str(runs[0].info.run_id) if runs else None
 
     def start(self, name: str, params: dict[str, Any], tags: dict[str, str]) -> None:
-        """Make the run.
+        """Make the run; nothing of an earlier one is kept.
 
         Raises:
             ValueError: MLflow is away.
         """
+        self._waiting, self._last_step, self._away = [], {}, False
         try:
             run = self.client.create_run(self.experiment_id, tags={NAME_TAG: name} | tags)
             self.run_id = run.info.run_id
@@ -113,25 +114,30 @@ class ModelRun:
 
     def finish(self, figures: dict[str, float], tags: dict[str, str], left: Path) -> bool:
         """Log the figures and end the run; False where MLflow is away, and `left` then holds what it lacks."""
+        self.leave(figures, tags, left)
+        return self.finish_later(left)
+
+    def leave(self, figures: dict[str, float], tags: dict[str, str], left: Path) -> None:
+        """Write down all that MLflow has not been told and what ends the run, for `finish_later`."""
         now = int(time.time() * 1000)
         self._waiting += [Metric(name, value, now, 0) for name, value in figures.items()]
-        if self._attempt(lambda: self._finish(tags)):
-            left.unlink(missing_ok=True)
-            return True
         points = [(m.key, m.value, m.timestamp, m.step) for m in self._waiting]
         write_whole(left, json.dumps({"run": self.run_id, "points": points, "tags": tags}))
-        return False
 
     def finish_later(self, left: Path) -> bool:
-        """`finish` again with what an earlier one left."""
+        """Log what `leave` wrote down and end the run; False where MLflow is away, and `left` stays."""
         kept = json.loads(left.read_text())
         self.run_id, self._waiting = kept["run"], [Metric(*point) for point in kept["points"]]
-        return self.finish({}, kept["tags"], left)
-
-    def _finish(self, tags: dict[str, str]) -> None:
-        self._flush()
-        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        self.client.set_terminated(self.run_id, "FINISHED")
+        tags = [RunTag(key, value) for key, value in kept["tags"].items()]
+        calls = (  # each by itself: what MLflow refuses of one must not keep the run open
+            self._flush,
+            lambda: self.client.log_batch(self.run_id, tags=tags),
+            lambda: self.client.set_terminated(self.run_id, "FINISHED"),
+        )
+        if not all(map(self._attempt, calls)):
+            return False
+        left.unlink(missing_ok=True)
+        return True
 
     def end(self, status: str, reason: str) -> None:
         """End a run that has no result, KILLED or FAILED."""

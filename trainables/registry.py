@@ -141,7 +141,14 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
         if champion is None:
             better, reason = True, "no champion before it"
         else:
-            better, reason = _compare(f"{name} version {champion}", _validation_of(name, champion), ours, force)
+            try:
+                theirs = _validation_of(name, champion)
+            except (MlflowException, OSError, ValueError) as error:
+                if not force:
+                    raise ValueError(f"the champion, version {champion}, cannot be read: {error}") from error
+                better, reason = True, f"forced: the champion before it, version {champion}, cannot be read"
+            else:
+                better, reason = _compare(f"{name} version {champion}", theirs, ours, force)
         ppl = np.exp(ours.nats.sum() / ours.targets.sum())
         tags = {VALIDATION_TAG: ours.digest, PPL_TAG: f"{ppl:.4f}", REASON_TAG: reason}
         found = _log(client, experiment, folder, name, tags)

@@ -35,7 +35,7 @@ def run_record(
     return {
         "config": config,
         "metrics": metrics,
-        "git_commit": git_state(PLACE)["git_commit"],
+        **git_state(PLACE),
         "versions": {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}},
         "trial": trial,
         "chat": chat,

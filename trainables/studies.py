@@ -62,6 +62,9 @@ def from_file(path: Path) -> Chosen:
         raise ValueError(f"{path}: its `config` is no JSON object")
     if not {"study", "trial", "config_hash", "metrics"} <= content.keys():
         return Chosen(content["config"])
+    for name in ("metrics", "runtime"):
+        if not isinstance(content.get(name, {}), dict):
+            raise ValueError(f"{path}: its `{name}` is no JSON object")
     trial = {"study": content["study"], "number": content["trial"], "hash": content["config_hash"]}
     return Chosen(content["config"], trial, content["metrics"].get(VAL_PPL), content.get("runtime", {}))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from model.modes import CONTEXT_MODES
-from trainables.arguments import Parser, as_count, as_folder, as_name, as_tracking_uri
+from trainables.arguments import Parser, as_count, as_folder, as_name, as_seed, as_tracking_uri
 from trainables.config import BigramConfig, ContextsConfig, Phase1Config, Phase2Config, RunConfig
 from trainables.records import DEFAULT_ROOT, Records
 from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
@@ -136,7 +136,7 @@ def _add_fields(group: argparse._ArgumentGroup) -> None:
     }
     for name, kind in flat_fields().items():
         names = [f"--{name.replace('_', '-')}", *([ALIASES[name]] if name in ALIASES else [])]
-        form = _samples if name == "samples" else forms[kind]
+        form = _samples if name == "samples" else as_seed if name.endswith("seed") else forms[kind]
         shown = {int: "N", float: "X", str: "NAME"}[kind]
         group.add_argument(*names, dest=name, type=form, metavar=shown, default=argparse.SUPPRESS, help=notes.get(name))
 

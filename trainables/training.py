@@ -97,9 +97,10 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     record = run_record(
         settings.config.flat(), metrics, inputs.corpus, is_chat(settings.data), judged, trial, vars(place)
     )
-    folder.finish(made, record)
     tags = {COMPUTE_TAG: place.compute, FOLDER_TAG: str(folder.path.resolve())}
-    if mlflow.finish(metrics, tags, folder.work / MLFLOW):
+    mlflow.leave(metrics, tags, folder.work / MLFLOW)  # first: killed from here on, the same command completes the run
+    folder.finish(made, record)
+    if mlflow.finish_later(folder.work / MLFLOW):
         folder.clear()
     else:
         console.print("[bold]MLflow is away and lacks the end of this run; the same command completes it[/]")

@@ -8,6 +8,9 @@ from search.checks import token_mode
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own live table: ours is shown instead
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's own watch over the host's memory ends the whole run by an error that Tune does not take for a lost worker;
+    # a worker that the kernel kills is one.
+    "RAY_memory_monitor_refresh_ms": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # trials that ask for no GPU see none
     # No CSV, JSON and TensorBoard copies of what MLflow has. It empties Tune's ResultGrid, which nothing here reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

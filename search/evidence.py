@@ -1,6 +1,7 @@
 """A study's configurations with their losses by document, and how the leader compares with the others."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,11 +56,11 @@ class Comparison:
 def load_evidence(results: Results, records: Records) -> list[Evidence]:
     """All finished configurations, by mean loss."""
     loaded = [Evidence(found, _losses(found, results.name, records)) for found in results.configurations()]
-    known = [e.losses.targets for e in loaded if e.losses is not None]
-    # One data set has one list of documents: a record of others is not this study's.
+    # One data set has one list of documents, the commonest: a record of others is not this study's.
+    known = Counter(e.losses.targets.tobytes() for e in loaded if e.losses is not None)
+    usual = known.most_common(1)[0][0] if known else b""
     return [
-        Evidence(e.found, None) if e.losses is None or not np.array_equal(e.losses.targets, known[0]) else e
-        for e in loaded
+        e if e.losses is not None and e.losses.targets.tobytes() == usual else Evidence(e.found, None) for e in loaded
     ]
 
 

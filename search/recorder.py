@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -204,7 +205,9 @@ class Recorder(Unpickled, Callback):
 
 
 def _unpickled(trial: Trial) -> Exception:
-    assert trial.pickled_error_file is not None
+    if trial.pickled_error_file is None:  # Tune pickles what trials raise: this was raised here, by what it calls
+        told = Path(trial.error_file).read_text() if trial.error_file else "an unknown error"
+        raise RuntimeError(f"the record of a trial cannot be kept: {told}")
     with open(trial.pickled_error_file, "rb") as file:
         error: Exception = ray.cloudpickle.load(file)
     return error

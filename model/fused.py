@@ -11,13 +11,14 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model import triton_kernels as kernels
-from model.plain import BlockGradient, join
+from model.plain import BlockGradient, Settled, join
 from model.seeds import seed_of
 
 __all__ = [
-    "Noise", "TokenSums", "head_gradient", "join", "residual_norm", "residual_norm_backward", "settling_norm", "spread",
+    "Noise", "TokenSums", "head_gradient", "join", "residual_norm", "residual_norm_backward", "settling_norm",
 ]  # fmt: skip
 NORM_PROGRAMS = 1 << 14  # of a kernel that goes through rows: enough to fill a GPU, each with several of them
+SETTLING_PROGRAMS = 1 << 13  # of one that sums a block's rows besides
 SUM_PROGRAMS = 2112  # of one that sums over rows besides: few enough to add up at once
 STAGES = 3  # rows whose loads are under way while one is computed
 PIECE = 256  # rows of one token that one program sums
@@ -88,34 +89,52 @@ def residual_norm(
 ) -> tuple[Tensor, Saved]:
     """As `model.plain.residual_norm`; `product` is kept as it is."""
     out = torch.empty_like(x)
-    return out, _residual_norm(out, x, product, term, tokens, weight, bias, size, None, 0.0)
+    pieces = _pieces(NORM_PROGRAMS, len(x), x.shape[1])
+    means, rstds = _residual_norm(out, x, product, term, tokens, weight, bias, size, len(x), pieces)
+    return out, Saved(x, product, term, tokens, means, rstds)
 
 
 def settling_norm(
-    state: Tensor, threshold: float,
+    state: Tensor, num_blocks: int, threshold: float,
     x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int,
-) -> tuple[Tensor, Saved]:  # fmt: skip
-    """As `model.plain.settling_norm`."""
-    still = torch.empty(len(x), dtype=torch.int8, device=x.device)
-    saved = _residual_norm(state, x, product, term, tokens, weight, bias, size, still, threshold * size)
-    return still.sum(dtype=torch.int64), saved
+) -> tuple[Settled, Saved]:  # fmt: skip
+    """As `model.plain.settling_norm`; moments from fp32 sums of differences from `bias`, added up in fp64."""
+    rows, stride = x.shape
+    length = rows // num_blocks
+    pieces = _pieces(SETTLING_PROGRAMS // num_blocks, length, stride)
+    sums = torch.empty(num_blocks, pieces, triton.next_power_of_2(stride), device=x.device)
+    squares = torch.empty(num_blocks, pieces, device=x.device)
+    still = torch.empty(num_blocks * pieces, dtype=torch.int32, device=x.device)
+    means, rstds = _residual_norm(
+        state, x, product, term, tokens, weight, bias, size, length, pieces, (still, sums, squares), threshold * size
+    )
+    offset = sums.sum(dim=1, dtype=torch.float64)[:, :stride] / length  # of each block's mean from `bias`
+    deviation = squares.sum(dim=1, dtype=torch.float64) - length * offset.square().sum(dim=1)
+    settled = Settled(still.sum(), (offset + bias).float(), deviation.clamp(min=0).sqrt().float())
+    return settled, Saved(x, product, term, tokens, means, rstds)
+
+
+def _pieces(programs: int, rows: int, stride: int) -> int:
+    """How many programs go through `rows` rows."""
+    tile = _row_tile(stride)
+    return max(1, min(programs // tile.warps, triton.cdiv(rows, tile.rows)))
 
 
 def _residual_norm(
     out: Tensor, x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor,
-    size: int, still: Tensor | None, limit: float,
-) -> Saved:  # fmt: skip
+    size: int, length: int, pieces: int, moments: tuple[Tensor, Tensor, Tensor] | None = None, limit: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Each row's mean and inverse deviation; `out` and `moments` are written.  # (n,), (n,)"""
     rows, stride = x.shape
     tile = _row_tile(stride)
     means, rstds = torch.empty(rows, device=x.device), torch.empty(rows, device=x.device)
-    programs = min(NORM_PROGRAMS // tile.warps, triton.cdiv(rows, tile.rows))
-    kernels.residual_norm[(programs,)](
-        out, means, rstds, out if still is None else still, limit,
-        x, product, term, term if tokens is None else tokens, weight, bias, rows, programs, size, stride,
-        GATHER=tokens is not None, SETTLE=still is not None,
+    kernels.residual_norm[(rows // length * pieces,)](
+        out, means, rstds, *(moments or (out, out, out)), limit,
+        x, product, term, term if tokens is None else tokens, weight, bias, length, pieces, size, stride,
+        GATHER=tokens is not None, SETTLE=moments is not None,
         ROWS=tile.rows, BLOCK=tile.block, STAGES=STAGES, num_warps=tile.warps,
     )  # fmt: skip
-    return Saved(x, product, term, tokens, means, rstds)
+    return means, rstds
 
 
 def residual_norm_backward(
@@ -141,22 +160,6 @@ def residual_norm_backward(
     )  # fmt: skip
     sums = partials.sum(dim=0)[:, :size]
     return grad_x, grad_product, sums[0], sums[1], sums[2]
-
-
-def spread(rows: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
-    """As `model.plain.spread`, from fp32 sums added up in fp64."""
-    length, stride = len(rows) // num_blocks, rows.shape[1]
-    block = triton.next_power_of_2(stride)
-    pieces = max(1, min(length // 64, SUM_PROGRAMS // 2 // num_blocks))
-    sums = torch.empty(num_blocks, pieces, block, device=rows.device)
-    squares = torch.empty(num_blocks, pieces, device=rows.device)
-    kernels.block_moments[(num_blocks, pieces)](
-        sums, squares, rows, length, pieces, stride, ROWS=max(1, 4096 // block), BLOCK=block
-    )
-    offset = sums.sum(dim=1, dtype=torch.float64)[:, :stride] / length  # of the mean from each block's first row
-    deviation = squares.sum(dim=1, dtype=torch.float64) - length * offset.square().sum(dim=1)
-    mean = rows.view(num_blocks, length, stride)[:, 0] + offset
-    return mean.float(), deviation.clamp(min=0).sqrt().float()
 
 
 class TokenSums:

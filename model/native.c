@@ -120,6 +120,40 @@ void residual_norm_backward(int64_t rows, int64_t d, float *grad, const float *n
     }
 }
 
+/* Put a block of new rows into `state`, which holds older ones; the new rows' mean (d), and the sum of their squared
+ * distances from it. Returns how many rows changed by less than `limit`, squared and summed. */
+int64_t settle(int64_t rows, int64_t d, float limit, float *state, const float *new_rows, double *restrict mean,
+               double *distance) {
+    int64_t still = 0;
+    memset(mean, 0, d * sizeof(double));
+    for (int64_t row = 0; row < rows; row++) {
+        float *restrict old = state + row * d;
+        const float *restrict new = new_rows + row * d;
+        float change = 0.0f;
+#pragma omp simd reduction(+ : change)
+        for (int64_t c = 0; c < d; c++) {
+            float difference = new[c] - old[c];
+            change += difference * difference;
+            old[c] = new[c];
+            mean[c] += new[c];
+        }
+        still += change < limit;
+    }
+    for (int64_t c = 0; c < d; c++) mean[c] /= rows;
+    *distance = 0.0;
+    for (int64_t row = 0; row < rows; row++) {
+        const float *restrict new = new_rows + row * d;
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < d; c++) {
+            float apart = new[c] - (float)mean[c];
+            sum += apart * apart;
+        }
+        *distance += sum;
+    }
+    return still;
+}
+
 /* Logits become `factor` times the cross-entropy's gradient, in place; losses in nats. */
 void softmax_gradient(int64_t rows, int64_t columns, float factor, float *logits, const int64_t *targets,
                       float *losses) {

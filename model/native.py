@@ -18,12 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model import plain
-from model.plain import BlockGradient, Noise, TokenSums, spread
+from model.plain import BlockGradient, Noise, Settled, TokenSums
 
 __all__ = [
     "Noise", "TokenSums", "adam", "head_gradient", "join", "residual_norm", "residual_norm_backward", "settling_norm",
-    "spread",
 ]  # fmt: skip
 log = logging.getLogger(__name__)
 
@@ -87,12 +85,13 @@ def load() -> ctypes.CDLL | None:
         ("join", [size] * 3 + [pointer] * 4),
         ("residual_norm", [size] * 3 + [pointer] * 9),
         ("residual_norm_backward", [size] * 2 + [pointer] * 8),
+        ("settle", [size] * 2 + [number] + [pointer] * 4),
         ("softmax_gradient", [size] * 2 + [number] + [pointer] * 3),
         ("norm", [size, pointer]),
         ("adam", [size] + [number] * 6 + [pointer] * 4),
     ):
         getattr(library, name).argtypes = arguments
-        getattr(library, name).restype = ctypes.c_double if name == "norm" else None
+        getattr(library, name).restype = {"norm": ctypes.c_double, "settle": size}.get(name)
     return library
 
 
@@ -103,7 +102,7 @@ def _call(name: str, *arguments: Tensor | float | None) -> Any:
     passed: list[float | None] = []
     for value in arguments:
         if isinstance(value, Tensor):
-            assert value.dtype in (torch.float32, torch.int64), f"{name} takes fp32 rows, not {value.dtype}"
+            assert value.dtype in (torch.float32, torch.float64, torch.int64), f"{name} does not take {value.dtype}"
             assert value.is_contiguous(), f"{name} takes contiguous rows"
             passed.append(value.data_ptr())
         else:
@@ -165,12 +164,28 @@ def residual_norm_backward(
 
 
 def settling_norm(
-    state: Tensor, threshold: float,
+    state: Tensor, num_blocks: int, threshold: float,
     x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int,
-) -> tuple[Tensor, Saved]:  # fmt: skip
+) -> tuple[Settled, Saved]:  # fmt: skip
     """As `model.plain.settling_norm`."""
     out, saved = residual_norm(x, product, term, tokens, weight, bias, size)
-    return plain.settle(state, out, threshold * size), saved
+    length = len(out) // num_blocks
+    mean = torch.empty(num_blocks, size, dtype=torch.float64)
+    distance = torch.empty(num_blocks, dtype=torch.float64)  # squared, summed over a block
+    still = sum(
+        _call(
+            "settle",
+            length,
+            size,
+            threshold * size,
+            state[i * length :],
+            out[i * length :],
+            mean[i],
+            distance[i:],
+        )
+        for i in range(num_blocks)
+    )
+    return Settled(torch.tensor(still), mean.float(), distance.sqrt().float()), saved
 
 
 def head_gradient(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.compute import Compute
 from model.layers import ContextBlock, TokenBlock
-from model.plain import BlockGradient
+from model.plain import BlockGradient, Settled
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:
@@ -67,28 +67,32 @@ class ContextPass:
         return outputs
 
     @torch.no_grad()
-    def advance(self, state: Tensor, threshold: float, previous: Tensor, tokens: Tensor) -> tuple[Tensor, list[Any]]:
+    def advance(
+        self, state: Tensor, num_blocks: int, threshold: float, previous: Tensor, tokens: Tensor
+    ) -> tuple[Settled, list[Any]]:
         """One step of the fixed-point iteration at n positions: `state` (n, W) becomes the new final contexts.
 
         Args:
+            num_blocks: loss blocks, equally long.
             threshold: a mean squared change of a position under this counts as none.
             previous, tokens: as in `forward`.
 
         Returns:
-            How many positions hardly changed, and what `backward` needs.  # () int64
+            What it did to the blocks, and what `backward` needs.
         """
         tape: list[Any] = []
-        x, count = previous, state.new_zeros(())
-        for hidden, term, norm in zip(self.hidden, self.terms, self.norms, strict=True):
-            arguments = (x, x @ hidden.T, term, tokens, *norm)
-            if len(tape) < len(self.hidden) - 1:
-                out, saved = self.compute.ops.residual_norm(*arguments)
-            else:
-                count, saved = self.compute.ops.settling_norm(state, threshold, *arguments)
-                out = state
+        layers = list(zip(self.hidden, self.terms, self.norms, strict=True))
+        x = previous
+        for hidden, term, norm in layers[:-1]:
+            out, saved = self.compute.ops.residual_norm(x, x @ hidden.T, term, tokens, *norm)
             tape.append((x, saved))
             x = out
-        return count, tape
+        hidden, term, norm = layers[-1]
+        settled, saved = self.compute.ops.settling_norm(
+            state, num_blocks, threshold, x, x @ hidden.T, term, tokens, *norm
+        )
+        tape.append((x, saved))
+        return settled, tape
 
     def begin(self) -> None:
         """Set all gradients to zero; the parameters have some (`trainables.optimizer.FlatAdam` sees to that)."""

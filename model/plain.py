@@ -110,28 +110,37 @@ def residual_norm_backward(
     return grad_x, grad_product, grad_weight, grad_bias, grad_product.sum(0)
 
 
+class Settled(NamedTuple):
+    """What one step of the fixed-point iteration did to equally long blocks of rows."""
+
+    still: Tensor  # how many rows hardly changed  # () int64
+    mean: Tensor  # of each block's new rows  # (B, W)
+    deviation: Tensor  # ||X - mean(X)||_F of each block's new rows X  # (B,)
+
+
 def settling_norm(
-    state: Tensor, threshold: float,
+    state: Tensor, num_blocks: int, threshold: float,
     x: Tensor, product: Tensor, term: Tensor, tokens: Tensor | None, weight: Tensor, bias: Tensor, size: int,
-) -> tuple[Tensor, Saved]:  # fmt: skip
-    """`residual_norm` into `state`, which holds older rows; and how many of them hardly changed.
+) -> tuple[Settled, Saved]:  # fmt: skip
+    """`residual_norm` into `state`, which holds older rows, and what became of its blocks.
 
     Args:
         state: (n, W)
+        num_blocks: equally long, one after the other.
         threshold: a mean squared change of a row under this counts as none.
 
     Returns:
-        The count, and what the backward needs.  # () int64
+        That, and what the backward needs.
     """
     out, saved = residual_norm(x, product, term, tokens, weight, bias, size)
-    return settle(state, out, threshold * size), saved
+    return settle(state, out, num_blocks, threshold * size), saved
 
 
-def settle(state: Tensor, rows: Tensor, limit: float) -> Tensor:
-    """Put `rows` (n, W) into `state`; how many of them changed by less than `limit`, squared and summed.  # () int64"""
+def settle(state: Tensor, rows: Tensor, num_blocks: int, limit: float) -> Settled:
+    """Put `rows` (n, W) into `state`; those that changed by less than `limit`, squared and summed, stand still."""
     change = torch.sub(rows, state).square_().sum(dim=1)
     state.copy_(rows)
-    return (change < limit).sum()
+    return Settled((change < limit).sum(), *spread(rows, num_blocks))
 
 
 def spread(rows: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:

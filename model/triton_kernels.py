@@ -87,35 +87,53 @@ def _total(x, product, term, tokens, row, column, inside, rows, stride, GATHER: 
     return old + active * share, share + bell
 
 
-@triton.jit(do_not_specialize=["rows", "programs"])
+@triton.jit(do_not_specialize=["length", "pieces"])
 def residual_norm(
-    out, means, rstds, still, limit, x, product, term, tokens, weight, bias, rows, programs, width, stride,
-    GATHER: tl.constexpr, SETTLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    out, means, rstds, still, sums, squares, limit, x, product, term, tokens, weight, bias, length, pieces,
+    width, stride, GATHER: tl.constexpr, SETTLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm(x + GELU(product + term)), and each row's mean and inverse deviation.
+    """LayerNorm(x + GELU(product + term)), and each row's mean and inverse deviation; `pieces` programs a block.
 
-    SETTLE: out holds older rows; mark those whose summed squared change is under `limit`.
+    SETTLE: out holds older rows. Each piece of a block of `length` rows counts those whose summed squared change is
+    under `limit`, and sums its new rows' columns and squares, as differences from `bias`: still (B * pieces),
+    sums (B * pieces, BLOCK), squares (B * pieces).
     """
+    program = tl.program_id(0)
+    begin = program // pieces * length
+    end = begin + length
     column = tl.arange(0, BLOCK)[None, :]
     gain = tl.load(weight + column, mask=column < stride, other=0.0)
     shift = tl.load(bias + column, mask=column < stride, other=0.0)
-    for first in tl.range(tl.program_id(0) * ROWS, rows, programs * ROWS, num_stages=STAGES):
+    if SETTLE:
+        count = tl.zeros([ROWS], tl.int32)
+        column_sum = tl.zeros([ROWS, BLOCK], tl.float32)
+        square_sum = tl.zeros([ROWS, BLOCK], tl.float32)
+    for first in tl.range(begin + program % pieces * ROWS, end, pieces * ROWS, num_stages=STAGES):
         line = first + tl.arange(0, ROWS)
         row = line[:, None]
-        inside = (row < rows) & (column < stride)
-        total, _ = _total(x, product, term, tokens, row, column, inside, rows, stride, GATHER)
+        inside = (row < end) & (column < stride)
+        total, _ = _total(x, product, term, tokens, row, column, inside, end, stride, GATHER)
         mean = tl.sum(total, 1) / width
         centred = tl.where(column < width, total - mean[:, None], 0.0)
         rstd = tl.rsqrt(tl.sum(centred * centred, 1) / width + NORM_EPS)
-        tl.store(means + line, mean, mask=line < rows)
-        tl.store(rstds + line, rstd, mask=line < rows)
+        tl.store(means + line, mean, mask=line < end)
+        tl.store(rstds + line, rstd, mask=line < end)
         value = centred * rstd[:, None] * gain + shift  # a pad has neither gain nor shift
         value = value.to(out.dtype.element_ty)
         place = row.to(tl.int64) * stride + column
         if SETTLE:
-            change = value.to(tl.float32) - tl.load(out + place, mask=inside, other=0.0).to(tl.float32)
-            tl.store(still + line, (tl.sum(change * change, 1) < limit).to(tl.int8), mask=line < rows)
+            new = value.to(tl.float32)
+            change = new - tl.load(out + place, mask=inside, other=0.0).to(tl.float32)
+            count += ((tl.sum(change * change, 1) < limit) & (line < end)).to(tl.int32)
+            apart = tl.where(inside, new - shift, 0.0)
+            column_sum += apart
+            square_sum += apart * apart
         tl.store(out + place, value, mask=inside)
+    if SETTLE:
+        tl.store(still + program, tl.sum(count, 0))
+        tl.store(sums + program * BLOCK + tl.arange(0, BLOCK), tl.sum(column_sum, 0))
+        tl.store(squares + program, tl.sum(tl.sum(square_sum, 1), 0))
 
 
 @triton.jit(do_not_specialize=["rows", "length", "programs"])
@@ -162,31 +180,6 @@ def residual_norm_backward(
     tl.store(base, tl.sum(weight_sum, 0))
     tl.store(base + BLOCK, tl.sum(bias_sum, 0))
     tl.store(base + 2 * BLOCK, tl.sum(term_sum, 0))
-
-
-@triton.jit(do_not_specialize=["length", "pieces"])
-def block_moments(sums, squares, rows, length, pieces, stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Column sums and the sum of squares of each piece of each block, as differences from the block's first row.
-
-    sums (B, pieces, BLOCK), squares (B, pieces).
-    """
-    block, piece = tl.program_id(0), tl.program_id(1)
-    column = tl.arange(0, BLOCK)[None, :]
-    first_row = rows + (block * length).to(tl.int64) * stride + column
-    first_value = tl.load(first_row, mask=column < stride, other=0.0)
-    origin = first_value.to(tl.float32)
-    total = tl.zeros([ROWS, BLOCK], tl.float32)
-    square = tl.zeros([ROWS, BLOCK], tl.float32)
-    for first in range(piece * ROWS, length, pieces * ROWS):
-        row = first + tl.arange(0, ROWS)[:, None]
-        place = (block * length + row).to(tl.int64) * stride + column
-        inside = (row < length) & (column < stride)
-        value = tl.load(rows + place, mask=inside, other=first_value).to(tl.float32) - origin
-        total += value
-        square += value * value
-    at = block * pieces + piece
-    tl.store(sums + at * BLOCK + tl.arange(0, BLOCK), tl.sum(total, 0))
-    tl.store(squares + at, tl.sum(tl.sum(square, 1), 0))
 
 
 @triton.jit

@@ -52,14 +52,19 @@ def test_residual_norm(rng: torch.Generator, gather: bool, affine: bool, rows: i
         assert close(mine, theirs, 1e-4)  # differences of near equals in the narrow rows
 
 
-def test_settling_norm_counts_and_keeps(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_settling_norm(rng: torch.Generator, blocks: int) -> None:
     state, x, product, term = (torch.randn(50, 20, generator=rng) for _ in range(4))
-    arguments = (x, product, term[0], None, torch.ones(20), torch.zeros(20), 20)
+    bias = 30 * torch.randn(20, generator=rng)  # far from zero: nothing may cancel
+    arguments = (x, product, term[0], None, torch.full((20,), 0.1), bias, 20)
     expected, _ = plain.residual_norm(x, product.clone(), *arguments[2:])
     state[:17] = expected[:17] + 0.01
-    count, _ = native.settling_norm(state, 0.001, *arguments)
-    assert int(count) == 17
+    settled, _ = native.settling_norm(state, blocks, 0.001, *arguments)
+    assert int(settled.still) == 17
     assert close(state, expected.double())
+    mean, deviation = plain.spread(state.double(), blocks)
+    assert close(settled.mean, mean)
+    assert close(settled.deviation, deviation)
 
 
 @pytest.mark.parametrize("vocab", [1, 53, 512, 1001])

@@ -115,7 +115,8 @@ def test_fused_residual_norm(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fused_settling_norm(rng: torch.Generator, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("blocks", [1, 2, 13])
+def test_fused_settling_norm(rng: torch.Generator, dtype: torch.dtype, blocks: int) -> None:
     n, d, stride, vocab = 130, 20, 32, 11
     tokens = torch.randint(vocab, (n,), generator=rng).to(DEVICE)
     x, product, term = draw(rng, n, d, dtype=dtype), draw(rng, n, d, dtype=dtype), draw(rng, vocab, d, dtype=dtype)
@@ -126,31 +127,40 @@ def test_fused_settling_norm(rng: torch.Generator, dtype: torch.dtype) -> None:
     wide = padded(state, stride).to(dtype)
     before = wide[:, :d].float().clone()
     found, saved = fused.settling_norm(
-        wide, 0.03, padded(x, stride), padded(product, stride), padded(term, stride), tokens, *norm
+        wide, blocks, 0.03, padded(x, stride), padded(product, stride), padded(term, stride), tokens, *norm
     )
     change = (wide[:, :d].float() - before).square().mean(dim=1)
-    assert 0 < int(found) == int((change < 0.03).sum()) < n
+    assert 0 < int(found.still) == int((change < 0.03).sum()) < n
     assert close(wide[:, :d], out, dtype)
     assert (wide[:, d:] == 0).all()
     mine = state.clone()
     expected, _ = plain.settling_norm(
-        mine, 0.03, x.float(), product.float().clone(), term.float(), tokens, weight, bias, d
+        mine, blocks, 0.03, x.float(), product.float().clone(), term.float(), tokens, weight, bias, d
     )
     assert torch.equal(mine, out)
-    assert int(expected) == int(((out - state).square().mean(dim=1) < 0.03).sum())
+    assert int(expected.still) == int(((out - state).square().mean(dim=1) < 0.03).sum())
+    mean, deviation = plain.spread(wide.double(), blocks)
+    assert close(found.mean, mean, torch.float32)
+    assert close(found.deviation, deviation, torch.float32)
     upper = draw(rng, n, d, dtype=dtype)
     grads = fused.residual_norm_backward(padded(upper, stride), saved, *norm)
     assert close(grads[3][:d], upper.float().sum(0), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fused_spread(rng: torch.Generator, dtype: torch.dtype) -> None:
-    rows = (5 + 0.01 * draw(rng, 130, 20)).to(dtype)  # far from zero and close together: nothing may cancel
-    for blocks in (1, 2, 13):
-        mean, deviation = fused.spread(padded(rows, 32), blocks)
-        wanted = plain.spread(rows.double(), blocks)
-        assert close(mean[:, :20], wanted[0], torch.float32)
-        assert close(deviation, wanted[1], torch.float32)
+def test_fused_moments_do_not_cancel(rng: torch.Generator, dtype: torch.dtype) -> None:
+    """Rows far from zero and close together."""
+    n, d = 130, 20
+    x, product, term = draw(rng, n, d, dtype=dtype), draw(rng, n, d, dtype=dtype), draw(rng, d, dtype=dtype)
+    weight, bias = torch.full((d,), 0.1, device=DEVICE), 10 + draw(rng, d)
+    state = torch.zeros(n, 32, dtype=dtype, device=DEVICE)
+    norm = (padded(weight[None], 32)[0], padded(bias[None], 32)[0], d)
+    found, _ = fused.settling_norm(
+        state, 2, 0.03, padded(x, 32), padded(product, 32), padded(term[None], 32)[0], None, *norm
+    )
+    mean, deviation = plain.spread(state.double(), 2)
+    assert close(found.mean, mean, torch.float32)
+    assert close(found.deviation, deviation, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

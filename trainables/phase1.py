@@ -81,7 +81,6 @@ class _Stream:
         Returns:
             The loss and the share of converged positions.  # (2,) float64
         """
-        ops = self.compute.ops
         figures = torch.zeros(2, dtype=torch.float64, device=state.device)
         carry = state[-1].clone()
         weights.begin()
@@ -91,10 +90,11 @@ class _Stream:
             length = spans[0][1] - spans[0][0]
             previous = self.noise.on_previous(carry, rows, number, start, length)
             carry = rows[-1].clone()
-            still, tape = weights.advance(rows, self.config.threshold, previous, self.tokens[start:stop])
-            figures[1] += still
-            mean, deviation = ops.spread(rows, len(spans))
-            losses, gradient = block_dispersion(mean, deviation, length)
+            settled, tape = weights.advance(
+                rows, len(spans), self.config.threshold, previous, self.tokens[start:stop]
+            )
+            figures[1] += settled.still
+            losses, gradient = block_dispersion(settled.mean, settled.deviation, length)
             weights.backward(gradient.times(1 / self.num_blocks), tape, sums)
             figures[0] += losses.sum() / self.num_blocks
         weights.finish()

@@ -26,14 +26,6 @@ SOFTMAX_BLOCK, SOFTMAX_WARPS = 4096, 32  # logits of a row in flight, by how man
 SAMPLE = 1024  # logits of a row that tell how large its exponentials will be; a BPE's first tokens are its commonest
 
 
-class _Tile(NamedTuple):
-    """Rows and columns of one program's tile, and its warps; measured on an H200."""
-
-    rows: int
-    block: int
-    warps: int
-
-
 class _LogitTile(NamedTuple):
     """What one program multiplies at a time, and how; measured on an H200."""
 
@@ -48,10 +40,9 @@ class _LogitTile(NamedTuple):
 LOGIT_TILE = _LogitTile(128, 256, 64, group=16, warps=8, stages=4)
 
 
-def _row_tile(stride: int) -> _Tile:
-    """For sums along rows: inside one warp where a row fits."""
-    block = triton.next_power_of_2(stride)
-    return _Tile(max(1, 512 // block), block, 1 if block <= 512 else 4)
+def _row_warps(block: int) -> int:
+    """For sums along a row: one where it fits."""
+    return 1 if block <= 512 else 4
 
 
 class Noise:
@@ -116,8 +107,7 @@ def settling_norm(
 
 def _pieces(programs: int, rows: int, stride: int) -> int:
     """How many programs go through `rows` rows."""
-    tile = _row_tile(stride)
-    return max(1, min(programs // tile.warps, triton.cdiv(rows, tile.rows)))
+    return max(1, min(programs // _row_warps(triton.next_power_of_2(stride)), rows))
 
 
 def _residual_norm(
@@ -126,13 +116,13 @@ def _residual_norm(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Each row's mean and inverse deviation; `out` and `moments` are written.  # (n,), (n,)"""
     rows, stride = x.shape
-    tile = _row_tile(stride)
+    block = triton.next_power_of_2(stride)
     means, rstds = torch.empty(rows, device=x.device), torch.empty(rows, device=x.device)
     kernels.residual_norm[(rows // length * pieces,)](
         out, means, rstds, *(moments or (out, out, out)), limit,
         x, product, term, term if tokens is None else tokens, weight, bias, length, pieces, size, stride,
         GATHER=tokens is not None, SETTLE=moments is not None,
-        ROWS=tile.rows, BLOCK=tile.block, STAGES=STAGES, num_warps=tile.warps,
+        BLOCK=block, STAGES=STAGES, num_warps=_row_warps(block),
     )  # fmt: skip
     return means, rstds
 
@@ -143,9 +133,9 @@ def residual_norm_backward(
     """As `model.plain.residual_norm_backward`."""
     x, product, term, tokens, means, rstds = saved
     rows, stride = x.shape
-    tile = _row_tile(stride)
-    programs = min(SUM_PROGRAMS // tile.warps, triton.cdiv(rows, tile.rows))
-    partials = torch.empty(programs, 3, tile.block, device=x.device)
+    block = triton.next_power_of_2(stride)
+    programs = _pieces(SUM_PROGRAMS, rows, stride)
+    partials = torch.empty(programs, 3, block, device=x.device)
     grad_product = torch.empty_like(x)
     grad_x = torch.empty_like(x) if want_x else grad_product
     if isinstance(grad, BlockGradient):
@@ -156,7 +146,7 @@ def residual_norm_backward(
         grad_x, grad_product, partials, dense, scale, shift, length, means, rstds,
         x, product, term, term if tokens is None else tokens, weight, bias, rows, programs, size, stride,
         AFFINE=isinstance(grad, BlockGradient), GATHER=tokens is not None, WANT_X=want_x,
-        ROWS=tile.rows, BLOCK=tile.block, STAGES=STAGES, num_warps=tile.warps,
+        BLOCK=block, STAGES=STAGES, num_warps=_row_warps(block),
     )  # fmt: skip
     sums = partials.sum(dim=0)[:, :size]
     return grad_x, grad_product, sums[0], sums[1], sums[2]

@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 NORM_PROGRAMS = 1 << 14  # of a kernel that goes through rows: enough to fill a GPU, each with several of them
 SETTLING_PROGRAMS = 1 << 13  # of one that sums a block's rows besides
-SUM_PROGRAMS = 2112  # of one that sums over rows besides: few enough to add up at once
+SUM_PROGRAMS = 3168  # of one that sums over rows besides: few enough to add up at once
 STAGES = 3  # rows whose loads are under way while one is computed
 PIECE = 256  # rows of one token that one program sums
 SOFTMAX_BLOCK, SOFTMAX_WARPS = 4096, 32  # logits of a row in flight, by how many warps

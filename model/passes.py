@@ -129,8 +129,8 @@ class ContextPass:
         for layer, hidden, term in zip(self.block, self.hidden_grads, self.term_grads, strict=True):
             _grad(layer.bias).add_(term.sum(dim=0)[:size])
             _grad(layer.weight)[:, :size] += hidden[:size, :size]
-            on_terms = self.compute.operand(term[:, :size])
-            _grad(layer.weight)[:, size:] += self.compute.product(on_terms.T, self.embedded)
+            on_token = self.compute.product(self.compute.operand(term).T, self.embedded)  # (W, E): aligned, and so fast
+            _grad(layer.weight)[:, size:] += on_token[:size]
 
 
 class TokenPass:

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model import triton_kernels as kernels
-from model.plain import BlockGradient, Settled, join
+from model.plain import BlockGradient, Settled, Sums, join, put
 from model.seeds import seed_of
 
 __all__ = [
@@ -128,8 +128,9 @@ def _residual_norm(
 
 
 def residual_norm_backward(
-    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor, size: int, want_x: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor, size: int, want_x: bool = True,
+    into: Sums | None = None,
+) -> tuple[Tensor, Tensor, Sums]:  # fmt: skip
     """As `model.plain.residual_norm_backward`."""
     x, product, term, tokens, means, rstds = saved
     rows, stride = x.shape
@@ -149,7 +150,7 @@ def residual_norm_backward(
         BLOCK=block, STAGES=STAGES, num_warps=_row_warps(block),
     )  # fmt: skip
     sums = partials.sum(dim=0)[:, :size]
-    return grad_x, grad_product, sums[0], sums[1], sums[2]
+    return grad_x, grad_product, put((sums[0], sums[1], sums[2]), into)
 
 
 class TokenSums:

@@ -39,13 +39,13 @@ static inline void gelu_parts(float v, float *share, float *bell) {
     *bell = v * e * 0.39894228f;
 }
 
-/* Rows of `left` and, behind them, the rows of `table` that `tokens` pick. */
-void join(int64_t rows, int64_t width, int64_t d, const float *left, const float *table, const int64_t *tokens,
+/* Rows of `left` and, behind them, those of `right`, or those that `tokens` pick of it. */
+void join(int64_t rows, int64_t width, int64_t d, const float *left, const float *right, const int64_t *tokens,
           float *joined) {
     for (int64_t row = 0; row < rows; row++) {
         float *line = joined + row * (width + d);
         memcpy(line, left + row * width, width * sizeof(float));
-        memcpy(line + width, table + tokens[row] * d, d * sizeof(float));
+        memcpy(line + width, right + (tokens ? tokens[row] : row) * d, d * sizeof(float));
     }
 }
 

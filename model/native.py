@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model.plain import BlockGradient, Noise, Settled, TokenSums
+from model.plain import BlockGradient, Noise, Settled, Sums, TokenSums
 
 __all__ = [
     "Noise", "TokenSums", "adam", "head_gradient", "join", "residual_norm", "residual_norm_backward", "settling_norm",
@@ -119,11 +119,11 @@ class Saved(NamedTuple):
     rstd: Tensor
 
 
-def join(left: Tensor, table: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def join(left: Tensor, right: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
     """As `model.plain.join`; the second is a view of the first."""
     rows, width = left.shape
-    joined = left.new_empty(rows, width + table.shape[1])
-    _call("join", rows, width, table.shape[1], left, table, tokens, joined)
+    joined = left.new_empty(rows, width + right.shape[1])
+    _call("join", rows, width, right.shape[1], left, right, tokens, joined)
     return joined, joined[:, width:]
 
 
@@ -153,14 +153,15 @@ def residual_norm(
 
 
 def residual_norm_backward(
-    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor, size: int, want_x: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor, size: int, want_x: bool = True,
+    into: Sums | None = None,
+) -> tuple[Tensor, Tensor, Sums]:  # fmt: skip
     """As `model.plain.residual_norm_backward`; `grad` and `saved` are overwritten."""
     if isinstance(grad, BlockGradient):
         grad = grad.dense(saved.out)
-    sums = [torch.empty_like(weight) for _ in range(3)]
+    sums = into or (torch.empty_like(weight), torch.empty_like(weight), torch.empty_like(weight))
     _call("residual_norm_backward", len(grad), size, grad, saved.normed, saved.slope, saved.rstd, weight, *sums)
-    return grad, saved.slope, sums[0], sums[1], sums[2]
+    return grad, saved.slope, sums
 
 
 def settling_norm(

@@ -112,11 +112,11 @@ class ContextPass:
         """
         for i, layer in reversed(list(enumerate(self.block))):
             x, saved = tape.pop()
-            grad_x, grad_product, *sums_of = self.compute.ops.residual_norm_backward(
+            grad_x, grad_product, (on_weight, on_bias, _) = self.compute.ops.residual_norm_backward(
                 grad, saved, *self.norms[i], want_x=i > 0
             )
-            _grad(layer.norm.weight).add_(sums_of[0])
-            _grad(layer.norm.bias).add_(sums_of[1])
+            _grad(layer.norm.weight).add_(on_weight)
+            _grad(layer.norm.bias).add_(on_bias)
             self.hidden_grads[i] += self.compute.product(grad_product.T, x)
             sums.add_to(self.term_grads[i], grad_product)
             if i > 0:
@@ -175,7 +175,7 @@ class TokenPass:
         inputs, x = self.compute.ops.join(contexts[0], self.embedded, tokens)
         for i, (layer, weight, context) in enumerate(zip(self.block, self.weights, contexts, strict=True)):
             if i > 0:
-                inputs = x if context is None else torch.cat([context, x], dim=1)
+                inputs = x if context is None else self.compute.ops.join(context, x, None)[0]
             out, saved = self.compute.ops.residual_norm(
                 x, inputs @ weight.T, layer.bias, None, layer.norm.weight, layer.norm.bias, x.shape[1]
             )
@@ -190,12 +190,10 @@ class TokenPass:
         embedding_dim = grad.shape[1]
         for i, layer in reversed(list(enumerate(self.block))):
             inputs, saved = tape.pop()
-            grad_x, grad_product, *sums = self.compute.ops.residual_norm_backward(
-                grad, saved, layer.norm.weight, layer.norm.bias, embedding_dim, want_x=i > 0
-            )
-            _grad(layer.norm.weight).copy_(sums[0])
-            _grad(layer.norm.bias).copy_(sums[1])
-            _grad(layer.bias).copy_(sums[2])
+            grad_x, grad_product, _ = self.compute.ops.residual_norm_backward(
+                grad, saved, layer.norm.weight, layer.norm.bias, embedding_dim, want_x=i > 0,
+                into=(_grad(layer.norm.weight), _grad(layer.norm.bias), _grad(layer.bias)),
+            )  # fmt: skip
             on_weight = _grad(layer.weight)  # (E, D+E) or (E, E)
             if on_weight.shape[1] == inputs.shape[1]:
                 self.compute.product_into(on_weight, grad_product.T, inputs)

@@ -57,6 +57,9 @@ class Noise:
         return noise
 
 
+Sums = tuple[Tensor, Tensor, Tensor]  # gradients of a LayerNorm's weight and bias, and of the term  # (D,) each
+
+
 class Saved(NamedTuple):
     """What `residual_norm_backward` needs of a forward."""
 
@@ -67,12 +70,12 @@ class Saved(NamedTuple):
     rstd: Tensor
 
 
-def join(left: Tensor, table: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of `left` and, behind them, those of `table` that `tokens` pick: both together, and the latter alone.
+def join(left: Tensor, right: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows of `left` and, behind them, those of `right`, or those that `tokens` pick of it: together, and the latter.
 
-    # (n, W), (V, E), (n,) -> (n, W+E), (n, E)
+    # (n, W), (n, E) or (V, E), (n,) -> (n, W+E), (n, E)
     """
-    rows = F.embedding(tokens, table)
+    rows = right if tokens is None else F.embedding(tokens, right)
     return torch.cat([left, rows], dim=1), rows
 
 
@@ -94,12 +97,15 @@ def residual_norm(
 
 
 def residual_norm_backward(
-    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor, size: int, want_x: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `residual_norm`: of x and of product (n, D), of the LayerNorm's weight and bias and the term's sum.
+    grad: Tensor | BlockGradient, saved: Saved, weight: Tensor, bias: Tensor, size: int, want_x: bool = True,
+    into: Sums | None = None,
+) -> tuple[Tensor, Tensor, Sums]:  # fmt: skip
+    """Gradients of `residual_norm`: of x and of product (n, D), and what is summed over the rows.
 
-    The last three are summed over the rows.  # (D,)
     The first may be anything unless `want_x`.
+
+    Args:
+        into: where the sums are put.
     """
     if isinstance(grad, BlockGradient):
         grad = grad.dense(saved.out)
@@ -107,7 +113,14 @@ def residual_norm_backward(
         grad, saved.total, [size], saved.mean, saved.rstd, weight, bias, [True, True, True]
     )
     grad_product = torch.ops.aten.gelu_backward(grad_x, saved.active)
-    return grad_x, grad_product, grad_weight, grad_bias, grad_product.sum(0)
+    return grad_x, grad_product, put((grad_weight, grad_bias, grad_product.sum(0)), into)
+
+
+def put(sums: Sums, into: Sums | None) -> Sums:
+    """The sums, copied to `into` if that is given."""
+    for source, place in zip(sums, into or (), strict=False):
+        place.copy_(source)
+    return sums
 
 
 class Settled(NamedTuple):

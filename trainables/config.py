@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.modes import context_reads
 from trainables.artifacts import content_key
 
-METHOD_VERSION = 4  # raise when the same config would give other numbers: old cached results then miss
+METHOD_VERSION = 5  # raise when the same config would give other numbers: old cached results then miss
 
 
 def _require(condition: bool, name: str, rule: str, value: object) -> None:

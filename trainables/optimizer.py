@@ -36,15 +36,16 @@ class FlatAdam:
         self.means = list(torch.zeros_like(self.flat).split(size))
         self.squares = list(torch.zeros_like(self.flat).split(size))
         self.native = compute.native and self.flat.dtype == torch.float32
-        self.counts = [torch.zeros((), device=self.flat.device) for _ in self.values]
+        self.counts = [torch.zeros((), device=self.flat.device) for _ in self.values]  # steps taken, of each piece
+        self.steps = 0  # the same where they are taken in C
 
     @torch.no_grad()
     def step(self) -> None:
         """One step down the gradient in the parameters' `.grad`."""
         if self.native:
-            self.counts[0] += 1
+            self.steps += 1
             native.adam(
-                self.flat, self.grad, self.means[0], self.squares[0], int(self.counts[0]), self.learning_rate,
+                self.flat, self.grad, self.means[0], self.squares[0], self.steps, self.learning_rate,
                 self.grad_clip, BETAS, EPS,
             )  # fmt: skip
             return
@@ -74,7 +75,7 @@ class FlatAdam:
             "weights": self.flat,
             "means": torch.cat(self.means),
             "squares": torch.cat(self.squares),
-            "steps": self.counts[0],
+            "steps": torch.tensor(float(self.steps)) if self.native else self.counts[0],
         }
 
     @torch.no_grad()
@@ -86,3 +87,4 @@ class FlatAdam:
                 piece.copy_(value)
         for count in self.counts:
             count.copy_(state["steps"])
+        self.steps = int(state["steps"])

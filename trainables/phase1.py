@@ -90,9 +90,7 @@ class _Stream:
             length = spans[0][1] - spans[0][0]
             previous = self.noise.on_previous(carry, rows, number, start, length)
             carry = rows[-1].clone()
-            settled, tape = weights.advance(
-                rows, len(spans), self.config.threshold, previous, self.tokens[start:stop]
-            )
+            settled, tape = weights.advance(rows, len(spans), self.config.threshold, previous, self.tokens[start:stop])
             figures[1] += settled.still
             losses, gradient = block_dispersion(settled.mean, settled.deviation, length)
             weights.backward(gradient.times(1 / self.num_blocks), tape, sums)

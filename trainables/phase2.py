@@ -108,7 +108,7 @@ class _Steps:
         losses, gradient = self.head.gradient(hidden, tokens[1:])
         self.weights.backward(gradient, tape)
         optimizer.step()
-        self.total += losses.sum()
+        self.total += losses.sum(dtype=torch.float64)
 
     def train(self, stream: Stream, optimizer: FlatAdam, batch_size: int) -> float:
         """One pass over the stream, always the same one, in order; the mean loss over its positions."""

@@ -157,7 +157,7 @@ class Bench:
                     converged_share=1.1, max_sweeps=2,
                 )  # fmt: skip
 
-        seconds = self.pair(fit.advance, slow, 3 if self.cuda else 9)
+        seconds = self.pair(fit.advance, slow, 9)
         split = 2 * n * d * d * (3 * c - 1) + 4 * self.v * self.e * d * c
         self.add(f"Phase-1 sweep C={c}", *seconds, split)
 

@@ -1,20 +1,22 @@
 """How much is computed at once."""
 
+import re
 from dataclasses import dataclass
 
 # How the allocator, CUDA and Triton, and CUDA's libraries say it.
 NO_MEMORY = ("out of memory", "_STATUS_ALLOC_FAILED")
+ADVICE = re.compile(r" (Process \d|Including non-PyTorch|Of the allocated|If reserved)")  # where the allocator's begins
 
 
 def out_of_memory(error: BaseException | None) -> str:
-    """The first line that says so of an error that a device's full memory is behind; empty if it is not.
+    """The sentences that say so of an error that a device's full memory is behind; empty if it is not.
 
     One that ends the recording of a CUDA graph is followed by another, about the recording: so all are looked at.
     """
     while error is not None:
         said = str(error).strip()
         if any(text in said for text in NO_MEMORY):
-            return said.split("\n")[0]
+            return ADVICE.split(said.split("\n")[0])[0]
         error = error.__cause__ or error.__context__
     return ""
 

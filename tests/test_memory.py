@@ -23,7 +23,11 @@ from trainables.artifacts import ArtifactStore
 from trainables.pipeline import DoesNotFitError, Inputs, run
 from trainables.two_phase import FINAL, NO_RESULT, SERIES, two_phase
 
-TOO_SMALL = "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore about it"
+TOO_SMALL = (  # as PyTorch's allocator says it, on one line
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 22.03 GiB of which 381 MiB is free. "
+    "Process 1753 has 16.07 GiB memory in use. Including non-PyTorch memory, this process has 3.35 GiB memory in use. "
+    "If reserved but unallocated memory is large try setting an option to avoid fragmentation.\nmore about it"
+)
 PARTS = ("fit_phase1", "fit_phase2")
 OWN = {names.PHASE1_SECONDS, names.PHASE2_SECONDS, names.TOTAL_SECONDS, names.ATTEMPTS}
 
@@ -82,7 +86,8 @@ def test_results_do_not_depend_on_the_chunks(
     for number, chunks in enumerate((Chunks(), Chunks(1 << 14, 600, 1 << 14, 100))):
         monkeypatch.setattr(pipeline_module.Compute, "of", lambda device, c=chunks: replace(whole, chunks=c))
         found.append(run(run_config(chat_file), chat_inputs, ArtifactStore(tmp_path / str(number))))
-    assert figures(found[1].metrics) == pytest.approx(figures(found[0].metrics), rel=1e-3)
+    # a residual is a difference of near equals: as exact as the states
+    assert figures(found[1].metrics) == pytest.approx(figures(found[0].metrics), rel=1e-3, abs=1e-6)
     assert found[1].metrics[names.SWEEPS] == found[0].metrics[names.SWEEPS]
 
 
@@ -171,7 +176,8 @@ def test_what_does_not_fit_twice_is_infeasible_and_the_worker_goes_on(
     fill_memory(monkeypatch, part, times=4)
     said = (
         "infeasible: does not fit the GPU's memory, nor with half the chunks: "
-        "CUDA out of memory. Tried to allocate 2.00 GiB."
+        "CUDA out of memory. Tried to allocate 2.00 GiB. "
+        "GPU 0 has a total capacity of 22.03 GiB of which 381 MiB is free."
     )
     with pytest.raises(DoesNotFitError) as ended:
         run(config, chat_inputs, store)

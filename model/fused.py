@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from model import head_kernels
 from model import triton_kernels as kernels
 from model.plain import BlockGradient, Settled, Sums, join, put
 from model.seeds import seed_of
@@ -199,7 +200,7 @@ def logit_gradient(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: 
     origins, at_targets, losses, totals = (torch.empty(rows, device=hidden.device) for _ in range(4))
     sampled = min(SAMPLE, vocab_size)
     sample = hidden @ weight[:sampled].T
-    kernels.row_origins[(rows,)](
+    head_kernels.row_origins[(rows,)](
         origins, at_targets, sample, hidden, weight, targets, sampled, width, sampled,
         SAMPLE=triton.next_power_of_2(sampled), BLOCK=triton.next_power_of_2(width),
     )  # fmt: skip
@@ -207,14 +208,14 @@ def logit_gradient(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: 
     column_tiles = triton.cdiv(columns, tile.columns)
     sums = torch.empty(column_tiles, rows, device=hidden.device)
     programs = torch.cuda.get_device_properties(hidden.device).multi_processor_count if hidden.is_cuda else 2
-    kernels.exponentials[(min(programs, triton.cdiv(rows, tile.rows) * column_tiles),)](
+    head_kernels.exponentials[(min(programs, triton.cdiv(rows, tile.rows) * column_tiles),)](
         TensorDescriptor.from_tensor(shares, [tile.rows, tile.columns // 2]), sums,
         TensorDescriptor.from_tensor(hidden, [tile.rows, tile.depth]),
         TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]),
         origins, rows, columns, vocab_size, WIDTH=width,
         BM=tile.rows, BN=tile.columns, BK=tile.depth, GROUP=tile.group, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    kernels.finish_softmax[(triton.cdiv(rows, 32),)](
+    head_kernels.finish_softmax[(triton.cdiv(rows, 32),)](
         losses, totals, shares, sums, origins, at_targets, targets, rows, column_tiles, columns, ROWS=32, TILES=32
     )
     return shares, losses, totals
@@ -239,7 +240,7 @@ def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple
     block = min(SOFTMAX_BLOCK, triton.next_power_of_2(logits.shape[1]))
     # The kernel works in place: no more threads than entries, or several would hold, and overwrite, the same one.
     warps = max(1, min(SOFTMAX_WARPS, block // 128))
-    kernels.softmax_gradient[(len(logits),)](
+    head_kernels.softmax_gradient[(len(logits),)](
         losses, scales, logits, targets, vocab_size, logits.shape[1], BLOCK=block, num_warps=warps
     )
     return losses, scales
@@ -248,4 +249,4 @@ def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple
 def divide_rows_(rows: Tensor, by: Tensor, factor: float) -> None:
     """Divide each row by `factor` times its entry of `by`, in place.  # (n, E), (n,)"""
     stride = rows.shape[1]
-    kernels.divide_rows[(len(rows),)](rows, by, float(factor), stride, BLOCK=triton.next_power_of_2(stride))
+    head_kernels.divide_rows[(len(rows),)](rows, by, float(factor), stride, BLOCK=triton.next_power_of_2(stride))

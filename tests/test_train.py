@@ -241,7 +241,7 @@ def test_a_damaged_state_is_a_sentence(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("trainables.training._judge", stop)
+        interrupted.setattr("trainables.training.judge_splits", stop)
         assert train(monkeypatch, config_file) == 130
     state = model_folder(config_file) / WORK / EPOCHS
     content = state.read_bytes()

@@ -20,6 +20,10 @@ class BadInputError(Exception):
     """What the user can mend, in one sentence."""
 
 
+class NoResultError(Exception):
+    """A training ended without a model, for a reason of its configuration."""
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Around all that looks at what the user gave. A ValueError from elsewhere is a bug and keeps its traceback."""

@@ -14,6 +14,7 @@ from model.checkpoint import TOKENIZER, load_model
 from model.compute import Compute, usable_device
 from model.contexts import StreamContexts, exact_contexts, full_products
 from model.continuation import Continuation
+from model.documents import predicted_bytes
 from model.head import FrozenHead
 from model.language_model import LanguageModel
 from model.passes import TokenPass
@@ -38,7 +39,7 @@ class Score:
 
     ppl: float  # exp of the mean loss in nats
     accuracy: float  # share of tokens that were the most likely one
-    bits_per_byte: float  # the loss in bits, by the UTF-8 bytes that the predicted tokens stand for
+    bits_per_byte: float  # the loss in bits, by the UTF-8 bytes of the predicted tokens (`documents.predicted_bytes`)
     tokens: int  # predicted: one fewer than the text has
     bytes: int  # that they stand for
 
@@ -205,14 +206,15 @@ class TextModel:
 
         # (N,) int64, N > 0
         """
-        ids, num_bytes, begun = [], 0, False
+        ids: list[Tensor] = []
+        num_bytes = 0
         for text in texts:
             encoding = self._encode(text)  # one at a time: it takes far more memory than its ids
-            first = None if begun else encoding.token_to_chars(0)
-            num_bytes += len(text[first[1] if first else 0 :].encode())
-            begun = begun or len(encoding) > 0
+            if len(encoding) == 0:
+                continue
+            num_bytes += len(text.encode()) if ids else predicted_bytes(text, encoding.token_to_chars(0))
             ids.append(torch.tensor(encoding.ids, dtype=torch.int64))
-        if not begun:
+        if not ids:
             raise ValueError("the text is empty: there is no token to begin with")
         return torch.cat(ids), num_bytes
 

@@ -24,7 +24,7 @@ class Judgement:
     ppl: Interval  # exp of the mean loss over targets
     accuracy: Interval  # share of targets that were the most likely token
     top5: Interval  # share of targets among the five most likely tokens
-    bits_per_byte: Interval  # loss in bits, by the UTF-8 bytes of the documents
+    bits_per_byte: Interval  # loss in bits, by the UTF-8 bytes of the targets (`model.documents.predicted_bytes`)
     nats: np.ndarray  # (documents,) summed over each document's targets
     targets: np.ndarray  # (documents,)
 

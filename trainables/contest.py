@@ -14,10 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from model.errors import user_errors
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.contender import TWO_PHASE, Contender, contend
-from trainables.errors import NoResultError, user_errors
+from trainables.errors import NoResultError
 from trainables.model_runs import ModelRun
 from trainables.phase1 import DivergedError
 from trainables.pipeline import Inputs

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from trainables.errors import BadInputError, NoResultError, user_errors
+from model.errors import BadInputError, user_errors
+from trainables.errors import NoResultError
 from trainables.model_folder import ModelFolder
 from trainables.train_options import Settings, parse
 

@@ -9,11 +9,12 @@ from rich.console import Console
 
 from model.checkpoint import save_model
 from model.compute import Compute
+from model.errors import user_errors
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.devices import choose_device, hardware
 from trainables.epoch_file import EpochFile
-from trainables.errors import NoResultError, user_errors
+from trainables.errors import NoResultError
 from trainables.judge import judge_splits, judged_metrics
 from trainables.model_folder import ModelFolder
 from trainables.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
@@ -99,7 +100,14 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     made = folder.work / MADE
     save_model(result.model.cpu(), made, inputs.corpus.tokenizer_json)
     record = run_record(
-        settings.config.flat(), metrics, inputs.corpus, is_chat(settings.data), judged, trial, vars(place)
+        settings.config.flat(),
+        metrics,
+        inputs.corpus,
+        is_chat(settings.data),
+        judged,
+        trial,
+        vars(place),
+        mlflow.run_id,
     )
     tags = {COMPUTE_TAG: place.compute, FOLDER_TAG: str(folder.path.resolve())}
     mlflow.leave(metrics, tags, folder.work / MLFLOW)  # first: killed from here on, the same command completes the run

@@ -139,7 +139,7 @@ def test_a_training_is_the_pipelines_run_judged_saved_and_on_record(
     assert train(monkeypatch, config_file) == 0  # nothing is left to do
     printed = capsys.readouterr().out
     assert "trained already" in printed
-    for word in ("top-5 accuracy", "bits per byte", "bigrams", "parameters", "python model/generate.py"):
+    for word in ("top-5 accuracy", "bits per byte", "bigrams", "parameters", "python model/generate.py", "--chat"):
         assert word in printed
     assert len(mlflow_runs(config_file)[0]) == 1
 

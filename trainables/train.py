@@ -126,7 +126,8 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: str, consol
     if comparison:
         console.print(comparison)
     console.print(f"model:         {folder}", soft_wrap=True)
-    console.print(f'generate text: python model/generate.py {folder} "…"', soft_wrap=True)
+    chat = " --chat" if record["chat"] else ""
+    console.print(f'generate text: python model/generate.py {folder} "…"{chat}', soft_wrap=True)
 
 
 def _register(settings: Settings, name: str, console: "Console") -> None:

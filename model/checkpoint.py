@@ -47,6 +47,7 @@ def save_model(model: LanguageModel, folder: Path, tokenizer_json: str) -> None:
         made.mkdir()
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, made / WEIGHTS)
         (made / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+        (made / WEIGHTS).chmod((made / TOKENIZER).stat().st_mode)  # safetensors makes files for their owner alone
         sizes = dataclasses.asdict(model.config)
         (made / CONFIG).write_text(json.dumps(sizes | {DIGEST: _digest(sizes, made)}, indent=1))
         with contextlib.suppress(FileNotFoundError):

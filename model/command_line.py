@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from model.errors import BadInputError, user_errors
+
 if TYPE_CHECKING:
     from model.text_model import TextModel
 
@@ -26,13 +28,14 @@ def open_model(args: argparse.Namespace) -> "TextModel":
     """The model that the arguments name.
 
     Raises:
-        ValueError: there is none.
+        BadInputError: there is none.
     """
     import torch  # only now: it takes seconds to import
 
     from model import load
 
-    model = load(args.model, args.device)
+    with user_errors():
+        model = load(args.model, args.device)
     if model.network.num_parameters() < SMALL:
         torch.set_num_threads(1)
     return model
@@ -46,7 +49,7 @@ def run(main: Callable[[], None]) -> int:
     except BrokenPipeError:  # `| head`: Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:
+    except (BadInputError, OSError) as error:  # OSError: of what is printed, to a full disk
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

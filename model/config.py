@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from model.modes import Reads, context_reads
 
+RUN = "run.json"  # beside a trained model's files: how it was trained, and how it did
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

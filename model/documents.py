@@ -32,6 +32,18 @@ def document_text(record: object) -> str:
     return text
 
 
+def predicted_bytes(text: str, first_token: tuple[int, int] | None) -> int:
+    """UTF-8 bytes of a stream's first text without its first token, which no model predicts.
+
+    The one convention for bits per byte here: the loss of the predicted tokens in bits, by the bytes of those tokens.
+    A character that the first token holds a part of counts as its own.
+
+    Args:
+        first_token: the characters that it stands for, as begin and end; None: none.
+    """
+    return len(text[first_token[1] if first_token else 0 :].encode())
+
+
 def read_documents(lines: Iterable[str], name: str) -> Iterator[str]:
     """The documents of JSON lines in order; blank lines and blank texts are none.
 

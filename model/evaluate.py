@@ -8,6 +8,7 @@ import time
 
 from model.command_line import add_model, open_model, run
 from model.documents import documents_of
+from model.errors import user_errors
 
 
 def _arguments() -> argparse.Namespace:
@@ -26,14 +27,15 @@ def main() -> None:
     """Run the command line.
 
     Raises:
-        ValueError: what the user can mend.
+        BadInputError: what the user can mend.
     """
     args = _arguments()
-    documents = documents_of(args.file)
-
+    with user_errors():
+        documents = documents_of(args.file)
     model = open_model(args)
     began = time.perf_counter()
-    score = model.score(documents)
+    with user_errors():  # too few tokens
+        score = model.score(documents)
     seconds = time.perf_counter() - began
     if args.json:
         print(json.dumps(dataclasses.asdict(score) | {"documents": len(documents), "seconds": seconds}))

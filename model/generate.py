@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from model.command_line import add_model, open_model, run
+from model.errors import BadInputError, user_errors
 from model.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="the prompt is a user's turn; without one, in a terminal, talk by turns. A reply is one line",
+        help="the prompt is a user's turn; without one, in a terminal, talk by turns. A reply is one line; "
+        "for models that were trained on conversations",
     )
     parser.add_argument("--max-tokens", type=int, default=Sampling.max_tokens, help="(default: %(default)s)")
     parser.add_argument(
@@ -49,9 +51,9 @@ def _prompt(args: argparse.Namespace) -> str | None:
         try:
             return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
-            raise ValueError(f"the prompt is not UTF-8 ({error.reason})") from None
+            raise BadInputError(f"the prompt is not UTF-8 ({error.reason})") from None
     if args.prompt is None and not (args.chat and sys.stdin.isatty()):
-        raise ValueError("give a prompt, or - to read it from standard input; or --chat in a terminal, to talk")
+        raise BadInputError("give a prompt, or - to read it from standard input; or --chat in a terminal, to talk")
     prompt: str | None = args.prompt
     return prompt
 
@@ -70,16 +72,17 @@ def main() -> None:
     """Run the command line.
 
     Raises:
-        ValueError: what the user can mend.
+        BadInputError: what the user can mend.
     """
     args = _arguments()
-    sampling = Sampling(
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
+    with user_errors():
+        sampling = Sampling(
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            seed=args.seed,
+        )
     prompt = _prompt(args)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a ? for it
@@ -88,11 +91,14 @@ def main() -> None:
     from model.continuation import Continuation
 
     model = open_model(args)
+    if args.chat and model.chat is False:
+        raise BadInputError("--chat: this model was trained on plain text, not on conversations; leave --chat out")
     chat = Chat(Continuation(model, sampling))
     if prompt is None:
         _talk(chat)
         return
-    pieces = chat.say(prompt) if args.chat else model.generate(prompt, **vars(sampling))
+    with user_errors():
+        pieces = chat.say(prompt) if args.chat else model.generate(prompt, **vars(sampling))
     began = time.perf_counter()
     count = _show(pieces)
     seconds = time.perf_counter() - began
@@ -109,7 +115,9 @@ def _talk(chat: "Chat") -> None:
             print()
             return
         if text.strip():
-            _show(chat.say(text))
+            with user_errors():
+                pieces = chat.say(text)
+            _show(pieces)
 
 
 if __name__ == "__main__":

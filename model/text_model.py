@@ -1,5 +1,6 @@
 """A trained model at work on text: probabilities, perplexity, continuation. `model.load` makes one."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from model.checkpoint import TOKENIZER, load_model
 from model.compute import Compute, usable_device
+from model.config import RUN
 from model.contexts import StreamContexts, exact_contexts, full_products
 from model.continuation import Continuation
+from model.documents import predicted_bytes
 from model.head import FrozenHead
 from model.language_model import LanguageModel
 from model.passes import TokenPass
@@ -38,7 +41,7 @@ class Score:
 
     ppl: float  # exp of the mean loss in nats
     accuracy: float  # share of tokens that were the most likely one
-    bits_per_byte: float  # the loss in bits, by the UTF-8 bytes that the predicted tokens stand for
+    bits_per_byte: float  # the loss in bits, by the UTF-8 bytes of the predicted tokens (`documents.predicted_bytes`)
     tokens: int  # predicted: one fewer than the text has
     bytes: int  # that they stand for
 
@@ -51,8 +54,9 @@ class TextModel:
 
     network: LanguageModel
     tokenizer: Tokenizer
+    chat: bool | None  # whether it was trained on conversations; None: its folder does not say
 
-    def __init__(self, network: LanguageModel, tokenizer: Tokenizer) -> None:
+    def __init__(self, network: LanguageModel, tokenizer: Tokenizer, chat: bool | None = None) -> None:
         """Put them together.
 
         Raises:
@@ -62,7 +66,7 @@ class TextModel:
         if not known or known[-1] >= network.config.vocab_size:
             count = f"{known[-1] + 1 if known else 0} tokens"
             raise ValueError(f"the tokenizer is another model's: it has {count}, the model {network.config.vocab_size}")
-        self.network, self.tokenizer = network, tokenizer
+        self.network, self.tokenizer, self.chat = network, tokenizer, chat
         self._compute = Compute.of(network.table.device).full()
         self._token_pass = TokenPass(network.token_block, network.embedded, self._compute)
         self._head = FrozenHead(network.table, self._compute)
@@ -205,14 +209,15 @@ class TextModel:
 
         # (N,) int64, N > 0
         """
-        ids, num_bytes, begun = [], 0, False
+        ids: list[Tensor] = []
+        num_bytes = 0
         for text in texts:
             encoding = self._encode(text)  # one at a time: it takes far more memory than its ids
-            first = None if begun else encoding.token_to_chars(0)
-            num_bytes += len(text[first[1] if first else 0 :].encode())
-            begun = begun or len(encoding) > 0
+            if len(encoding) == 0:
+                continue
+            num_bytes += len(text.encode()) if ids else predicted_bytes(text, encoding.token_to_chars(0))
             ids.append(torch.tensor(encoding.ids, dtype=torch.int64))
-        if not begun:
+        if not ids:
             raise ValueError("the text is empty: there is no token to begin with")
         return torch.cat(ids), num_bytes
 
@@ -257,4 +262,14 @@ def load_text_model(where: str | Path, device: str | None = None) -> TextModel:
             raise ValueError(f"{folder / TOKENIZER} is no usable tokenizer: {error}") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return TextModel(network, tokenizer)
+        return TextModel(network, tokenizer, _was_chat(folder / RUN))
+
+
+def _was_chat(run: Path) -> bool | None:
+    """What a training's record says of its corpus; a model is usable without one, or with one of another kind."""
+    try:
+        content = json.loads(run.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = content.get("chat") if isinstance(content, dict) else None
+    return found if isinstance(found, bool) else None

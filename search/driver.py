@@ -9,13 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.errors import BadInputError, user_errors
 from search.environment import set_environment
 from search.interrupts import Interrupts
 from search.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.resume import keep, parse
 from search.spaces import Study
-from trainables.errors import BadInputError, unwritable, user_errors
+from trainables.errors import unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trainables.errors import BadInputError
+from model.errors import BadInputError
 
 
 @contextmanager

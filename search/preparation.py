@@ -5,10 +5,10 @@ from typing import Any
 
 import ray
 
+from model.errors import BadInputError
 from search.cluster import Resources
 from search.options import Settings
 from trainables.config import RunConfig
-from trainables.errors import BadInputError
 from trainables.two_phase import prepare
 
 

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from trainables.artifacts import MANIFEST, ArtifactStore, content_key
 
@@ -36,6 +38,17 @@ def test_the_first_request_makes_and_the_second_finds(tmp_path: Path) -> None:
     second, was_there = store.get_or_make("ids", "k1", make)
     assert was_there
     assert (make.calls, second, contents(second)) == (1, first, TWO_FILES)
+
+
+def test_who_may_read_one_file_may_read_all(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        Maker()(folder)
+        save_file({"weights": np.zeros(3)}, folder / "weights.safetensors")  # its owner's alone
+
+    folder, _ = ArtifactStore(tmp_path).get_or_make("ids", "k1", make)
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert modes.keys() == {*TWO_FILES, "weights.safetensors", MANIFEST}
+    assert len(set(modes.values())) == 1
 
 
 def test_a_second_store_on_the_same_folder_finds_the_artefact(tmp_path: Path) -> None:

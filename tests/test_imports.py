@@ -90,7 +90,6 @@ def top_level_at_import(path: Path) -> set[str]:
         "search.four_cells",
         "search.ui",
         "trainables.train",
-        "trainables.compare",
         "model.generate",
         "model.evaluate",
     ],

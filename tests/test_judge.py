@@ -1,12 +1,20 @@
+import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_config
+from tokenizers import Tokenizer
 
+from model.text_model import TextModel
+from trainables.artifacts import ArtifactStore
 from trainables.corpus import Split
-from trainables.judge import judge, yardsticks
+from trainables.judge import judge, judge_splits, yardsticks
 from trainables.ngrams import bigram_losses, unigram_losses
+from trainables.pipeline import prepare_inputs, run
+from trainables.sources import resolve_data, resolve_embedding, split_of
 
 VOCAB = 11
 
@@ -67,6 +75,25 @@ def test_a_first_document_of_one_token_has_no_part() -> None:
     assert found.targets.tolist() == [0, 4, 4]
     assert found.ppl.low == pytest.approx(math.exp(2)) == pytest.approx(found.ppl.high)
     assert found.bits_per_byte.value == pytest.approx(16 / math.log(2) / 8)
+
+
+def test_bits_per_byte_are_those_of_the_same_documents_as_text(tmp_path: Path) -> None:
+    """A model trained here, and its folder's `TextModel` on the documents of each split."""
+    rng = np.random.default_rng(1)
+    words = ["猫", "Bär", "😀", "the cat", "runs", "over"]
+    texts = [f"{words[i % 3]}{' '.join(rng.choice(words, 9))} {i}" for i in range(150)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config, store = run_config(data, phase2_epochs=1), ArtifactStore(tmp_path / "cache")
+    inputs = prepare_inputs(config, resolve_data(str(data), None), resolve_embedding("bigram"), store, "cpu")
+    result = run(config, inputs, store)
+    lm = TextModel(result.model, Tokenizer.from_str(inputs.corpus.tokenizer_json))
+    for name, judgement in judge_splits(inputs.corpus, "cpu", result.evaluate).items():
+        score = lm.score([text for text in texts if split_of(text) == name])
+        split: Split = getattr(inputs.corpus, name)
+        assert score.bytes == split.document_bytes.sum()
+        assert score.tokens == judgement.targets.sum()
+        assert score.bits_per_byte == pytest.approx(judgement.bits_per_byte.value, rel=1e-5)
 
 
 def kneser_ney(train: list[int], first: int, target: int) -> float:

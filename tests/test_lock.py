@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from model.errors import BadInputError
 from search.lock import study_lock
-from trainables.errors import BadInputError
 from trainables.records import Records
 
 ROOT = Path(__file__).parents[1]

@@ -16,10 +16,11 @@ from mlflow.tracking import MlflowClient
 
 from model import load
 from model.checkpoint import WEIGHTS, save_model
+from model.config import RUN
 from model.language_model import LanguageModel
 from trainables.corpus import _train_bpe
 from trainables.records import Records
-from trainables.registry import CHAMPION, RUN, Registration, register_model
+from trainables.registry import CHAMPION, TRAINING_TAG, Registration, register_model
 
 TEXT = "the cat sleeps under the tree; the dog runs over the river"
 BASE = np.random.default_rng(0).uniform(80, 120, 60)  # nats of 60 documents
@@ -57,7 +58,7 @@ def champion(uri: str, name: str) -> int:
 
 def test_the_champion_is_always_the_better_one(uri: str, make: Make) -> None:
     assert register_model(make(), "ladder", uri) == Registration(1, True, "no champion before it")
-    same = register_model(make(), "ladder", uri)
+    same = register_model(make(seed=9, noise=0), "ladder", uri)
     assert (same.version, same.champion) == (2, False)
     unsure = register_model(make(by=-0.6, noise=4, seed=2), "ladder", uri)  # better on average, by luck
     assert unsure.reason.startswith("not better: PPL -")
@@ -66,10 +67,10 @@ def test_the_champion_is_always_the_better_one(uri: str, make: Make) -> None:
     better = register_model(make(by=-0.5, seed=3), "ladder", uri)
     assert (better.version, better.champion) == (4, True)
     assert better.reason.startswith("better: PPL -")
-    worse = register_model(make(by=0.5), "ladder", uri)
+    worse = register_model(make(by=0.5, seed=4), "ladder", uri)
     assert not worse.champion
     assert champion(uri, "ladder") == 4
-    forced = register_model(make(by=0.5), "ladder", uri, force=True)
+    forced = register_model(make(by=0.5, seed=5), "ladder", uri, force=True)
     assert forced.champion
     assert forced.reason.startswith("forced: PPL +")
     assert champion(uri, "ladder") == forced.version == 6
@@ -80,16 +81,41 @@ def test_a_model_judged_on_other_data_is_refused(uri: str, make: Make) -> None:
     register_model(make(), "data", uri)
     for other in ({"digest": "chat"}, {"num": 59}):
         with pytest.raises(ValueError, match="data version 1, the champion, was judged on other validation data"):
-            register_model(make(by=-9, **other), "data", uri)
+            register_model(make(by=-9, seed=2, **other), "data", uri)
     assert len(MlflowClient(uri).search_model_versions("name='data'")) == 1
-    forced = register_model(make(digest="chat"), "data", uri, force=True)
+    forced = register_model(make(digest="chat", seed=2), "data", uri, force=True)
     assert (forced.version, forced.champion) == (2, True)
     assert champion(uri, "data") == 2
 
 
 def test_one_document_decides_nothing(uri: str, make: Make) -> None:
     register_model(make(num=1), "one", uri)
-    assert not register_model(make(num=1, by=-9), "one", uri).champion
+    assert not register_model(make(num=1, by=-9, seed=2), "one", uri).champion
+
+
+def test_a_model_that_is_a_version_already_stays_that_one(uri: str, make: Make) -> None:
+    assert register_model(make(), "again", uri).version == 1
+    assert register_model(make(), "again", uri) == Registration(1, True, "already version 1")
+    better = register_model(make(by=-5, seed=2), "again", uri)
+    assert (better.version, better.champion) == (2, True)
+    beaten = register_model(make(), "again", uri)
+    assert (beaten.version, beaten.champion) == (1, False)
+    assert beaten.reason.startswith("already version 1; not better: PPL +")
+    assert champion(uri, "again") == 2
+    forced = register_model(make(), "again", uri, force=True)
+    assert (forced.version, forced.champion, champion(uri, "again")) == (1, True, 1)
+    assert len(MlflowClient(uri).search_model_versions("name='again'")) == 2
+    assert register_model(make(), "other name", uri).version == 1
+
+
+def test_a_version_and_its_run_name_the_training(uri: str, make: Make) -> None:
+    folder, client = make(), MlflowClient(uri)
+    register_model(folder, "unlinked", uri)
+    assert TRAINING_TAG not in client.get_model_version("unlinked", "1").tags
+    (folder / RUN).write_text(json.dumps(json.loads((folder / RUN).read_text()) | {"mlflow_run": "abc"}))
+    register_model(folder, "linked", uri)
+    made = client.get_model_version("linked", "1")
+    assert made.tags[TRAINING_TAG] == client.get_run(made.run_id).data.tags[TRAINING_TAG] == "abc"
 
 
 PREDICT = """

@@ -21,10 +21,11 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from model.checkpoint import load_model
+from model.config import RUN
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.config import RunConfig
-from trainables.model_folder import RUN, WORK
+from trainables.model_folder import WORK, ModelFolder
 from trainables.model_runs import EXPERIMENT, FOLDER_TAG
 from trainables.pipeline import Inputs, run
 from trainables.records import Records
@@ -84,7 +85,7 @@ def train(monkeypatch: pytest.MonkeyPatch, config_file: Path, *options: str) -> 
 
 
 def model_folder(config_file: Path) -> Path:
-    (folder,) = (config_file.parent / "mlruns" / "models").iterdir()
+    (folder,) = (config_file.parent / "mlruns" / "models").glob("[!.]*")
     return folder
 
 
@@ -123,9 +124,11 @@ def test_a_training_is_the_pipelines_run_judged_saved_and_on_record(
     losses = torch.nn.functional.cross_entropy(model.logits(tokens)[:-1].double(), tokens[1:])
     assert math.exp(losses) == pytest.approx(figures["test/ppl"], rel=1e-4)
     assert (record["chat"], record["trial"]) == (True, None)
+    assert len({oct(path.stat().st_mode) for path in folder.iterdir()}) == 1  # whoever may read one may read all
 
     ((found,), client) = mlflow_runs(config_file)
     assert found.info.status == "FINISHED"
+    assert record["mlflow_run"] == found.info.run_id
     assert found.data.tags[HASH_TAG] == run_config(chat_file).config_hash()
     assert found.data.tags[FOLDER_TAG] == str(folder)
     assert {name: found.data.metrics[name] for name in figures} == pytest.approx(figures)
@@ -136,7 +139,7 @@ def test_a_training_is_the_pipelines_run_judged_saved_and_on_record(
     assert train(monkeypatch, config_file) == 0  # nothing is left to do
     printed = capsys.readouterr().out
     assert "trained already" in printed
-    for word in ("top-5 accuracy", "bits per byte", "bigrams", "parameters", "python model/generate.py"):
+    for word in ("top-5 accuracy", "bits per byte", "bigrams", "parameters", "python model/generate.py", "--chat"):
         assert word in printed
     assert len(mlflow_runs(config_file)[0]) == 1
 
@@ -160,12 +163,24 @@ def test_a_folder_of_another_run_is_replaced_only_where_that_is_said(
     assert "holds other files, no model" in capsys.readouterr().err
 
 
+def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:
+    first, second = (ModelFolder(tmp_path / "a" / "model", {"seed": seed}) for seed in (1, 2))
+    for _ in range(2):
+        with first.locked(), pytest.raises(ValueError, match="is being trained by another process"), second.locked():
+            pass
+        assert not first.path.exists()  # it stayed empty
+    lock = next((tmp_path / "a").iterdir())
+    held = lock.stat().st_ino
+    with second.locked():
+        assert lock.stat().st_ino == held  # the very file that another may have opened
+
+
 def test_a_divergence_is_a_sentence_and_leaves_no_folder(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(monkeypatch, config_file, "--phase2-learning-rate", "1e30") == 1
     assert capsys.readouterr().err.startswith("error: Phase 2 diverged: loss nan")
-    assert not list((config_file.parent / "mlruns" / "models").iterdir())
+    assert not list((config_file.parent / "mlruns" / "models").glob("[!.]*"))
     ((found,), _) = mlflow_runs(config_file)
     assert found.info.status == "FAILED"
     assert "diverged" in found.data.tags[REASON_TAG]
@@ -241,7 +256,7 @@ def test_a_damaged_state_is_a_sentence(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("trainables.training._judge", stop)
+        interrupted.setattr("trainables.training.judge_splits", stop)
         assert train(monkeypatch, config_file) == 130
     state = model_folder(config_file) / WORK / EPOCHS
     content = state.read_bytes()

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import run_config
 
+from model.baselines import MODELS
 from trainables.config import BigramConfig, RunConfig
 from trainables.metrics import VAL_PPL
 from trainables.records import Records
-from trainables.train_options import Settings, build_parser, flat_fields, parse
+from trainables.train_options import BASELINES, Settings, build_parser, flat_fields, parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,6 +121,13 @@ def test_a_configuration_of_a_causal_lm_may_take_a_bigram_instead(
     assert config.bigram == BigramConfig(vocab_size=300)
 
 
+def test_yardsticks_are_named_one_by_one(root: Path) -> None:
+    assert list(BASELINES) == list(MODELS)
+    assert parsed(root, "--from-study", "s").baselines == []
+    both = ["--baseline", "transformer", "--baseline", "gru", "--baseline", "transformer"]
+    assert parsed(root, "--from-study", "s", *both).baselines == ["transformer", "gru"]
+
+
 def test_what_makes_another_model_gets_another_folder(root: Path) -> None:
     folders = {
         parsed(root, "--from-study", "s", *options).out.name
@@ -136,6 +144,9 @@ BAD = [
     (["--config", "missing.json"], "missing.json cannot be read: No such file or directory"),
     (["--config", "BEST", "--rank", "2"], "--rank belongs to --from-study"),
     (["--from-study", "s", "--force"], "--force belongs to --register"),
+    (["--from-study", "s", "--baseline", "gru", "--out", "x"], "--out and --baseline do not go together"),
+    (["--from-study", "s", "--baseline", "gru", "--register", "x"], "--register and --baseline do not go together"),
+    (["--from-study", "s", "--baseline", "gru", "--overwrite"], "--overwrite and --baseline do not go together"),
     (["--from-study", "s", "--context-mode", "sideways"], "sideways"),
     (["--from-study", "s", "--phase2-epochs", "0"], "phase2_epochs must be at least 1, not 0"),
     (["--from-study", "s", "--data", "nowhere.jsonl"], "data file 'nowhere.jsonl' does not exist"),
@@ -160,6 +171,7 @@ def test_what_cannot_work_is_one_sentence(
     "options",
     [[], ["--from-study", "s", "--config", "x"], ["--from-study", "s", "--threads", "0"],
      ["--from-study", "s", "--seed", "one"], ["--from-study", "s", "--phase2-learning-rate", "nan"],
+     ["--from-study", "s", "--baseline", "lstm"],
      ["--from-study", "s", "--no-such", "1"], ["--from-study", "s", "--register", "a/b"]],
 )  # fmt: skip
 def test_what_the_parser_refuses_is_one_sentence_and_exit_code_2(

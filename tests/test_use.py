@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from model import evaluate, generate, load
 from model.chat import Chat
 from model.checkpoint import save_model
 from model.command_line import run
+from model.config import RUN
 from model.continuation import Continuation
 from model.documents import document_text
 from model.language_model import LanguageModel
@@ -91,6 +93,31 @@ def test_a_wrong_command_is_one_sentence_and_exit_code_2(
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_model_of_plain_text_does_not_chat(folder: Path, command: Run, tmp_path: Path) -> None:
+    """One whose folder does not say may: the tests above."""
+    for chat, record in ((False, {"chat": False}), (True, {"chat": True}), (True, {}), (True, [])):
+        own = shutil.copytree(folder, tmp_path / f"m{len(list(tmp_path.iterdir()))}")
+        (own / RUN).write_text(json.dumps(record))
+        code, out, err = command(generate.main, own, "the cat", "--chat", "--max-tokens", 3)
+        assert code == (0 if chat else 2)
+        if not chat:
+            assert (out, err.count("\n")) == ("", 1)
+            assert "trained on plain text" in err
+        plain = command(generate.main, own, "the cat", "--max-tokens", 3)
+        assert plain[1] == command(generate.main, folder, "the cat", "--max-tokens", 3)[1]
+
+
+def test_a_fault_of_the_program_is_not_the_users(
+    folder: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("of no concern to a user")
+
+    monkeypatch.setattr(Sampling, "draw", broken)
+    with pytest.raises(ValueError, match="of no concern"):
+        command(generate.main, folder, "the cat")
 
 
 def start(*args: object, **options: object) -> "subprocess.Popen[bytes]":

@@ -74,7 +74,10 @@ class ArtifactStore:
     @staticmethod
     def _seal(folder: Path) -> None:
         files = {p.name: file_sha256(p) for p in sorted(folder.iterdir())}
-        (folder / MANIFEST).write_text(json.dumps(files, indent=1))
+        manifest = folder / MANIFEST
+        manifest.write_text(json.dumps(files, indent=1))
+        for name in files:  # safetensors makes files for their owner alone
+            (folder / name).chmod(manifest.stat().st_mode)
 
     @staticmethod
     def _intact(folder: Path) -> bool:

@@ -1,14 +1,12 @@
-"""Training of the yardsticks: as Phase 2 where that is possible, and with a learning rate of their own.
+"""Training of the yardsticks: as Phase 2 where that is possible.
 
 They see the same stream and table, as many positions a step, the same Adam, clip, epochs and patience, and are judged
-on every next token. Each is trained once with every rate of `LEARNING_RATES`, and the best by validation loss is kept:
-more than the two-phase model is given.
+on every next token.
 """
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,10 +18,7 @@ from model.language_model import LanguageModel
 from model.seeds import seed_of, seeded
 from trainables.config import Phase2Config
 from trainables.optimizer import FlatAdam
-from trainables.phase1 import DivergedError
 from trainables.phase2 import Epoch, Phase2Result, fit_epochs
-
-LEARNING_RATES = (0.0005, 0.001, 0.002, 0.004)  # of Adam
 
 # cuDNN lays weights out in its own way and copies those of `FlatAdam` at each call: little beside the rest of a step.
 warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
@@ -35,8 +30,7 @@ class FittedBaseline:
 
     model: Baseline
     head: FrozenHead
-    learning_rate: float  # the best of those tried
-    result: Phase2Result  # with that rate
+    result: Phase2Result
 
     def evaluate(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses in nats, hits and ranks of the N-1 targets `tokens[1:]`.  # (N-1,) float, bool, int64"""
@@ -78,9 +72,9 @@ def _over(
 class _Training:
     """A fresh model and all that its epochs need."""
 
-    def __init__(self, model: Baseline, head: FrozenHead, rate: float, config: Phase2Config, order: torch.Generator):
+    def __init__(self, model: Baseline, head: FrozenHead, config: Phase2Config, order: torch.Generator):
         self.model, self.head, self.config, self.order = model, head, config, order
-        self.optimizer = FlatAdam(model, rate, config.grad_clip, head.compute)
+        self.optimizer = FlatAdam(model, config.learning_rate, config.grad_clip, head.compute)
 
     def epoch(self, tokens: Tensor) -> float:
         """One pass over a stream; the mean loss over the positions seen."""
@@ -116,9 +110,8 @@ def fit_baseline(
     validation: Tensor,
     config: Phase2Config,
     seed: int,
-    on_epoch: Callable[[float, Epoch], None] = lambda rate, epoch: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     compute: Compute | None = None,
-    rates: tuple[float, ...] = LEARNING_RATES,
 ) -> FittedBaseline:
     """Train a yardstick with as many parameters as `like` trains in both phases, or a few more.
 
@@ -127,28 +120,18 @@ def fit_baseline(
         like: on the device that is to be used; its table is taken, nothing of it is changed.
         train: token ids.  # (N,) int64
         validation: judged whole after each epoch.
-        config: Phase 2's; the learning rate is not taken from it.
+        config: as of Phase 2.
         seed: of the initial weights and of the order of windows.
-        on_epoch: called after every epoch with the learning rate.
+        on_epoch: called after every epoch.
 
     Raises:
-        DivergedError: a loss is not finite, with each of the rates.
+        DivergedError: a loss is not finite.
     """
     head = FrozenHead(like.table, compute or Compute())
     trained = like.config.phase1_params + like.config.phase2_params
     hidden = smallest_hidden(kind, like.config.embedding_dim, config.batch_size, trained)
-    best: FittedBaseline | None = None
-    for rate in rates:
-        with torch.random.fork_rng(devices=[]):  # weights are made on the CPU
-            torch.manual_seed(seed_of(seed, f"{kind} init"))
-            model = MODELS[kind](like.embedded, hidden, config.batch_size).to(train.device)
-        training = _Training(model, head, rate, config, seeded(seed, f"{kind} order"))
-        try:
-            result = training.fit(train, validation, partial(on_epoch, rate))
-        except DivergedError:
-            continue  # another rate may do
-        if best is None or result.best.val_ppl < best.result.best.val_ppl:
-            best = FittedBaseline(model, head, rate, result)
-    if best is None:
-        raise DivergedError(f"{kind} diverged with each learning rate of {', '.join(map(str, rates))}")
-    return best
+    with torch.random.fork_rng(devices=[]):  # weights are made on the CPU
+        torch.manual_seed(seed_of(seed, f"{kind} init"))
+        model = MODELS[kind](like.embedded, hidden, config.batch_size).to(train.device)
+    training = _Training(model, head, config, seeded(seed, f"{kind} order"))
+    return FittedBaseline(model, head, training.fit(train, validation, on_epoch))

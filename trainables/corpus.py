@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from model.documents import document_text, read_documents
+from model.documents import document_text, predicted_bytes, read_documents
 from trainables.artifacts import ArtifactStore, content_key
 from trainables.sources import (
     SPLIT_RULE,
@@ -38,7 +38,7 @@ class Split:
 
     tokens: np.ndarray  # (N,) int32
     document_starts: np.ndarray  # (num_documents,) int64, ascending; the first is 0
-    document_bytes: np.ndarray  # (num_documents,) int64, UTF-8 length of the text that the tokens stand for
+    document_bytes: np.ndarray  # (num_documents,) int64, UTF-8 bytes of the text, the stream's first token left out
 
     def by_document(self, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Losses of the targets `tokens[1:]`, summed over the document that each target lies in.
@@ -194,9 +194,14 @@ def _encode(tokenizer: Tokenizer, documents: list[str]) -> Split:
         texts = documents[begin : begin + BATCH]
         encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding in zip(texts, encodings, strict=True):
-            if len(encoding) > 0:
-                ids.append(np.asarray(encoding.ids, dtype=np.int32))
+            if len(encoding) == 0:
+                continue
+            if not ids:
+                whole = tokenizer.encode(text, add_special_tokens=False)  # the fast way knows no characters
+                sizes.append(predicted_bytes(text, whole.token_to_chars(0)))
+            else:
                 sizes.append(len(text.encode()))
+            ids.append(np.asarray(encoding.ids, dtype=np.int32))
     starts = np.cumsum([0, *(len(document) for document in ids)], dtype=np.int64)[:-1]
     tokens = np.concatenate([np.empty(0, np.int32), *ids])
     return Split(tokens, starts, np.asarray(sizes, dtype=np.int64))
@@ -216,4 +221,6 @@ def _encode_joined(tokenizer: Tokenizer, documents: list[str]) -> Split:
     lengths = np.diff([*starts, len(ends)])
     sizes = np.asarray([len(text.encode()) for text in texts], dtype=np.int64)
     own = lengths > 0
+    first = int(own.argmax())
+    sizes[first] = predicted_bytes(texts[first], (0, int(ends[0] - character_starts[first])))
     return Split(np.asarray(encoding.ids, dtype=np.int32), starts[own], sizes[own])

@@ -1,7 +1,4 @@
-"""What a user can mend: one sentence and exit code 2 instead of a traceback."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Ends of a run that are no bug: a configuration without a result, a disk that takes no more."""
 
 # What a file system or a database says that takes no more, in whatever error.
 UNWRITABLE = (
@@ -16,17 +13,8 @@ UNWRITABLE = (
 )
 
 
-class BadInputError(Exception):
-    """What the user can mend, in one sentence."""
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Around all that looks at what the user gave. A ValueError from elsewhere is a bug and keeps its traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:  # OSError: a path that is too long, a folder that may not be looked into
-        raise BadInputError(str(error)) from error
+class NoResultError(Exception):
+    """A training ended without a model, for a reason of its configuration."""
 
 
 def unwritable(error: BaseException | None) -> str:

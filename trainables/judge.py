@@ -5,12 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from trainables.bootstrap import Interval, percentiles, resampled_sums
-from trainables.corpus import Split
+from trainables.corpus import Corpus, Split
 from trainables.metrics import judged
 from trainables.ngrams import bigram_losses, unigram_losses
 
+SPLITS = ("validation", "test")  # what a finished model is judged on
 TOP = 5  # a target among the so many most likely tokens is a hit of `top5`
 
 
@@ -21,7 +24,7 @@ class Judgement:
     ppl: Interval  # exp of the mean loss over targets
     accuracy: Interval  # share of targets that were the most likely token
     top5: Interval  # share of targets among the five most likely tokens
-    bits_per_byte: Interval  # loss in bits, by the UTF-8 bytes of the documents
+    bits_per_byte: Interval  # loss in bits, by the UTF-8 bytes of the targets (`model.documents.predicted_bytes`)
     nats: np.ndarray  # (documents,) summed over each document's targets
     targets: np.ndarray  # (documents,)
 
@@ -61,6 +64,45 @@ def judge(split: Split, losses: np.ndarray, correct: np.ndarray, top5: np.ndarra
         nats=nats,
         targets=targets,
     )
+
+
+def judge_splits(
+    corpus: Corpus, device: torch.device | str, evaluate: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+) -> dict[str, Judgement]:
+    """A model judged on `SPLITS`.
+
+    Args:
+        evaluate: of a stream (N,) int64 on `device`: losses in nats, hits and ranks of its N-1 targets.
+    """
+    found = {}
+    for name in SPLITS:
+        split: Split = getattr(corpus, name)
+        losses, correct, ranks = evaluate(torch.tensor(split.tokens, dtype=torch.int64, device=device))
+        found[name] = judge(split, *(each.cpu().numpy() for each in (losses, correct, ranks < TOP)))
+    return found
+
+
+def judged_metrics(judged: dict[str, Judgement], corpus: Corpus, vocab_size: int) -> dict[str, float]:
+    """Figures of a judged model by name, and what counting would give on the same splits.
+
+    Args:
+        vocab_size: as in `yardsticks`.
+    """
+    found: dict[str, float] = {}
+    for name, judgement in judged.items():
+        found |= judgement.metrics(name)
+        for line, interval in yardsticks(corpus.train, getattr(corpus, name), vocab_size).items():
+            found |= interval_metrics(name, f"{line}_ppl", interval)
+    return found
+
+
+def against(first: Judgement, other: Judgement) -> Interval:
+    """By how much the PPL of `other` is above that of `first`, as a share, on the same resampled documents."""
+    columns = np.stack([other.nats - first.nats, first.targets], axis=1)[first.targets > 0]
+    if len(columns) < 2:
+        return Interval(other.ppl.value / first.ppl.value - 1, math.nan, math.nan)
+    drawn = resampled_sums(columns)
+    return percentiles(other.ppl.value / first.ppl.value - 1, np.expm1(drawn[:, 0] / drawn[:, 1]))
 
 
 def yardsticks(train: Split, split: Split, vocab_size: int) -> dict[str, Interval]:

@@ -26,6 +26,7 @@ PHASE2_PARAMS = "params/phase2_trained"
 TRAINED_PARAMS = "params/trained"  # in both phases; of a yardstick, all but the table
 BIGRAM_VAL_PPL = "embedding/bigram_val_ppl"
 
+# Of the models of a contest alone (trainables.contender says how they are measured).
 TOKENS_PER_SECOND = "compared/tokens_per_second"  # training tokens times epochs, by a training's seconds
 PEAK_BYTES = "compared/peak_bytes"  # memory of a training
 
@@ -36,6 +37,11 @@ SWEEP_LOSS = "sweep/loss"
 EPOCH_TRAIN_PPL = "epoch/train_ppl"
 EPOCH_VAL_PPL = "epoch/val_ppl"
 EPOCH_VAL_ACC = "epoch/val_acc"
+
+
+def state_bytes(length: int) -> str:
+    """What one sequence of so many tokens keeps in memory for its next."""
+    return f"compared/state_bytes_{length}"
 
 
 def judged(split: str, figure: str, end: str = "") -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from model.config import RUN
 from trainables.records import write_whole
 
-RUN, WORK, BEGUN = "run.json", ".resume", "begun.json"
+WORK, BEGUN = ".resume", "begun.json"
 
 
 class ModelFolder:
@@ -56,30 +57,33 @@ class ModelFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; one that stays empty is removed.
 
+        The lock is a file beside it that stays: one that is removed may be held by who has opened it before.
+
         Raises:
             ValueError: another process holds it.
         """
-        self.work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.work / ".lock")
+        path = self.path.resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(f"{self.path} is being trained by another process") from None
         try:
+            self.work.mkdir(parents=True, exist_ok=True)
             yield
         finally:
-            lock.release()
-            (self.work / ".lock").unlink(missing_ok=True)
             for folder in (self.work, self.path):
                 if folder.exists() and not any(folder.iterdir()):
                     folder.rmdir()
+            lock.release()
 
     def clear(self) -> None:
         """Forget what an interrupted training left."""
         for entry in self.work.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
-            elif entry.name != ".lock":
+            else:
                 entry.unlink()
 
     def begin(self, content: dict[str, Any]) -> None:

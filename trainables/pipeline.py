@@ -28,7 +28,7 @@ from trainables.config import RunConfig
 from trainables.corpus import Corpus, load_corpus
 from trainables.embeddings import Embedding, load_embedding
 from trainables.phase1 import DivergedError, Phase1Result, Sweep, fit_phase1
-from trainables.phase2 import Checkpoints, Epoch, Phase2Result, Stream, fit_phase2
+from trainables.phase2 import Checkpoints, Epoch, Phase2Result, Stream, evaluate, fit_phase2, ranks
 from trainables.sources import DataSource, EmbeddingSource
 
 WEIGHTS, FIGURES = "context_block.safetensors", "figures.json"
@@ -85,6 +85,14 @@ class RunResult:
     val_documents: DocumentLosses  # of the epoch that the metrics are of
     compute: Compute  # how it was computed
     phase1_by: str  # config hash of the run that trained Phase 1: this one's, or that of an earlier one
+    tolerance: float  # of exact contexts, `ContextsConfig`'s
+
+    def evaluate(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses in nats, hits and ranks of the N-1 targets `tokens[1:]`.  # (N-1,) float, bool, int64"""
+        contexts = self.model.contexts(tokens, self.tolerance, self.compute)
+        stream = Stream(tokens, contexts.read(self.model.config.reads))
+        losses, correct = evaluate(self.model, stream, self.compute)
+        return losses, correct, ranks(self.model, stream, self.compute)
 
 
 def prepare_inputs(
@@ -310,5 +318,10 @@ def _attempt(
         raise DivergedError(f"diverged: {', '.join(unusable)} not finite")
     nats, targets = inputs.corpus.validation.by_document(result.val_losses.cpu().numpy())
     return RunResult(
-        current.model, figures, DocumentLosses(nats.tolist(), targets.tolist()), compute, current.phase1_by
+        current.model,
+        figures,
+        DocumentLosses(nats.tolist(), targets.tolist()),
+        compute,
+        current.phase1_by,
+        config.contexts.tolerance,
     )

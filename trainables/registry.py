@@ -28,7 +28,8 @@ from mlflow.types.schema import Array
 
 import model
 from model import served
-from model.checkpoint import CONFIG, TOKENIZER, WEIGHTS
+from model.checkpoint import CONFIG, DIGEST, TOKENIZER, WEIGHTS
+from model.config import RUN
 from model.text_model import load_text_model
 from trainables.bootstrap import percentiles, resampled_sums
 from trainables.records import Records
@@ -39,8 +40,9 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one
 CHAMPION = "champion"
 EXPERIMENT = "registered-models"  # the runs that the versions were logged by
 FOLDER = "model"  # under a version's data/
-RUN = "run.json"  # of a model folder: how it was trained, and how it did
 VALIDATION_TAG, PPL_TAG, REASON_TAG = "validation", "val_ppl", "reason"
+DIGEST_TAG = "model_sha256"  # of a model's files, as in its config.json
+TRAINING_TAG = "training_run"  # id of the run in which it was trained, in the experiment `trained models`
 SQLITE = "sqlite:///"
 
 SIGNATURE = ModelSignature(
@@ -122,6 +124,8 @@ def _store(tracking_uri: str) -> Iterator[tuple[MlflowClient, str]]:
 def register_model(folder: Path, name: str, tracking_uri: str, force: bool = False) -> Registration:
     """Make `folder` the next version of `name`, and its champion if it is better than the one before.
 
+    A model that is a version already, file by file, stays that one.
+
     Better means that the 95 % interval of the difference in validation loss, by a paired bootstrap over documents,
     lies below zero.
 
@@ -136,8 +140,13 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
     """
     load_text_model(folder, "cpu")
     ours = _Validation.read(folder / RUN)
+    digest = json.loads((folder / CONFIG).read_text(encoding="utf-8"))[DIGEST]
     with _store(tracking_uri) as (client, experiment):
         champion = _champion(client, name)
+        known = client.search_model_versions(f"name = '{name}' and tags.{DIGEST_TAG} = '{digest}'")
+        before = min((int(found.version) for found in known), default=None)
+        if champion is not None and before == champion:
+            return Registration(champion, True, f"already version {champion}")
         if champion is None:
             better, reason = True, "no champion before it"
         else:
@@ -150,8 +159,11 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
             else:
                 better, reason = _compare(f"{name} version {champion}", theirs, ours, force)
         ppl = np.exp(ours.nats.sum() / ours.targets.sum())
-        tags = {VALIDATION_TAG: ours.digest, PPL_TAG: f"{ppl:.4f}", REASON_TAG: reason}
-        found = _log(client, experiment, folder, name, tags)
+        if before is None:
+            tags = {VALIDATION_TAG: ours.digest, PPL_TAG: f"{ppl:.4f}", REASON_TAG: reason, DIGEST_TAG: digest}
+            found = _log(client, experiment, folder, name, tags)
+        else:
+            found, reason = before, f"already version {before}; {reason}"
         if better:
             client.set_registered_model_alias(name, CHAMPION, str(found))
     return Registration(found, better, reason)
@@ -208,7 +220,9 @@ def _log(client: MlflowClient, experiment: str, folder: Path, name: str, tags: d
         own.mkdir()
         for file in (WEIGHTS, CONFIG, TOKENIZER, RUN):  # what a training left beside them is not the model's
             shutil.copyfile(folder / file, own / file)
-        run = stack.enter_context(mlflow.start_run(experiment_id=experiment, run_name=name))
+        trained_in = json.loads((folder / RUN).read_text(encoding="utf-8")).get("mlflow_run")
+        link = {TRAINING_TAG: str(trained_in)} if trained_in else {}
+        run = stack.enter_context(mlflow.start_run(experiment_id=experiment, run_name=name, tags=link))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", ".*An input example was not provided")
         info = mlflow.pyfunc.log_model(
@@ -219,5 +233,5 @@ def _log(client: MlflowClient, experiment: str, folder: Path, name: str, tags: d
             signature=SIGNATURE,
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in packages],
         )
-    made = client.create_model_version(name, info.model_uri, run.info.run_id, tags, model_id=info.model_id)
+    made = client.create_model_version(name, info.model_uri, run.info.run_id, tags | link, model_id=info.model_id)
     return int(made.version)

@@ -21,6 +21,7 @@ def run_record(
     judged: dict[str, Judgement],
     trial: dict[str, Any] | None,
     computed: dict[str, Any],
+    mlflow_run: str,
 ) -> dict[str, Any]:
     """The content of `run.json`.
 
@@ -30,6 +31,7 @@ def run_record(
         judged: by split, validation and test.
         trial: study, number, hash and mlflow_run of the trial that the configuration comes from.
         computed: on what, and how.
+        mlflow_run: id of the run that this training is in MLflow.
     """
     splits = {"validation": corpus.validation, "test": corpus.test}
     return {
@@ -38,6 +40,7 @@ def run_record(
         **git_state(PLACE),
         "versions": {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}},
         "trial": trial,
+        "mlflow_run": mlflow_run,
         "chat": chat,
         "computed": computed,
         # by document, so that models that were judged on the same ones can be compared document by document

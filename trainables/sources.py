@@ -18,7 +18,7 @@ from model.documents import check_file, decoded_lines, read_documents
 from trainables.artifacts import content_key, file_sha256
 from trainables.hub import hub_commit, model_files
 
-SPLIT_RULE = 1  # raise when the documents or their split change: the token ids of old caches then miss
+SPLIT_RULE = 2  # raise when the documents or their split change: the token ids of old caches then miss
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
 ULTRACHAT_TRAIN_ROWS = 50_000  # the validation rows follow
 PYDOC_DOCUMENT_BYTES = 2_000

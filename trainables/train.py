@@ -2,16 +2,20 @@
 
 The same run as the trial's, outside of Ray: with nothing changed, on the same machine, it has the trial's very result.
 It alone looks at the test split. It writes a model folder and a run in MLflow; interrupted, the same command resumes.
+With --baseline the configuration and a GRU or a transformer of its size are trained from nothing and judged alike, in
+one table and as runs in MLflow; no model is kept.
 """
 
 import os
 import shlex
 import signal
 import sys
+from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from trainables.errors import BadInputError, user_errors
+from model.errors import BadInputError, user_errors
+from trainables.errors import NoResultError
 from trainables.model_folder import ModelFolder
 from trainables.train_options import Settings, parse
 
@@ -41,35 +45,57 @@ def main() -> int:
     """Run with the process's arguments; the exit code.
 
     0: done. 1: the run diverged, collapsed, does not fit, or the disk is full. 2: bad input, in one sentence.
-    130 (Ctrl-C) and 143 (SIGTERM): interrupted; the same command resumes.
+    130 (Ctrl-C) and 143 (SIGTERM): interrupted; the same command resumes, or begins a comparison anew.
     """
     signal.signal(signal.SIGTERM, terminate)
+    folder: ModelFolder | None = None
     try:
         with user_errors():
             settings = parse(__doc__ or "", sys.argv[1:])
-            identity = {"hash": settings.config.config_hash(), "device": settings.device, "threads": settings.threads}
-            folder = ModelFolder(settings.out, identity)
-            folder.check(settings.overwrite)
+            if not settings.baselines:
+                identity = {
+                    "hash": settings.config.config_hash(), "device": settings.device, "threads": settings.threads
+                }  # fmt: skip
+                folder = ModelFolder(settings.out, identity)
+                folder.check(settings.overwrite)
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
-        return _train(settings, folder)
+        if folder is None:
+            _compare(settings)
+        else:
+            _train(settings, folder)
+        return OK
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except NoResultError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except OSError as error:  # a full disk, say; a training that has begun is where its last epoch left it
-        print(f"error: {error}; once that is mended, the same command goes on", file=sys.stderr)
+        resumes = "goes on" if folder else "begins anew"
+        print(f"error: {error}; once that is mended, the same command {resumes}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as error:
-        print("\ninterrupted; the same command resumes after the last epoch that has ended", file=sys.stderr)
+        resumes = "; the same command resumes after the last epoch that has ended" if folder else ""
+        print(f"\ninterrupted{resumes}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
 
 
-def _train(settings: Settings, folder: ModelFolder) -> int:
-    from contextlib import ExitStack
-
+def _console() -> "Console":
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
+
+
+def _compare(settings: Settings) -> None:
+    console = _console()
+    with console.status("starting …"):
+        from trainables.contest import contest
+    contest(settings, console)
+
+
+def _train(settings: Settings, folder: ModelFolder) -> None:
+    console = _console()
     with ExitStack() as stack:
         with user_errors():
             stack.enter_context(folder.locked())
@@ -77,19 +103,14 @@ def _train(settings: Settings, folder: ModelFolder) -> int:
         state = "trained already" if record else "training"
         console.print(f"{settings.out.name}: {state}, in {settings.out}/", soft_wrap=True)
         with console.status("starting …"):
-            from trainables.training import NoResultError, compare, complete, train
-        try:
-            if record is None:
-                record = train(settings, folder, console)
-            else:
-                complete(settings, folder, console)
-        except NoResultError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return FAILED
+            from trainables.training import compare, complete, train
+        if record is None:
+            record = train(settings, folder, console)
+        else:
+            complete(settings, folder, console)
     _say_end(settings, record, compare(settings, record), console)
     if settings.register is not None:
         _register(settings, settings.register, console)
-    return OK
 
 
 def _say_end(settings: Settings, record: dict[str, Any], comparison: str, console: "Console") -> None:
@@ -105,7 +126,8 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: str, consol
     if comparison:
         console.print(comparison)
     console.print(f"model:         {folder}", soft_wrap=True)
-    console.print(f'generate text: python model/generate.py {folder} "…"', soft_wrap=True)
+    chat = " --chat" if record["chat"] else ""
+    console.print(f'generate text: python model/generate.py {folder} "…"{chat}', soft_wrap=True)
 
 
 def _register(settings: Settings, name: str, console: "Console") -> None:

@@ -16,6 +16,7 @@ from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolv
 from trainables.studies import Chosen, from_file, from_study
 from trainables.surroundings import check_root, check_server, count_gpus
 
+BASELINES = ("gru", "transformer")  # model.baselines.MODELS, before torch is imported
 ALIASES = {  # as the search calls them
     "phase2_epochs": "--epochs",
     "bigram_vocab_size": "--vocab-size",
@@ -39,6 +40,7 @@ class Settings:
     threads: int
     register: str | None
     force: bool
+    baselines: list[str]  # yardsticks that the configuration is trained beside, and then no model is kept
 
     @property
     def of_the_trial(self) -> bool:
@@ -46,11 +48,6 @@ class Settings:
         if self.chosen.trial is None:
             return False
         return RunConfig.from_flat(self.chosen.flat).config_hash() == self.config.config_hash()
-
-    @property
-    def where(self) -> dict[str, Any]:
-        """What, beside the configuration, makes a run another run."""
-        return {"device": self.device, "threads": self.threads}
 
 
 def flat_fields() -> dict[str, type]:
@@ -87,12 +84,8 @@ def _samples(text: str) -> int | None:
     return None if text == "all" else as_count(text)
 
 
-def build_parser(description: str, model_folder: bool = True) -> argparse.ArgumentParser:
-    """The parser; of a configuration's fields only those that were typed are in what it returns.
-
-    Args:
-        model_folder: whether there are the options on what becomes of the trained model.
-    """
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """The parser; of a configuration's fields only those that were typed are in what it returns."""
     parser = Parser(description=description, allow_abbrev=False)
     what = parser.add_argument_group("what to train").add_mutually_exclusive_group(required=True)
     what.add_argument("--from-study", type=as_name, metavar="STUDY", help="a study in DIR that has finished trials")
@@ -104,10 +97,12 @@ def build_parser(description: str, model_folder: bool = True) -> argparse.Argume
     group.add_argument("--mlruns", type=as_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
     uri = "an MLflow server that takes the run instead of DIR/mlflow.db"
     group.add_argument("--tracking-uri", type=as_tracking_uri, metavar="URI", help=uri)
-    if model_folder:
-        _add_model_folder(group)
-    else:
-        parser.set_defaults(out=None, overwrite=False, register=None, force=False)
+    _add_model_folder(group)
+    group = parser.add_argument_group("beside what")
+    baseline = (
+        "compare it with a model of its size instead of keeping it; may be given again for the other (default: none)"
+    )
+    group.add_argument("--baseline", action="append", choices=BASELINES, dest="baselines", help=baseline)
     group = parser.add_argument_group("on what")
     device = "(default: the trial's, where this machine has it; else a GPU if there is one)"
     group.add_argument("--device", choices=("cpu", "cuda"), help=device)
@@ -151,6 +146,9 @@ def check(args: argparse.Namespace) -> Settings:
         raise ValueError("--rank belongs to --from-study")
     if args.force and args.register is None:
         raise ValueError("--force belongs to --register")
+    for name in ("out", "overwrite", "register"):
+        if args.baselines and getattr(args, name):
+            raise ValueError(f"--{name} and --baseline do not go together: models that are compared are not kept")
     check_root(args.mlruns)
     if args.tracking_uri and args.tracking_uri.startswith("http"):
         check_server(args.tracking_uri)
@@ -176,6 +174,7 @@ def check(args: argparse.Namespace) -> Settings:
         threads=threads,
         register=args.register,
         force=args.force,
+        baselines=list(dict.fromkeys(args.baselines or ())),
     )
 
 

@@ -1,17 +1,21 @@
 """What a person sees of one training: a bar for each phase on a terminal, plain lines elsewhere, a table at the end."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from trainables import metrics as names
+from trainables.judge import SPLITS, against, interval_metrics
 from trainables.metrics import judged
 from trainables.pipeline import Progress as Step
 
-SPLITS = ("validation", "test")
+if TYPE_CHECKING:
+    from trainables.contender import Contender
 
 
 class View:
@@ -89,3 +93,46 @@ def result_table(metrics: dict[str, float]) -> Table:
     for name, (form, *rest) in rows:
         table.add_row(name, *(_shown(form, metrics, split, *rest) for split in SPLITS))
     return table
+
+
+def contest_table(contenders: "Sequence[Contender]") -> Table:
+    """One column for each model, one row for each figure; in Markdown's form."""
+    table = Table(box=box.MARKDOWN)
+    table.add_column("")
+    for each in contenders:
+        table.add_column(each.kind, justify="right")
+    first, known = contenders[0], [each.metrics for each in contenders]
+
+    def row(name: str, metric: str, form: str = "{:,.0f}", scale: float = 1.0) -> None:
+        table.add_row(name, *(form.format(m[metric] / scale) if metric in m else "–" for m in known))
+
+    def interval_row(name: str, figure: str, form: str, scale: float = 1.0) -> None:
+        table.add_row(f"{name} [95 %]", *(_shown(form, m, "test", figure, scale) for m in known))
+
+    table.add_row("shape", *(each.shape for each in contenders))
+    row("validation PPL", names.VAL_PPL, "{:.2f}")
+    interval_row("test PPL", "ppl", "{:.2f}")
+    others = (interval_metrics("test", "ppl", against(first.test, each.test)) for each in contenders[1:])
+    shown = (_shown("{:.1f}", difference, "test", "ppl", 100) for difference in others)
+    table.add_row("test PPL against the first, % [95 %]", "–", *shown)
+    interval_row("test accuracy, %", "accuracy", "{:.1f}", 100)
+    interval_row("test top-5, %", "top5", "{:.1f}", 100)
+    interval_row("test bits per byte", "bits_per_byte", "{:.3f}")
+    row("parameters trained", names.TRAINED_PARAMS)
+    table.add_row("learning rate", *map(_rate, contenders))
+    row("epochs", names.EPOCHS)
+    row("seconds of one training", names.TOTAL_SECONDS, "{:.1f}")
+    row("training tokens/s", names.TOKENS_PER_SECOND)
+    row("peak memory, MB", names.PEAK_BYTES, scale=1e6)
+    for length in (100, 1_000, 10_000):
+        row(f"state after {length:,} tokens, bytes", names.state_bytes(length))
+    return table
+
+
+def _rate(contender: "Contender") -> str:
+    """The learning rate, among how many it is the best, and whether a better one may lie beyond them."""
+    rate, tried = contender.rate, contender.rates
+    if len(tried) == 1:
+        return f"{rate:g}"
+    end = {min(tried): ", the lowest", max(tried): ", the highest"}.get(rate, "")
+    return f"{rate:g} (best of {len(tried)}{end})"

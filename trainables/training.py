@@ -9,16 +9,16 @@ from rich.console import Console
 
 from model.checkpoint import save_model
 from model.compute import Compute
+from model.errors import user_errors
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.devices import choose_device, hardware
 from trainables.epoch_file import EpochFile
-from trainables.errors import user_errors
-from trainables.judge import TOP, Judgement, interval_metrics, judge, yardsticks
+from trainables.errors import NoResultError
+from trainables.judge import judge_splits, judged_metrics
 from trainables.model_folder import ModelFolder
 from trainables.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
 from trainables.phase1 import DivergedError
-from trainables.phase2 import Stream, evaluate, ranks
 from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, Progress, RunResult, prepare_inputs, run
 from trainables.run_record import run_record
 from trainables.sources import is_chat
@@ -28,15 +28,10 @@ from trainables.train_view import View
 
 EPOCHS, MLFLOW, MADE = "epochs.safetensors", "mlflow.json", "model"  # in the folder that a training goes on from
 CLOSE = 0.005  # of the trial's PPL: other hardware may differ by so much
-SPLITS = ("validation", "test")
-
-
-class NoResultError(Exception):
-    """The training ended without a model, for a reason of its configuration."""
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """What this process computes on; a training that is interrupted goes on bit by bit where all of it is the same."""
 
     device: str
@@ -46,11 +41,26 @@ class _Place:
     torch: str
 
     @classmethod
-    def of(cls, settings: Settings) -> "_Place":
+    def of(cls, settings: Settings) -> "Place":
         gpus = float(settings.device == "cuda")
         device = choose_device(gpus, "--device cpu")
         compute = str(Compute.of(device))
         return cls(device, settings.threads, hardware(gpus), compute, torch.__version__)
+
+
+def prepare(settings: Settings, console: Console) -> tuple[Place, Inputs, ArtifactStore]:
+    """What a training needs; from here on this process computes with the threads that were asked for.
+
+    Raises:
+        ValueError: the device, the data or the embedding cannot be used.
+    """
+    place = Place.of(settings)
+    store = ArtifactStore(settings.records.cache)
+    torch.set_num_threads(os.cpu_count() or 1)  # as a study does: a bigram's last digits depend on it
+    with console.status("preparing token ids and embedding …"):
+        inputs = prepare_inputs(settings.config, settings.data, settings.embedding, store, place.device)
+    torch.set_num_threads(settings.threads)
+    return place, inputs, store
 
 
 def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str, Any]:
@@ -61,28 +71,23 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
         NoResultError: the run diverged, collapsed or does not fit.
     """
     with user_errors():
-        place = _Place.of(settings)
-        store = ArtifactStore(settings.records.cache)
-        torch.set_num_threads(os.cpu_count() or 1)  # as a study does: a bigram's last digits depend on it
-        with console.status("preparing token ids and embedding …"):
-            inputs = prepare_inputs(settings.config, settings.data, settings.embedding, store, place.device)
-        torch.set_num_threads(settings.threads)
+        place, inputs, store = prepare(settings, console)
         begun = folder.begun()
         if begun is None:
             folder.clear()
         checkpoints = EpochFile(folder.work / EPOCHS, {**vars(place), "inputs": inputs.digest}, place.device)
         left = checkpoints.load()
         mlflow = ModelRun(settings.records, settings.tracking_uri, console.print)
-        trial = _trial(settings, mlflow)
+        trial = trial_of(settings, mlflow)
         _open_run(settings, folder, mlflow, place, trial, begun or {})
-    _say_start(settings, place, inputs, console)
+    say_start(settings, place, inputs, console)
     if left is not None:
         console.print(f"resuming after epoch {len(left.epochs)}")
     try:
         result = _fit(settings, inputs, store, checkpoints, mlflow, console)
         with console.status("judging validation and test …"):
-            judged = _judge(result, inputs, settings.config.contexts.tolerance)
-            metrics = result.metrics | _judged_metrics(judged, inputs)
+            judged = judge_splits(inputs.corpus, place.device, result.evaluate)
+            metrics = result.metrics | judged_metrics(judged, inputs.corpus, len(inputs.embedding.table))
         metrics[names.TOTAL_SECONDS] += left.seconds if left else 0.0  # Phase 2's before an interruption
     except (DivergedError, CollapsedError, DoesNotFitError) as error:
         mlflow.end("FAILED", str(error))
@@ -95,7 +100,14 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     made = folder.work / MADE
     save_model(result.model.cpu(), made, inputs.corpus.tokenizer_json)
     record = run_record(
-        settings.config.flat(), metrics, inputs.corpus, is_chat(settings.data), judged, trial, vars(place)
+        settings.config.flat(),
+        metrics,
+        inputs.corpus,
+        is_chat(settings.data),
+        judged,
+        trial,
+        vars(place),
+        mlflow.run_id,
     )
     tags = {COMPUTE_TAG: place.compute, FOLDER_TAG: str(folder.path.resolve())}
     mlflow.leave(metrics, tags, folder.work / MLFLOW)  # first: killed from here on, the same command completes the run
@@ -116,31 +128,39 @@ def complete(settings: Settings, folder: ModelFolder, console: Console) -> None:
     folder.clear()
 
 
-def _trial(settings: Settings, mlflow: ModelRun) -> dict[str, Any] | None:
+def trial_of(settings: Settings, mlflow: ModelRun) -> dict[str, Any] | None:
+    """The trial that the configuration comes from, if any: study, number, hash and mlflow_run."""
     trial = settings.chosen.trial
     return trial and {**trial, "mlflow_run": mlflow.trial_run(trial["study"], trial["hash"])}
+
+
+def params_and_tags(
+    settings: Settings, place: Place, trial: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What MLflow is told of every training: the configuration, where it is computed, the trial that it comes from."""
+    tags = {HASH_TAG: settings.config.config_hash(), COMPUTE_TAG: place.compute}
+    if trial is not None:
+        tags |= {STUDY_TAG: trial["study"], TRIAL_TAG: str(trial["number"])}
+        tags |= {TRIAL_RUN_TAG: trial["mlflow_run"]} if trial["mlflow_run"] else {}
+    return settings.config.flat() | {"device_name": place.device_name, "threads": place.threads}, tags
 
 
 def _open_run(
     settings: Settings,
     folder: ModelFolder,
     mlflow: ModelRun,
-    place: _Place,
+    place: Place,
     trial: dict[str, Any] | None,
     begun: dict[str, Any],
 ) -> None:
     """Start the run in MLflow or go on with it, and mark the folder as this run's."""
     if not ("mlflow_run" in begun and mlflow.reopen(begun["mlflow_run"])):
-        tags = {HASH_TAG: settings.config.config_hash(), COMPUTE_TAG: place.compute}
-        if trial is not None:
-            tags |= {STUDY_TAG: trial["study"], TRIAL_TAG: str(trial["number"])}
-            tags |= {TRIAL_RUN_TAG: trial["mlflow_run"]} if trial["mlflow_run"] else {}
-        params = settings.config.flat() | {"device_name": place.device_name, "threads": place.threads}
-        mlflow.start(folder.path.name, params, tags)
+        mlflow.start(folder.path.name, *params_and_tags(settings, place, trial))
     folder.begin({"mlflow_run": mlflow.run_id})
 
 
-def _say_start(settings: Settings, place: _Place, inputs: Inputs, console: Console) -> None:
+def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console) -> None:
+    """The data's sizes, the machine, and where the trial was computed otherwise."""
     corpus = inputs.corpus
     sizes = [f"{len(getattr(corpus, split).tokens):,} {split}" for split in ("train", "validation", "test")]
     console.print(f"data {settings.data.spec}: {', '.join(sizes)} tokens")
@@ -191,25 +211,3 @@ def _fit(
         result = run(settings.config, inputs, store, settings.device, listen, checkpoints)
         view.end()
     return result
-
-
-def _judge(result: RunResult, inputs: Inputs, tolerance: float) -> dict[str, Judgement]:
-    model, found = result.model, {}
-    for name in SPLITS:
-        split = getattr(inputs.corpus, name)
-        tokens = torch.tensor(split.tokens, dtype=torch.int64, device=model.table.device)
-        stream = Stream(tokens, model.contexts(tokens, tolerance, result.compute).read(model.config.reads))
-        losses, correct = evaluate(model, stream, result.compute)
-        top5 = ranks(model, stream, result.compute) < TOP
-        found[name] = judge(split, *(each.cpu().numpy() for each in (losses, correct, top5)))
-    return found
-
-
-def _judged_metrics(judged: dict[str, Judgement], inputs: Inputs) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, judgement in judged.items():
-        found |= judgement.metrics(name)
-        lines = yardsticks(inputs.corpus.train, getattr(inputs.corpus, name), len(inputs.embedding.table))
-        for line, interval in lines.items():
-            found |= interval_metrics(name, f"{line}_ppl", interval)
-    return found

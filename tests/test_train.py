@@ -223,13 +223,14 @@ def test_a_training_that_was_ended_after_an_epoch_resumes_to_the_same_weights(
 ) -> None:  # fmt: skip
     arguments = [sys.executable, str(ROOT / "trainables" / "train.py"), *command(config_file, *LONG)[1:]]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     pattern = f"mlruns/models/*/{WORK}/{EPOCHS}"
     while not list(config_file.parent.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(ending)
     _, errors = process.communicate(timeout=60)
     folder = model_folder(config_file)
+    assert (folder / WORK / EPOCHS).exists(), "no epoch had ended in time"
     assert not (folder / RUN).exists()
     if ending == signal.SIGTERM:
         assert process.returncode == 128 + signal.SIGTERM
@@ -247,6 +248,13 @@ def test_a_training_that_was_ended_after_an_epoch_resumes_to_the_same_weights(
     assert run_of_it.info.status == "FINISHED"
     steps = [m.step for m in client.get_metric_history(run_of_it.info.run_id, names.EPOCH_VAL_PPL)]
     assert steps == list(range(1, 9))
+
+
+def test_a_folder_whose_training_was_killed_before_it_began_is_nobodys(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config_file.parent / "out" / WORK).mkdir(parents=True)
+    assert train(monkeypatch, config_file, "--out", str(config_file.parent / "out")) == 0
 
 
 def test_a_damaged_state_is_a_sentence(

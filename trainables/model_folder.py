@@ -31,8 +31,9 @@ class ModelFolder:
             return
         if not self.path.is_dir():
             raise ValueError(f"--out {self.path} is not a folder")
-        if not (self.path / RUN).exists() and not self.work.exists():
-            if any(self.path.iterdir()):
+        if not (self.path / RUN).exists() and not (self.work / BEGUN).exists():
+            # an empty WORK was left by a run that was killed before it began
+            if any(entry.name != WORK for entry in self.path.iterdir()):
                 raise ValueError(f"--out {self.path} holds other files, no model: give another folder")
         elif not overwrite and (self.finished() or self.begun()) is None:
             raise ValueError(f"{self.path} holds the model of another run: give another --out, or --overwrite")

@@ -5,7 +5,8 @@ A run here is told what is on disk anyway: an MLflow that is away costs a traini
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,23 @@ from mlflow.exceptions import MlflowException
 
 from trainables.metrics import SERIES
 from trainables.records import Records, write_whole
+from trainables.signals import held
 from trainables.tracking import HASH_TAG, MAX_METRICS, NAME_TAG, REASON_TAG, is_outage, open_experiment
 
 EXPERIMENT = "trained models"  # no study's name has a space
-TRIAL_RUN_TAG, FOLDER_TAG = "trial_run", "model_folder"
+TRIAL_RUN_TAG, FOLDER_TAG, TOKEN_TAG = "trial_run", "model_folder", "training"
 RETRY_SECONDS = 60.0  # between tries while MLflow is away; each may take long
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Raise ValueError where MLflow is away."""
+    try:
+        yield
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        raise ValueError(f"MLflow cannot be reached: {error}") from error
 
 
 class ModelRun:
@@ -53,32 +66,33 @@ class ModelRun:
             ValueError: MLflow is away.
         """
         self._waiting, self._last_step, self._away = [], {}, False
-        try:
+        with _reached(), held():
             run = self.client.create_run(self.experiment_id, tags={NAME_TAG: name} | tags)
             self.run_id = run.info.run_id
-            self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            raise ValueError(f"MLflow cannot be reached: {error}") from error
+            self._log_params(params)
 
-    def reopen(self, run_id: str) -> bool:
-        """Go on with the run of an interrupted training; False if someone has deleted it.
+    def take_up(self, token: str, name: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+        """Go on with the run that has this token, or make it: a training that is ended at any moment has one run.
 
         Raises:
             ValueError: MLflow is away.
         """
-        try:
-            run = self.client.get_run(run_id)
-            self.client.update_run(run_id, status="RUNNING")
-        except MlflowException as error:
-            if is_outage(error):
-                raise ValueError(f"MLflow cannot be reached: {error}") from error
-            return False
-        curves = [name for name in run.data.metrics if name.startswith(SERIES)]
-        self._last_step = {name: self.client.get_metric_history(run_id, name)[-1].step for name in curves}
-        self.run_id = run_id
-        return True
+        with _reached(), held():
+            where = f"tags.{TOKEN_TAG} = '{token}'"
+            found = self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
+            if found:
+                run = found[0]
+                self.run_id = run.info.run_id
+                self.client.update_run(self.run_id, status="RUNNING")
+                self._log_params(params)  # which may be what it was ended in
+                curves = [name for name in run.data.metrics if name.startswith(SERIES)]
+                history = {name: self.client.get_metric_history(self.run_id, name) for name in curves}
+                self._last_step = {name: points[-1].step for name, points in history.items()}
+        if not found:
+            self.start(name, params, tags | {TOKEN_TAG: token})
+
+    def _log_params(self, params: dict[str, Any]) -> None:
+        self.client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
 
     def log(self, points: Iterable[tuple[str, int, float]]) -> None:
         """Points (metric, step, value) of the curves; those that a reopened run has are left out."""
@@ -97,7 +111,8 @@ class ModelRun:
         """Whether a call went through; what MLflow refuses for good is said and left."""
         self._tried = time.monotonic()
         try:
-            call()
+            with held():
+                call()
         except Exception as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
             if is_outage(error):
@@ -140,11 +155,12 @@ class ModelRun:
         return True
 
     def end(self, status: str, reason: str) -> None:
-        """End a run that has no result, KILLED or FAILED."""
+        """End a run that has no result, KILLED or FAILED, if it was made."""
 
         def call() -> None:
             self._flush()
             self.client.set_tag(self.run_id, REASON_TAG, reason[:500])
             self.client.set_terminated(self.run_id, status)
 
-        self._attempt(call)
+        if self.run_id:
+            self._attempt(call)

@@ -1,6 +1,7 @@
 """One full run outside of Ray: from a checked command line to a model folder and its record in MLflow."""
 
 import os
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +80,14 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
         left = checkpoints.load()
         mlflow = ModelRun(settings.records, settings.tracking_uri, console.print)
         trial = trial_of(settings, mlflow)
-        _open_run(settings, folder, mlflow, place, trial, begun or {})
-    say_start(settings, place, inputs, console)
-    if left is not None:
-        console.print(f"resuming after epoch {len(left.epochs)}")
+        token = (begun or {}).get("token") or uuid.uuid4().hex  # on disk before MLflow has a run of it
+        folder.begin({"token": token})
     try:
+        with user_errors():
+            mlflow.take_up(token, folder.path.name, *params_and_tags(settings, place, trial))
+        say_start(settings, place, inputs, console)
+        if left is not None:
+            console.print(f"resuming after epoch {len(left.epochs)}")
         result = _fit(settings, inputs, store, checkpoints, mlflow, console)
         with console.status("judging validation and test …"):
             judged = judge_splits(inputs.corpus, place.device, result.evaluate)
@@ -143,20 +147,6 @@ def params_and_tags(
         tags |= {STUDY_TAG: trial["study"], TRIAL_TAG: str(trial["number"])}
         tags |= {TRIAL_RUN_TAG: trial["mlflow_run"]} if trial["mlflow_run"] else {}
     return settings.config.flat() | {"device_name": place.device_name, "threads": place.threads}, tags
-
-
-def _open_run(
-    settings: Settings,
-    folder: ModelFolder,
-    mlflow: ModelRun,
-    place: Place,
-    trial: dict[str, Any] | None,
-    begun: dict[str, Any],
-) -> None:
-    """Start the run in MLflow or go on with it, and mark the folder as this run's."""
-    if not ("mlflow_run" in begun and mlflow.reopen(begun["mlflow_run"])):
-        mlflow.start(folder.path.name, *params_and_tags(settings, place, trial))
-    folder.begin({"mlflow_run": mlflow.run_id})
 
 
 def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console) -> None:

@@ -54,7 +54,6 @@ def test_all_are_judged_on_the_same_targets_and_none_is_smaller(chat_file: Path,
         assert figures[names.TRAINED_PARAMS] >= two_phase.metrics[names.TRAINED_PARAMS]
         assert figures[names.EPOCHS] == 2
         assert [step for name, step, _ in contender.points if name == names.EPOCH_VAL_PPL] == [1, 2]
-        assert figures.get(names.PEAK_BYTES, 1) > 0
     difference = against(two_phase.test, gru.test)
     assert difference.value == pytest.approx(gru.test.ppl.value / two_phase.test.ppl.value - 1)
     assert difference.low < difference.value < difference.high
@@ -192,6 +191,8 @@ def test_a_configuration_beside_a_yardstick(
             names.BEST_EPOCH,
         ):
             assert name in figures
+        if Path("/proc/self/status").exists():  # weighed in a process of its own
+            assert 0 < figures[names.PEAK_BYTES] < 1e9
         assert f"{figures[names.state_bytes(1_000)]:,.0f}" in shown
         assert len(client.get_metric_history(each.info.run_id, names.EPOCH_VAL_PPL)) == 1
     assert runs[1].data.params["learning_rates_tried"].count(",") == 1

@@ -71,7 +71,8 @@ def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None],
         if settings.address is not None and not folder.exists():
             # whether a cluster is there and has what is asked for is found out before anything is written
             resources = stack.enter_context(_ray(settings, console))
-        stack.enter_context(study_lock(folder))
+        with user_errors():
+            stack.enter_context(study_lock(folder))
         with console.status("opening the records …"), user_errors():
             from search.ledger import Ledger
 

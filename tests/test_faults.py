@@ -118,6 +118,30 @@ def test_a_file_that_is_gone_holds_nothing_up(tracker: Tracker, tmp_path: Path) 
     assert tracker.client.get_run(tracker.find_trial("abc")).info.status == "FINISHED"
 
 
+def test_a_folder_of_artifacts_that_may_not_be_written_is_no_outage(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run ends all the same, and what is lacking is said."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", "artifacts")
+
+    for name in ("log_artifact", "log_artifacts", "log_text"):
+        monkeypatch.setattr(tracker.client, name, refuse)
+    said: list[str] = []
+    spool = Spool(tracker, tmp_path / "journal", said.append)
+    spool.start()
+    one_trial(spool, tmp_path)
+    assert spool.close() == 0
+    assert spool.refused
+    assert [text.split(" of ")[0] for text in said] == [
+        f"MLflow refused {verb}" for verb in ("log_file", "fail_trial", "end_study")
+    ]
+    assert all(text.endswith("[Errno 13] Permission denied: 'artifacts'") for text in said)
+    ended = {r.data.tags.get(TRIAL_TAG): r.info.status for r in tracker.client.search_runs([tracker.experiment_id])}
+    assert ended == {None: "FINISHED", "0": "FINISHED", "1": "FAILED"}
+
+
 def test_a_full_disk_leaves_the_journal_whole(tracker: Tracker, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     spool = Spool(tracker, journal, print)

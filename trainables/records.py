@@ -52,9 +52,14 @@ class Records:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.close()
 
+    @property
+    def studies(self) -> Path:
+        """A folder for each study."""
+        return self.root / "studies"
+
     def study(self, name: str) -> Path:
         """A study's results: leaderboard, best configuration, report."""
-        return self.root / "studies" / name
+        return self.studies / name
 
     def study_record(self, name: str) -> Path:
         """What a study runs on: command, sizes, versions."""

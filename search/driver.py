@@ -131,7 +131,8 @@ class _StudyRun:
             with user_errors():
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
                 told = ledger.all_told(tracker.ending)
-                spool = Spool(tracker, folder / "mlflow.journal", self.console.print, look=not told)
+                journal = self.settings.records.journal(self.name, self.settings.tracking_uri)
+                spool = Spool(tracker, journal, self.console.print, look=not told)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
             spool.start()
@@ -140,11 +141,13 @@ class _StudyRun:
         try:
             if enough:
                 from search.reconcile import complete_mlflow
+                from search.study_record import read_study_record
 
                 summary = ledger.summary()
                 self._say_nothing_to_run(enough)
                 if summary:  # else no trial was ever begun
-                    complete_mlflow(ledger, spool, self._runtime(summary))
+                    spool.put("start_study", params=read_study_record(self.settings.records.study_record(self.name)))
+                    complete_mlflow(ledger, spool, self.settings.records, self._runtime(summary))
             else:
                 from search.preparation import prepared
 
@@ -219,7 +222,7 @@ class _StudyRun:
         from search.reconcile import complete_mlflow
         from search.tuner import run_trials
 
-        complete_mlflow(ledger, spool, self._runtime(summary))
+        complete_mlflow(ledger, spool, self.settings.records, self._runtime(summary))
         leader = ledger.leader()
         known = (leader.ppl, trial_name(leader.config)) if leader else None
         display = Display(self.console, self.study.trials + ledger.planned_replicates(), self.made_before, known)

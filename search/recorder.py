@@ -117,7 +117,8 @@ class Recorder(Unpickled, Callback):
             self._open.discard(number)
             self._alike = []
             runtime = self._runtime | {"compute": last[COMPUTE]}
-            self._keep(number, "finished", result={**last[DOCUMENTS], "metrics": last[FINAL], "runtime": runtime})
+            kept = {"metrics": last[FINAL], "runtime": runtime, "phase1_by": last[PHASE1_BY]}
+            self._keep(number, "finished", result={**last[DOCUMENTS], **kept})
             self._ledger.complete(number, last[FINAL], last[COMPUTE])
             self._tracker.put(
                 "finish_trial",

@@ -104,12 +104,12 @@ def test_an_outage_at_any_call_loses_and_doubles_nothing(
     assert not spool.refused
 
 
-def test_a_file_that_is_gone_holds_nothing_up(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_holds_nothing_up(store: Records, tracker: Tracker, tmp_path: Path) -> None:
     spool = Spool(tracker, tmp_path / "journal", print)
     one_trial(spool, tmp_path)  # and the driver is killed
     (tmp_path / "abc.json").unlink()
     said: list[str] = []
-    again = Spool(tracker, tmp_path / "journal", said.append)
+    again = Spool(Tracker(store, tracker.study), tmp_path / "journal", said.append)
     assert [text.split(",")[0].split(" of ")[0] for text in said] == [
         "MLflow refused log_file",
         "MLflow refused end_study",

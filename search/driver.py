@@ -137,7 +137,7 @@ class _StudyRun:
                 self.settings.records.use_write_ahead_logs()
             spool.start()
         summary: dict[str, Any] = {}
-        status, outcome = "FAILED", None
+        status, outcome, through = "FAILED", None, False
         try:
             if enough:
                 from search.reconcile import complete_mlflow
@@ -158,6 +158,7 @@ class _StudyRun:
                 outcome = self._run(ledger, spool, inputs, summary)
             cut_off = outcome is not None and outcome.cut_off > 0
             status = "KILLED" if cut_off or interrupts.first else "FAILED" if outcome and outcome.bug else "FINISHED"
+            through = True
         except KeyboardInterrupt:
             status = "KILLED"
             raise
@@ -173,7 +174,7 @@ class _StudyRun:
                 )
             else:  # the traces were handed over, or their trial has ended without them
                 shutil.rmtree(folder / "profile", ignore_errors=True)
-                if not spool.refused:
+                if through and not spool.refused:
                     ledger.keep_told(tracker.ending)
         from search.announcements import say_end
 

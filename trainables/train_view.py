@@ -9,7 +9,7 @@ from rich.table import Table
 
 from trainables import metrics as names
 from trainables.metrics import judged
-from trainables.pipeline import Progress as Step
+from trainables.progress import Progress as Step
 
 SPLITS = ("validation", "test")
 

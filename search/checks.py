@@ -9,12 +9,17 @@ from trainables.surroundings import count_gpus
 
 
 def check_cluster(address: str) -> None:
-    """Raise ValueError if nothing listens at a Ray address `host:port` or `ray://host:port`; Ray tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        if address == "auto":
-            return
-        raise ValueError(f"--address must be auto, host:port or ray://host:port, not {address!r}")
+    """Raise ValueError unless `auto`, or `host:port` where something listens; Ray itself tries for minutes."""
+    if address == "auto":
+        return
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"--address {address}: a study joins its cluster and is no client of it: "
+            "run the same command on any of the cluster's hosts, with --address auto"
+        )
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ValueError(f"--address must be auto or HOST:PORT, not {address!r}")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:

@@ -72,7 +72,8 @@ def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None],
         if settings.address is not None and not folder.exists():
             # whether a cluster is there and has what is asked for is found out before anything is written
             resources = stack.enter_context(_ray(settings, console))
-        stack.enter_context(study_lock(folder))
+        with user_errors():
+            stack.enter_context(study_lock(folder))
         with console.status("opening the records …"), user_errors():
             from search.ledger import Ledger
 
@@ -131,20 +132,23 @@ class _StudyRun:
             with user_errors():
                 tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
                 told = ledger.all_told(tracker.ending)
-                spool = Spool(tracker, folder / "mlflow.journal", self.console.print, look=not told)
+                journal = self.settings.records.journal(self.name, self.settings.tracking_uri)
+                spool = Spool(tracker, journal, self.console.print, look=not told)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
             spool.start()
         summary: dict[str, Any] = {}
-        status, outcome = "FAILED", None
+        status, outcome, through = "FAILED", None, False
         try:
             if enough:
                 from search.reconcile import complete_mlflow
+                from search.study_record import read_study_record
 
                 summary = ledger.summary()
                 self._say_nothing_to_run(enough)
                 if summary:  # else no trial was ever begun
-                    complete_mlflow(ledger, spool, self._runtime(summary))
+                    spool.put("start_study", params=read_study_record(self.settings.records.study_record(self.name)))
+                    complete_mlflow(ledger, spool, self.settings.records, self._runtime(summary))
             else:
                 from search.preparation import prepared
 
@@ -155,6 +159,7 @@ class _StudyRun:
                 outcome = self._run(ledger, spool, inputs, summary)
             cut_off = outcome is not None and outcome.cut_off > 0
             status = "KILLED" if cut_off or interrupts.first else "FAILED" if outcome and outcome.bug else "FINISHED"
+            through = True
         except KeyboardInterrupt:
             status = "KILLED"
             raise
@@ -170,7 +175,7 @@ class _StudyRun:
                 )
             else:  # the traces were handed over, or their trial has ended without them
                 shutil.rmtree(folder / "profile", ignore_errors=True)
-                if not spool.refused:
+                if through and not spool.refused:
                     ledger.keep_told(tracker.ending)
         from search.announcements import say_end
 
@@ -219,7 +224,7 @@ class _StudyRun:
         from search.reconcile import complete_mlflow
         from search.tuner import run_trials
 
-        complete_mlflow(ledger, spool, self._runtime(summary))
+        complete_mlflow(ledger, spool, self.settings.records, self._runtime(summary))
         leader = ledger.leader()
         known = (leader.ppl, trial_name(leader.config)) if leader else None
         display = Display(self.console, self.study.trials + ledger.planned_replicates(), self.made_before, known)

@@ -178,8 +178,8 @@ def _add_record_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_resource_options(group: argparse._ArgumentGroup) -> None:
-    address = "a running Ray cluster, e.g. auto or ray://host:10001 (default: a local Ray is started)"
-    group.add_argument("--address", metavar="RAY_ADDRESS", help=address)
+    address = "a running Ray cluster that this host is part of (default: a local Ray is started)"
+    group.add_argument("--address", metavar="auto|HOST:PORT", help=address)
     gpus = "GPUs of one trial, e.g. 1 or 0.5; 0 for the CPU (default: 1 where there are GPUs, else 0)"
     group.add_argument("--gpus-per-trial", type=_share, metavar="F", help=gpus)
     cpus = "CPUs of one trial, and so its threads (default: %(default)g)"

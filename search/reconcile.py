@@ -1,4 +1,4 @@
-"""MLflow's runs made to agree with the ledger."""
+"""MLflow's runs made to agree with the ledger, from what each trial left behind."""
 
 from typing import Any
 
@@ -7,11 +7,19 @@ from optuna.trial import TrialState
 from search.leaderboard import trial_name
 from search.ledger import Ledger
 from search.results import COMPUTE, HASH, METRICS, REASON, REPLICATE_OF, trial_config
+from search.trial_records import TrialRecord, read_trial_record
+from trainables.records import Records
 from trainables.spool import Spool
 
 
-def complete_mlflow(ledger: Ledger, spool: Spool, runtime: dict[str, Any]) -> None:
-    """End MLflow's runs of trials that ended in the ledger: a driver was killed between the two."""
+def complete_mlflow(ledger: Ledger, spool: Spool, records: Records, runtime: dict[str, Any]) -> None:
+    """End MLflow's runs of trials that ended in the ledger, or make them.
+
+    It lacks them where a driver was killed between the two, or where the study's runs go to another store than before.
+
+    Args:
+        runtime: params of runs that no record says better.
+    """
     if spool.ended is None:
         return
     for trial in ledger.made_with_replicates():
@@ -20,11 +28,21 @@ def complete_mlflow(ledger: Ledger, spool: Spool, runtime: dict[str, Any]) -> No
         if key in spool.ended["FAILED" if failed else "FINISHED"]:
             continue
         config, first = trial_config(trial), kept.get(REPLICATE_OF)
-        name, params = trial_name(config, first is not None), config.flat() | runtime
+        path = records.trial_record(ledger.name, key)
+        left = read_trial_record(path)
+        if left is None or left.trial != trial.number:  # damaged, or an earlier attempt's
+            left = TrialRecord(key, trial.number, config.seed)
+        params = config.flat() | {name: left.runtime.get(name, value) for name, value in runtime.items()}
+        name = trial_name(config, first is not None)
         spool.put("start_trial", key, number=trial.number, name=name, params=params, replicate_of=first)
+        if left.series:
+            points = [(name, *point) for name, curve in left.series.items() for point in curve]
+            spool.put("log_series", key, points=points)
+            spool.put("log_file", key, file=str(path))
         if failed:
             spool.put("fail_trial", key, reason=kept[REASON], details="")
         elif trial.state == TrialState.PRUNED:
             spool.put("prune_trial", key, reason=kept[REASON], figures=kept[METRICS])
         else:
-            spool.put("finish_trial", key, figures=kept[METRICS], compute=kept.get(COMPUTE, ""))
+            compute = kept.get(COMPUTE, "")
+            spool.put("finish_trial", key, figures=kept[METRICS], compute=compute, phase1_by=left.phase1_by)

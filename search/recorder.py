@@ -2,8 +2,9 @@
 
 import re
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.tune import Callback
@@ -23,6 +24,26 @@ from trainables.two_phase import COLLAPSED, COMPUTE, DOCUMENTS, FINAL, NO_RESULT
 MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded since: a bug, not bad luck
 # What a worker or a node that died leaves behind.
 LOSSES = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _remembered(method: Callable[Concatenate["Recorder", P], T]) -> Callable[Concatenate["Recorder", P], T]:
+    """Keep the error that writing something down ends with, for Tune takes it for the trial's own."""
+
+    @wraps(method)
+    def call(self: "Recorder", *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.broken is not None:
+            raise self.broken
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            self.broken = error
+            raise
+
+    return call
 
 
 class Recorder(Unpickled, Callback):
@@ -52,7 +73,9 @@ class Recorder(Unpickled, Callback):
         self._alike: list[int] = []  # the last failed trials, all for the same reason
         self._error = ""  # that reason, without its numbers
         self.bug: str | None = None
+        self.broken: Exception | None = None  # what no more could be written down for
 
+    @_remembered
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         assignment = self._searcher.assigned[trial.trial_id]
         config, number = assignment.config, assignment.number
@@ -72,6 +95,7 @@ class Recorder(Unpickled, Callback):
         self._heard[number] = time.monotonic()
         self._display.start(number, name)
 
+    @_remembered
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
@@ -82,6 +106,7 @@ class Recorder(Unpickled, Callback):
             self._tracker.put("log_series", self._runs[number], points=result[SERIES])
         self._display.update(number, result)
 
+    @_remembered
     def stop(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether a trial is to be stopped for what a report of it shows.
 
@@ -103,6 +128,7 @@ class Recorder(Unpickled, Callback):
                 self._stopped.setdefault(number, reason)
         return number in self._stopped
 
+    @_remembered
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = self._searcher.assigned[trial.trial_id].number
         self._searcher.ended.add(trial.trial_id)
@@ -114,11 +140,12 @@ class Recorder(Unpickled, Callback):
         elif last.get(NO_RESULT):
             self._fail(number, last[NO_RESULT], "")
         elif last.get(FINAL):
-            self._open.discard(number)
             self._alike = []
             runtime = self._runtime | {"compute": last[COMPUTE]}
-            self._keep(number, "finished", result={**last[DOCUMENTS], "metrics": last[FINAL], "runtime": runtime})
+            kept = {"metrics": last[FINAL], "runtime": runtime, "phase1_by": last[PHASE1_BY]}
+            self._keep(number, "finished", result={**last[DOCUMENTS], **kept})
             self._ledger.complete(number, last[FINAL], last[COMPUTE])
+            self._open.discard(number)
             self._tracker.put(
                 "finish_trial",
                 self._runs[number],
@@ -131,6 +158,7 @@ class Recorder(Unpickled, Callback):
             self._display.finish(number, last[FINAL], may_lead=not replicate)
         # else it was stopped from outside: `interrupt_open` records it
 
+    @_remembered
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._searcher.ended.add(trial.trial_id)
         number = self._searcher.assigned[trial.trial_id].number
@@ -152,18 +180,18 @@ class Recorder(Unpickled, Callback):
         self._count(number, reason, stop=bool(unwritable(error)))  # a full disk is no trial's own fault
 
     def _fail(self, number: int, reason: str, details: str) -> None:
-        self._open.discard(number)
         self._keep(number, "failed", reason)
         if not self._ledger.has_ended(number):
             self._ledger.fail(number, reason)
+        self._open.discard(number)
         self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details)
         self._display.fail(number, reason)
 
     def _prune(self, number: int, reason: str, figures: dict[str, float]) -> None:
-        self._open.discard(number)
         self._alike = []
         self._keep(number, "pruned", reason)
         self._ledger.prune(number, reason, figures)
+        self._open.discard(number)
         self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=figures)
         self._display.prune(number, reason)
 
@@ -183,6 +211,7 @@ class Recorder(Unpickled, Callback):
             self._searcher.stopped, self.bug = True, reason
             self._ledger.run_again(self._alike)
 
+    @_remembered
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Kill the workers of trials that hang; their trials then end with an error."""
         for trial in trials:
@@ -197,17 +226,16 @@ class Recorder(Unpickled, Callback):
     def interrupt_open(self) -> int:
         """Record the trials that never ended as interrupted, to be asked for again; how many there were."""
         pending = {a.number for a in self._searcher.assigned.values()} - set(self._runs)
-        for number in sorted(self._open | pending):
+        cut_off = [number for number in sorted(self._open | pending) if not self._ledger.has_ended(number)]
+        for number in cut_off:
             self._ledger.interrupt(number)
             if number in self._runs:
                 self._tracker.put("fail_trial", self._runs[number], reason=INTERRUPTED, details="", status="KILLED")
-        return len(self._open | pending)
+        return len(cut_off)
 
 
 def _unpickled(trial: Trial) -> Exception:
-    if trial.pickled_error_file is None:  # Tune pickles what trials raise: this was raised here, by what it calls
-        told = Path(trial.error_file).read_text() if trial.error_file else "an unknown error"
-        raise RuntimeError(f"the record of a trial cannot be kept: {told}")
+    assert trial.pickled_error_file is not None, "Tune pickles what trials raise"
     with open(trial.pickled_error_file, "rb") as file:
         error: Exception = ray.cloudpickle.load(file)
     return error

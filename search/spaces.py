@@ -105,6 +105,13 @@ class Study:
         return f"{self.entry}-{data_label}-{content_key(self.definition())[:8]}"
 
 
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What sets one definition of a study apart from another, for a person."""
+    names = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
+    contents = {"data_fingerprint": "the data has changed", "embedding_fingerprint": "the embedding has changed"}
+    return "; ".join(contents.get(n) or f"{n} is {wanted.get(n)!r}, was {stored.get(n)!r}" for n in names)
+
+
 CELLS = ((1, 1), (2, 1), (1, 2), (2, 2))  # context layers, token layers: the reports' four
 
 

@@ -33,6 +33,7 @@ class TrialRecord:
     config: dict[str, Any] = field(default_factory=dict)  # a flat `RunConfig`, to train the same again
     runtime: dict[str, Any] = field(default_factory=dict)  # where it finished: device_name, threads, gpus, compute
     metrics: dict[str, float] = field(default_factory=dict)  # where it finished
+    phase1_by: str = ""  # where it finished: config hash of the run that trained Phase 1
 
     def add(self, points: Iterable[tuple[str, int, float]]) -> None:
         """Further points (name, step, value) of the curves."""

@@ -100,7 +100,12 @@ def run_trials(
         )  # fmt: skip
         try:
             tuner.fit()
+        except Exception:
+            if recorder.broken is None:
+                raise  # else Tune has made an error of its own of it
         finally:
             tune_ended()
             cut_off = recorder.interrupt_open()
+    if recorder.broken is not None:
+        raise recorder.broken
     return Outcome(cut_off, recorder.bug)

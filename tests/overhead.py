@@ -90,7 +90,7 @@ def open_spool(records: Records, name: str, ledger: Ledger | None = None) -> Spo
     folder.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(records, name)
     look = ledger is None or not ledger.all_told(tracker.ending)
-    spool = Spool(tracker, folder / "mlflow.journal", print, look)
+    spool = Spool(tracker, records.journal(name, None), print, look)
     records.use_write_ahead_logs()
     spool.start()
     return spool
@@ -121,7 +121,7 @@ def fill(trials: int, records: Records) -> None:
     while (assignment := ledger.next()) is not None:
         figures = FIGURES | {names.VAL_PPL: 20 + assignment.number / 100}
         ledger.complete(assignment.number, figures)
-    complete_mlflow(ledger, spool, RUNTIME)
+    complete_mlflow(ledger, spool, records, RUNTIME)
     spool.put("end_study", status="FINISHED", figures={}, files=[])
     assert spool.close() == 0
     ledger.keep_told(spool.tracker.ending)
@@ -134,7 +134,7 @@ def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
     assert not ledger.nothing_to_run(Budgets())
     made = len(ledger.made_with_replicates())
     spool = open_spool(records, "study", ledger)
-    complete_mlflow(ledger, spool, RUNTIME)
+    complete_mlflow(ledger, spool, records, RUNTIME)
     leader = ledger.leader()
     known = (leader.ppl, trial_name(leader.config)) if leader else None
     Display(Console(), ledger.study.trials + ledger.planned_replicates(), made, known)

@@ -33,7 +33,8 @@ def record(path: Path, options: list[str]) -> None:
     import torch
 
     from trainables.artifacts import ArtifactStore
-    from trainables.pipeline import Progress, prepare_inputs, run
+    from trainables.pipeline import prepare_inputs, run
+    from trainables.progress import Progress
 
     torch.set_num_threads(1)
     settings = check(build_parser("", sampled=True).parse_args(options), sampled=True)

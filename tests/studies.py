@@ -34,9 +34,9 @@ def optuna_trials(root: Path) -> list[FrozenTrial]:
     return optuna.load_study(study_name="small", storage=storage).trials
 
 
-def mlflow_runs(root: Path) -> tuple[Run, list[Run], MlflowClient]:
+def mlflow_runs(root: Path, tracking_uri: str | None = None) -> tuple[Run, list[Run], MlflowClient]:
     """The parent run and its children."""
-    client = MlflowClient(Records.at(root).tracking_uri)
+    client = MlflowClient(tracking_uri or Records.at(root).tracking_uri)
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

@@ -15,6 +15,7 @@ from studies import ROOT, SMALL, mlflow_runs, optuna_trials, start
 import trainables.spool as spool_module
 from search.results import known_studies, load_results
 from trainables.errors import unwritable
+from trainables.metrics import EPOCH_VAL_PPL, VAL_PPL
 from trainables.records import Records
 from trainables.spool import Spool, read_journal
 from trainables.tracking import REASON_TAG, TRIAL_TAG, Tracker
@@ -104,18 +105,42 @@ def test_an_outage_at_any_call_loses_and_doubles_nothing(
     assert not spool.refused
 
 
-def test_a_file_that_is_gone_holds_nothing_up(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_holds_nothing_up(store: Records, tracker: Tracker, tmp_path: Path) -> None:
     spool = Spool(tracker, tmp_path / "journal", print)
     one_trial(spool, tmp_path)  # and the driver is killed
     (tmp_path / "abc.json").unlink()
     said: list[str] = []
-    again = Spool(tracker, tmp_path / "journal", said.append)
+    again = Spool(Tracker(store, tracker.study), tmp_path / "journal", said.append)
     assert [text.split(",")[0].split(" of ")[0] for text in said] == [
         "MLflow refused log_file",
         "MLflow refused end_study",
     ]
     assert again.refused
     assert tracker.client.get_run(tracker.find_trial("abc")).info.status == "FINISHED"
+
+
+def test_a_folder_of_artifacts_that_may_not_be_written_is_no_outage(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run ends all the same, and what is lacking is said."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", "artifacts")
+
+    for name in ("log_artifact", "log_artifacts", "log_text"):
+        monkeypatch.setattr(tracker.client, name, refuse)
+    said: list[str] = []
+    spool = Spool(tracker, tmp_path / "journal", said.append)
+    spool.start()
+    one_trial(spool, tmp_path)
+    assert spool.close() == 0
+    assert spool.refused
+    assert [text.split(" of ")[0] for text in said] == [
+        f"MLflow refused {verb}" for verb in ("log_file", "fail_trial", "end_study")
+    ]
+    assert all(text.endswith("[Errno 13] Permission denied: 'artifacts'") for text in said)
+    ended = {r.data.tags.get(TRIAL_TAG): r.info.status for r in tracker.client.search_runs([tracker.experiment_id])}
+    assert ended == {None: "FINISHED", "0": "FINISHED", "1": "FAILED"}
 
 
 def test_a_full_disk_leaves_the_journal_whole(tracker: Tracker, tmp_path: Path) -> None:
@@ -181,7 +206,8 @@ def test_a_bug_in_the_writer_is_raised_in_the_study(tracker: Tracker, tmp_path: 
 
 FAULTY = """
 import os, signal, sys, time
-import search.tuner
+import search.recorder, search.tuner
+import trainables.spool, trainables.two_phase
 from search.driver import main
 from search.spaces import context_modes
 
@@ -207,12 +233,37 @@ def tight(config, *, inputs, cache, threads, gpus):
     finally:
         trainables.pipeline.fit_phase2 = fit
 
+def unwritten(config, **rest):
+    trainables.two_phase.two_phase(config, **rest)
+
+untold = unwritten
+
+def break_records(fault):
+    # in the driver: the second trial's record cannot be written, or what the fourth one came to is not handed on
+    owner, name, call, at = {
+        "unwritten": (search.recorder, "write_trial_record", search.recorder.write_trial_record, 2),
+        "untold": (trainables.spool.Spool, "put", trainables.spool.Spool.put, 4),
+    }[fault]
+    calls = 0
+
+    def counting(*arguments, **rest):
+        nonlocal calls
+        calls += fault == "unwritten" or arguments[1] == "finish_trial"
+        if calls == at:
+            calls += 1
+            raise KeyError("no place for it")
+        return call(*arguments, **rest)
+
+    setattr(owner, name, counting)
+
 def study(settings):
     return context_modes(settings.base, settings.context_dims)
 
 if __name__ == "__main__":
-    train = {"broken": broken, "stuck": stuck, "full": full, "tight": tight}[sys.argv.pop(1)]
-    search.tuner.run_trials.__defaults__ = (train,)
+    fault = sys.argv.pop(1)
+    search.tuner.run_trials.__defaults__ = (globals()[fault],)
+    if fault in ("unwritten", "untold"):
+        break_records(fault)
     sys.exit(main("Trials with a fault.", study, sampled=False))
 """
 
@@ -238,6 +289,29 @@ def test_one_error_after_the_other_stops_the_study_and_is_run_again_once_mended(
     assert mended.returncode == 0, mended.stdout + mended.stderr
     assert "5 trials finished, 0 failed" in mended.stdout
     assert [r.info.status for r in mlflow_runs(root)[1]] == ["FINISHED"] * 5
+
+
+@pytest.mark.slow
+def test_an_error_of_the_record_keeping_ends_the_study_and_the_next_run_is_right(
+    chat_file: Path, tmp_path: Path, root: Path
+) -> None:
+    for fault, states in (("unwritten", ["COMPLETE", "FAIL"]), ("untold", ["COMPLETE", "FAIL"] + ["COMPLETE"] * 4)):
+        done = start_faulty(fault, chat_file, tmp_path, root)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert done.stderr.strip().splitlines()[-1] == "KeyError: 'no place for it'"
+        assert "TuneError" not in done.stderr
+        trials = optuna_trials(root)
+        assert [t.state.name for t in trials] == states
+        assert trials[1].user_attrs["reason"] == "interrupted"
+        assert [r.info.status for r in mlflow_runs(root)[1]].count("KILLED") == 1
+    again = start(ROOT / "search/context_modes.py", chat_file, root, "--epochs", "1", "--context-dims", "8")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "5 trials finished, 0 failed in all; 0 ran now" in again.stdout
+    _, children, client = mlflow_runs(root)
+    assert [r.info.status for r in children] == ["FINISHED"] * 5
+    for run in children:
+        for name in (EPOCH_VAL_PPL, VAL_PPL):
+            assert len(client.get_metric_history(run.info.run_id, name)) == 1
 
 
 @pytest.mark.slow

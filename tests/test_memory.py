@@ -18,6 +18,7 @@ from model.compute import Compute
 from model.head import FrozenHead
 from trainables import metrics as names
 from trainables import pipeline as pipeline_module
+from trainables import shared_phase1 as shared_phase1_module
 from trainables import two_phase as two_phase_module
 from trainables.artifacts import ArtifactStore
 from trainables.pipeline import DoesNotFitError, Inputs, run
@@ -41,7 +42,8 @@ def fill_memory(monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[
 
     Whatever an attempt made must be gone when the next one begins.
     """
-    part: Callable[..., Any] = getattr(pipeline_module, name)
+    module = {"fit_phase1": shared_phase1_module, "fit_phase2": pipeline_module}[name]
+    part: Callable[..., Any] = getattr(module, name)
     seen: list[Chunks] = []
     models: list[weakref.ref[torch.nn.Module]] = []
 
@@ -54,7 +56,7 @@ def fill_memory(monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[
             raise torch.OutOfMemoryError(TOO_SMALL)
         return result
 
-    monkeypatch.setattr(pipeline_module, name, tight)
+    monkeypatch.setattr(module, name, tight)
     return seen
 
 

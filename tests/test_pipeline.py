@@ -10,7 +10,9 @@ from conftest import run_config
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.phase1 import DivergedError
-from trainables.pipeline import FIGURES, WEIGHTS, CollapsedError, Inputs, Progress, run
+from trainables.pipeline import CollapsedError, Inputs, run
+from trainables.progress import Progress
+from trainables.shared_phase1 import FIGURES, WEIGHTS
 
 TIMES = {names.PHASE1_SECONDS, names.PHASE1_SAVED, names.PHASE2_SECONDS, names.TOTAL_SECONDS}
 FINAL = {

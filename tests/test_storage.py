@@ -1,5 +1,6 @@
 """A study's record in memory says what the database says, whatever becomes of its trials."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,15 @@ def test_a_trial_costs_the_same_queries_however_many_there_are(tmp_path: Path) -
         finish(ledger, handed_out(ledger))
         costs.append(len(queries))
     assert costs[-1] == costs[4]  # the first of a parameter has one query less
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_opening_a_study_leaves_pythons_collector_as_it_was(database: Path, enabled: bool) -> None:
+    run_to_the_end(Ledger(layers_study(trials=4), "s", database))
+    if not enabled:
+        gc.disable()
+    try:
+        assert len(Ledger(layers_study(trials=4), "s", database).finished()) == 4
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 import torch
@@ -28,6 +29,7 @@ from trainables.tracking import (
     COMPUTE_TAG,
     HASH_TAG,
     PARENT_TAG,
+    PROFILED_TAG,
     PRUNED_TAG,
     REPLICATE_TAG,
     STUDY_TAG,
@@ -162,6 +164,32 @@ def test_training_a_trials_configuration_again_gives_its_very_result(
     assert "".join(registered.generate(text, max_tokens=5, seed=1)) == "".join(
         kept.generate(text, max_tokens=5, seed=1)
     )
+
+
+def test_another_store_gets_all_that_the_first_one_has(
+    finished: tuple[Path, str], chat_file: Path, tmp_path: Path, earlier_records: Path
+) -> None:
+    other = f"sqlite:///{shutil.copy(Records.at(earlier_records).mlflow_database, tmp_path / 'other.db')}"
+    options = ("--trials", "6", "--epochs", "2", "--tracking-uri", other)
+    done = start("search/asym_layers.py", chat_file, finished[0], *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = []
+    for uri in (None, other):
+        parent, children, client = mlflow_runs(finished[0], uri)
+        assert (parent.info.status, parent.data.params["version_mlflow"]) == ("FINISHED", mlflow.__version__)
+        assert {run.data.tags[PARENT_TAG] for run in children} == {parent.info.run_id}
+        told.append({})
+        for run in children:
+            curves = {
+                name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+                for name in run.data.metrics
+            }
+            assert len(curves[names.EPOCH_VAL_PPL]) == 2
+            files = {file.path for file in client.list_artifacts(run.info.run_id)} - {"profile"}
+            tags = {name: value for name, value in run.data.tags.items() if name not in (PARENT_TAG, PROFILED_TAG)}
+            told[-1][tags[TRIAL_TAG]] = (run.info.status, run.data.params, tags, curves, files)
+    assert len(told[0]) == 6
+    assert told[1] == told[0]
 
 
 def test_the_same_command_again_trains_nothing_and_more_trials_extend_it(

@@ -8,7 +8,8 @@ from conftest import run_config
 
 from trainables.artifacts import ArtifactStore
 from trainables.phase1 import DivergedError
-from trainables.pipeline import Inputs, Progress, run
+from trainables.pipeline import Inputs, run
+from trainables.progress import Progress
 from trainables.traces import Profiler
 
 

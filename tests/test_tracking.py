@@ -1,6 +1,7 @@
 """MLflow's runs of a study, on a real store."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,17 @@ def test_a_deleted_experiment_is_refused_in_a_sentence(store: Records, study: st
     tracker = Tracker(store, study)
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(ValueError, match=f"experiment '{study}' was deleted: restore it there or give --name"):
+        Tracker(store, study)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_artifacts_that_cannot_be_written_are_refused_in_a_sentence(store: Records, study: str, known: bool) -> None:
+    if known:
+        Tracker(store, study)
+    store.artifacts.mkdir(exist_ok=True)
+    (store.artifacts / study).write_text("a file")
+    said = f"MLflow's artifacts: {store.artifacts / study} is not a folder that can be written to"
+    with pytest.raises(ValueError, match=re.escape(said)):
         Tracker(store, study)
 
 

@@ -26,7 +26,8 @@ from trainables.devices import choose_device
 from trainables.errors import NoResultError
 from trainables.judge import Judgement, judge_splits, judged_metrics
 from trainables.phase2 import Epoch
-from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, Progress, run
+from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, run
+from trainables.progress import Progress
 
 TWO_PHASE = "two-phase"
 LENGTHS = (100, 1_000, 10_000)  # tokens of a sequence behind which its state is weighed

@@ -1,5 +1,6 @@
 """Where everything lies under one records folder (`--mlruns DIR`). Importing this costs nothing."""
 
+import hashlib
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -52,13 +53,23 @@ class Records:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.close()
 
+    @property
+    def studies(self) -> Path:
+        """A folder for each study."""
+        return self.root / "studies"
+
     def study(self, name: str) -> Path:
         """A study's results: leaderboard, best configuration, report."""
-        return self.root / "studies" / name
+        return self.studies / name
 
     def study_record(self, name: str) -> Path:
         """What a study runs on: command, sizes, versions."""
         return self.study(name) / "study.json"
+
+    def journal(self, name: str, tracking_uri: str | None) -> Path:
+        """What MLflow was not told yet of a study; each store that its runs went to has one of its own."""
+        store = f"-{hashlib.sha256(tracking_uri.encode()).hexdigest()[:8]}" if tracking_uri else ""
+        return self.study(name) / f"mlflow{store}.journal"
 
     def trial_record(self, name: str, config_hash: str) -> Path:
         """What a trial left behind: its curves and its losses by document."""

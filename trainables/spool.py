@@ -60,7 +60,8 @@ class Spool:
         self._away = False
         self.refused = False  # whether MLflow will never have all that it was told
         self._bug: BaseException | None = None
-        left_behind = read_journal(journal)
+        # A store that has nothing of this study was emptied since: the journal's trials have no beginning there.
+        left_behind = [] if tracker.began else read_journal(journal)
         try:
             for operation in left_behind:
                 self._tell(operation)

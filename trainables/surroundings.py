@@ -8,12 +8,21 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from trainables.records import Records
+
 
 def check_root(root: Path) -> None:
-    """Raise ValueError if the records folder cannot be made or written to."""
-    existing = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"--mlruns {root}: {existing} is not a folder that can be written to")
+    """Raise ValueError if the records folder, or one of those in it, cannot be made or written to."""
+    records = Records.at(root)
+    for folder in (records.root, records.studies, records.artifacts, records.cache):
+        check_folder(folder, f"--mlruns {root}")
+
+
+def check_folder(folder: Path, named: str) -> None:
+    """Raise ValueError if a folder cannot be made or written to; `named` says which one it is."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{named}: {existing} is not a folder that can be written to")
 
 
 def check_server(uri: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from trainables.pipeline import Listener, Progress
+from trainables.progress import Listener, Progress
 
 SWEEPS = 3  # of Phase 1 in a trace; of Phase 2 it is the first epoch
 

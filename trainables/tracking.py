@@ -1,7 +1,7 @@
 """A study in MLflow: one experiment, one parent run, one child run per trial.
 
 The driver is the only writer. Runs are found again by tag, so that a study that is continued reopens its
-runs and never makes a second one for the same configuration.
+runs and never makes a second one for the same configuration. Files come last: a run whose files are refused has ended.
 """
 
 import logging
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from filelock import FileLock
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -22,9 +23,11 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from trainables.metrics import SERIES
 from trainables.records import Records
+from trainables.surroundings import check_folder
 
 for _noisy in ("mlflow", "alembic"):  # they announce every table of a new database
     logging.getLogger(_noisy).setLevel(logging.ERROR)
@@ -54,7 +57,8 @@ def is_outage(error: Exception) -> bool:
     """Whether the same call may go through later."""
     if isinstance(error, MlflowException):
         return error.error_code in OUTAGES
-    if isinstance(error, FileNotFoundError):  # an artifact's file that was deleted before MLflow was told of it
+    # an artifact's file that was deleted before MLflow was told of it, a folder of artifacts that is someone else's
+    if isinstance(error, FileNotFoundError | PermissionError):
         return False
     return isinstance(error, OSError)  # connections, timeouts (requests' errors are OSErrors), a full disk
 
@@ -81,7 +85,7 @@ def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tu
     """MLflow's store, the id of the experiment `name` there, and whether it was made now.
 
     Raises:
-        ValueError: MLflow refuses the store, or a deleted experiment holds the name.
+        ValueError: MLflow refuses the store, a deleted experiment holds the name, or its files cannot be written.
     """
     records.root.mkdir(parents=True, exist_ok=True)
     try:
@@ -93,13 +97,17 @@ def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tu
             found = client.get_experiment_by_name(name)
             if found is None:
                 # only a server has a place of its own for files; a database would put them into the cwd
-                served = (tracking_uri or "").startswith("http")
-                where = None if served else (records.artifacts / name).as_uri()
+                where = None
+                if not (tracking_uri or "").startswith("http"):
+                    check_folder(records.artifacts / name, "MLflow's artifacts")
+                    where = (records.artifacts / name).as_uri()
                 return client, client.create_experiment(name, artifact_location=where, tags=KIND), True
     except MlflowException as error:
         raise ValueError(f"MLflow's store cannot be used: {reason_of(error)}") from error
     if found.lifecycle_stage != "active":
         raise ValueError(f"MLflow's experiment {name!r} was deleted: restore it there or give --name")
+    if urlparse(found.artifact_location).scheme == "file":
+        check_folder(Path(local_file_uri_to_path(found.artifact_location)), "MLflow's artifacts")
     return client, found.experiment_id, False
 
 
@@ -113,7 +121,7 @@ class Tracker:
             records: hold the database and the artifacts, unless `tracking_uri` says where runs go instead.
 
         Raises:
-            ValueError: MLflow refuses the store, or a deleted experiment holds the name.
+            ValueError: MLflow refuses the store, a deleted experiment holds the name, or its files cannot be written.
         """
         self.study = study
         self._last_step: dict[str, dict[str, int]] = {}  # of reopened runs: series -> last step on record
@@ -137,8 +145,8 @@ class Tracker:
 
     @staticmethod
     def refusal(error: Exception) -> bool:
-        """Whether MLflow understood a call and will never take it: a run that someone deleted, say."""
-        return isinstance(error, MlflowException | FileNotFoundError) and not is_outage(error)
+        """Whether a call will never go through: its run was deleted, its file may not be written, say."""
+        return isinstance(error, MlflowException | FileNotFoundError | PermissionError) and not is_outage(error)
 
     def _open(self, key: dict[str, str], name: str, tags: dict[str, str] | None = None, look: bool = True) -> Run:
         """The run with these tags, reopened, or a new one."""
@@ -222,12 +230,12 @@ class Tracker:
         """
         tags = {name: value for name, value in ((COMPUTE_TAG, compute), (PHASE1_TAG, phase1_by)) if value}
         if traces:
-            if Path(traces).exists():  # else they are there already
-                self.client.log_artifacts(run_id, traces, "profile")
             tags[PROFILED_TAG] = "true"  # its seconds are not those of an ordinary trial
-            shutil.rmtree(traces, ignore_errors=True)
         self._log_figures(run_id, figures, tags)
         self.client.set_terminated(run_id, "FINISHED")
+        if traces and Path(traces).exists():  # else they are there already
+            self.client.log_artifacts(run_id, traces, "profile")
+            shutil.rmtree(traces)
 
     def log_file(self, run_id: str, file: str) -> None:
         """One file of a trial as an artifact."""
@@ -248,9 +256,9 @@ class Tracker:
     def fail_trial(self, run_id: str, reason: str, details: str, status: str = "FAILED") -> None:
         """End a run without figures; `details` (a traceback, say) becomes an artifact."""
         self.client.log_batch(run_id, tags=[RunTag(REASON_TAG, reason[:500])])
+        self.client.set_terminated(run_id, status)
         if details:
             self.client.log_text(run_id, details, "error.txt")
-        self.client.set_terminated(run_id, status)
 
     def prune_trial(self, run_id: str, reason: str, figures: dict[str, float]) -> None:
         """End a run that was stopped early, with the figures that it has."""
@@ -271,8 +279,8 @@ class Tracker:
                 self.client.set_terminated(run.info.run_id, "KILLED")
         self._figures[self.parent] = self.client.get_run(self.parent).data.metrics
         self._log_figures(self.parent, figures, {})
-        for file in files:
-            self.client.log_artifact(self.parent, file)
         now = int(time.time() * 1000)
         self.client.set_terminated(self.parent, status, now)
         self._ended = now
+        for file in files:
+            self.client.log_artifact(self.parent, file)

@@ -12,7 +12,7 @@ from rich.table import Table
 from trainables import metrics as names
 from trainables.judge import SPLITS, against, interval_metrics
 from trainables.metrics import judged
-from trainables.pipeline import Progress as Step
+from trainables.progress import Progress as Step
 
 if TYPE_CHECKING:
     from trainables.contender import Contender

@@ -20,7 +20,8 @@ from trainables.judge import judge_splits, judged_metrics
 from trainables.model_folder import ModelFolder
 from trainables.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
 from trainables.phase1 import DivergedError
-from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, Progress, RunResult, prepare_inputs, run
+from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, RunResult, prepare_inputs, run
+from trainables.progress import Progress
 from trainables.run_record import run_record
 from trainables.sources import is_chat
 from trainables.tracking import COMPUTE_TAG, HASH_TAG, STUDY_TAG, TRIAL_TAG

@@ -12,7 +12,8 @@ from trainables.config import RunConfig
 from trainables.devices import choose_device, hardware
 
 if TYPE_CHECKING:
-    from trainables.pipeline import DocumentLosses, Progress
+    from trainables.pipeline import DocumentLosses
+    from trainables.progress import Progress
     from trainables.sources import DataSource, EmbeddingSource
 
 REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in one of them

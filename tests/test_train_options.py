@@ -121,6 +121,16 @@ def test_a_configuration_of_a_causal_lm_may_take_a_bigram_instead(
     assert config.bigram == BigramConfig(vocab_size=300)
 
 
+def test_a_configuration_written_by_hand_needs_no_fingerprints(tmp_path: Path, chat_file: Path) -> None:
+    path = tmp_path / "flat.json"
+    path.write_text(json.dumps({"data": str(chat_file), "embedding": "bigram", "context_dim": 8}))
+    config = parsed(tmp_path, "--config", str(path)).config
+    assert config.bigram == BigramConfig()
+    named = parsed(tmp_path, "--config", str(path), "--data", str(chat_file), "--embedding", "bigram").config
+    assert config == named
+    assert config.data_fingerprint
+
+
 def test_yardsticks_are_named_one_by_one(root: Path) -> None:
     assert list(BASELINES) == list(MODELS)
     assert parsed(root, "--from-study", "s").baselines == []

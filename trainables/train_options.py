@@ -188,7 +188,8 @@ def _check_types(flat: dict[str, Any]) -> None:
 
 
 def _config(flat: dict[str, Any], given: dict[str, Any]) -> tuple[RunConfig, DataSource, EmbeddingSource]:
-    """The configuration with what was given in place of its own; its data and embedding must be what they were."""
+    """The configuration with what was given in place of its own; its data and embedding must be what they were,
+    where it says what they were: one written by hand does not."""
     for name in ("data", "embedding"):
         if not isinstance(flat.get(name), str):
             raise ValueError(f"the configuration has no {name}")
@@ -199,17 +200,17 @@ def _config(flat: dict[str, Any], given: dict[str, Any]) -> tuple[RunConfig, Dat
         if strange:
             raise ValueError(f"--{strange[0].replace('_', '-')} belongs to --embedding bigram, not to {wanted!r}")
         flat = {name: value for name, value in flat.items() if not name.startswith("bigram_")}
-    elif flat["embedding"] != "bigram":
-        flat |= {f"bigram_{name}": value for name, value in vars(BigramConfig()).items()}
+    else:
+        flat = {f"bigram_{name}": value for name, value in vars(BigramConfig()).items()} | flat
     samples = given.get("samples", flat.get("samples"))
     spec = given.get("data", flat["data"])
     data = resolve_data(spec, samples if "data" not in given or "samples" in given else None)
-    if data.fingerprint != flat.get("data_fingerprint"):
+    if data.fingerprint != flat.get("data_fingerprint", data.fingerprint):
         if "data" not in given:
             raise ValueError(f"data {spec!r} is not what it was: give --data to train on what it is now, or on a copy")
         samples = given.get("samples")
     embedding = resolve_embedding(wanted)
-    if embedding.fingerprint != flat.get("embedding_fingerprint") and "embedding" not in given:
+    if embedding.fingerprint != flat.get("embedding_fingerprint", embedding.fingerprint) and "embedding" not in given:
         raise ValueError(f"embedding {wanted!r} is not what it was: give --embedding to train with what it is now")
     prints = {"data_fingerprint": data.fingerprint, "embedding_fingerprint": embedding.fingerprint}
     return RunConfig.from_flat({**flat, **given, **prints, "samples": samples}), data, embedding

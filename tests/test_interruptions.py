@@ -6,11 +6,7 @@ import pytest
 from costless import CELLS, DIMS, base_config, finish, handed_out, layers_study, run_to_the_end, trial, unended
 from optuna.trial import TrialState
 
-from search.ledger import (
-    REASON,
-    RETRY_OF,
-    Ledger,
-)
+from search.ledger import REASON, RETRY_OF, Ledger
 from search.spaces import context_modes
 from trainables.config import RunConfig
 
@@ -54,6 +50,20 @@ def test_an_interrupted_trial_is_handed_out_again(database: Path, stop: str) -> 
     assert len(again) == 5
     for retry in (t for t in reopened.finished() if RETRY_OF in t.user_attrs):
         assert retry.params == trial(reopened, retry.user_attrs[RETRY_OF]).params
+
+
+def test_what_the_sampler_had_proposed_is_run_again_whatever_it_would_propose_now(database: Path) -> None:
+    study = layers_study(trials=9)
+    ledger = Ledger(study, "s", database)
+    for _ in CELLS:
+        finish(ledger, handed_out(ledger))
+    at_once = [handed_out(ledger) for _ in range(4)]
+    for assignment in at_once[2:]:
+        finish(ledger, assignment)  # the sampler now knows more than when it proposed the two that are cut off
+    reopened = Ledger(study, "s", database)
+    again = [handed_out(reopened) for _ in range(2)]
+    assert [a.config for a in again] == [a.config for a in at_once[:2]]
+    assert [trial(reopened, a.number).user_attrs[RETRY_OF] for a in again] == [a.number for a in at_once[:2]]
 
 
 def test_a_cell_is_not_lost_if_the_driver_dies_while_it_is_asked_for(database: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
+from model.errors import told
 from model.language_model import LanguageModel
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -59,7 +60,10 @@ def save_model(model: LanguageModel, folder: Path, tokenizer_json: str) -> None:
 
 def _read_config(folder: Path) -> ModelConfig:
     """The sizes, once all three files are known to be what was saved together."""
-    fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{CONFIG} is no JSON: {error}") from None
     types = {field.name: field.type for field in dataclasses.fields(ModelConfig)} | {DIGEST: str}
     if not isinstance(fields, dict) or fields.keys() != types.keys():
         raise ValueError(f"{CONFIG} must have the fields {', '.join(types)} and no others")
@@ -100,7 +104,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LanguageMode
     try:
         return _read_weights(_read_config(folder), folder / WEIGHTS, device)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no usable model folder: {error}") from error
+        raise ValueError(f"{folder} is no usable model folder: {told(error)}") from error
     except Exception as error:  # safetensors raises a type of its own, derived from Exception alone
         if type(error).__name__ != "SafetensorError":
             raise

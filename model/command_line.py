@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from model.errors import BadInputError, user_errors
+from model.errors import BadInputError, told, user_errors
 
 if TYPE_CHECKING:
     from model.text_model import TextModel
@@ -50,7 +50,7 @@ def run(main: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (BadInputError, OSError) as error:  # OSError: of what is printed, to a full disk
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)

@@ -8,10 +8,17 @@ class BadInputError(Exception):
     """What the user can mend, in one sentence."""
 
 
+def told(error: Exception) -> str:
+    """What went wrong, without the number that an operating system has for it."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Around all that looks at what the user gave. A ValueError from elsewhere is a bug and keeps its traceback."""
     try:
         yield
     except (ValueError, OSError) as error:  # OSError: a path that is too long, a folder that may not be looked into
-        raise BadInputError(str(error)) from error
+        raise BadInputError(told(error)) from error

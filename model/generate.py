@@ -42,7 +42,7 @@ def _arguments() -> argparse.Namespace:
         help="of the fewest tokens that have this probability together (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=Sampling.seed, help="(default: %(default)s)")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # `FOLDER --chat "hello"` too
 
 
 def _prompt(args: argparse.Namespace) -> str | None:
@@ -55,6 +55,8 @@ def _prompt(args: argparse.Namespace) -> str | None:
     if args.prompt is None and not (args.chat and sys.stdin.isatty()):
         raise BadInputError("give a prompt, or - to read it from standard input; or --chat in a terminal, to talk")
     prompt: str | None = args.prompt
+    if prompt is not None and any("\udc80" <= letter <= "\udcff" for letter in prompt):
+        raise BadInputError("the prompt is not UTF-8")  # Python's stand-ins for bytes that are not
     return prompt
 
 

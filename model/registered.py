@@ -1,6 +1,7 @@
 """Where a model lies: a folder, or a version in MLflow's registry."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ def model_folder(where: str | Path) -> Iterator[Path]:
         ValueError: the registry does not have it, or no registry was named.
     """
     if not str(where).startswith(SCHEME):
+        if re.match(r"\w+:/", str(where)):
+            raise ValueError(f"{where} is neither a folder nor of the form {SCHEME}NAME@ALIAS")
         yield Path(where).expanduser()
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -34,6 +37,8 @@ def _fetch(uri: str, scratch: str) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    if not re.search("[@/]|^m-", uri.removeprefix(SCHEME)):
+        raise ValueError(f"{uri} names no version: {uri}@champion, say, or {uri}/1")
     if not mlflow.is_tracking_uri_set():
         example = "MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db"
         raise ValueError(f"{uri} lies in an MLflow registry: say in which, for example with {example}")

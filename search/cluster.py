@@ -1,11 +1,24 @@
 """The Ray cluster a study runs on, and what each trial gets of it."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 START_ATTEMPTS = 3  # at starting Ray on this machine
+
+_leaving = False  # whether processes that are forked now leave this process's group
+
+
+def _leave() -> None:
+    if _leaving:
+        os.setpgrp()
+
+
+os.register_at_fork(after_in_child=_leave)
 
 
 @dataclass(frozen=True)
@@ -48,13 +61,28 @@ def _start_local(quiet: dict[str, Any]) -> None:
     for _ in range(START_ATTEMPTS):
         try:
             # "local", or a cluster that a dead process left behind would be joined.
-            ray.init(address="local", include_dashboard=False, **quiet)
+            with _groups_of_their_own():
+                ray.init(address="local", include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises nothing narrower where its processes are late or die
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             ray.shutdown()
         else:
             return
     raise ValueError(f"Ray does not start on this machine ({reason}): is it very busy, or short of memory?")
+
+
+@contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Processes that are forked meanwhile leave this one's group.
+
+    `timeout` and process managers send SIGTERM to the whole group: Ray would be gone before the study can end cleanly.
+    """
+    global _leaving
+    _leaving = True
+    try:
+        yield
+    finally:
+        _leaving = False
 
 
 def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:

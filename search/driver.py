@@ -60,9 +60,9 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
 
 
 def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None], interrupts: Interrupts) -> int:
-    from rich.console import Console
+    from trainables.console import open_console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
+    console = open_console()
     began = time.monotonic()
     name = settings.name or study.default_name(settings.data.label)
     folder = settings.records.study(name)
@@ -238,9 +238,9 @@ class _StudyRun:
 
     def _report(self, ledger: "Ledger", summary: dict[str, Any]) -> list[Path]:
         from search.leaderboard import as_table, leaderboard, write_results
+        from search.study_record import bigram_figures
 
-        bigram = (summary["bigram_val_ppl"], summary["bigram_val_acc"]) if summary["bigram_val_ppl"] else None
-        frame, best = leaderboard(ledger, bigram), ledger.best()
+        frame, best = leaderboard(ledger, bigram_figures(summary)), ledger.best()
         if ledger.finished():
             self.console.print()
             self.console.print(as_table(frame, f"{self.name}: best first", best.number if best else None))

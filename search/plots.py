@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import create_trial
-from plotly.colors import qualitative, sample_colorscale
+from plotly.colors import sample_colorscale
 
 from search.leaderboard import trial_name
 from search.results import METRICS, REPLICATE_OF, SEED, Configuration, Results, trial_config
@@ -25,7 +25,6 @@ LEAST_FOR_CONTOUR = 6  # different points of a pair
 GREY, FAINT = "#808690", "rgba(128,134,144,0.25)"  # readable on a light and on a dark page
 CONFIG = {"responsive": True, "displaylogo": False}
 HEIGHT = 430  # pixels
-PALETTE = qualitative.D3
 VALUE = "validation PPL"
 SCALE = [[0, "#12a150"], [0.5, "#c99a1c"], [1, "#c9543d"]]  # low to high; each seen on light and dark
 
@@ -75,9 +74,12 @@ def all_plots(results: Results, records: dict[int, TrialRecord], bigram_ppl: flo
         learning_curves(results, records),
         convergence_curves(results, records),
         pareto(configurations, [names.TOTAL_PARAMS], "parameters", "Validation PPL against parameters"),
-        # a Phase 1 that another trial had trained counts in full: order must not make a model cheap
+        # order must not make a model cheap
         pareto(
-            configurations, [names.PHASE1_SECONDS, names.PHASE2_SECONDS], "seconds", "Validation PPL against seconds"
+            configurations,
+            [names.PHASE1_SECONDS, names.PHASE2_SECONDS],
+            "seconds",
+            "Validation PPL against seconds of both phases, a reused Phase 1 counted in full",
         ),
         efficiency(configurations, bigram_ppl),
         *study_plots(study),
@@ -94,13 +96,20 @@ def _is_replicate(results: Results, number: int) -> bool:
 
 
 def learning_curves(results: Results, records: dict[int, TrialRecord]) -> Plot:
-    """Validation PPL after each epoch of every trial; replicates are thin."""
-    figure, trials = go.Figure(), results.optuna.get_trials(deepcopy=False)
-    colours: dict[int, str] = {}  # by first trial: all seeds of a configuration have one
-    for number, record in sorted(records.items()):
-        points = record.series.get(names.EPOCH_VAL_PPL, [])
-        first = trials[number].user_attrs.get(REPLICATE_OF, number)
-        colour = colours.setdefault(first, PALETTE[len(colours) % len(PALETTE)])
+    """Validation PPL after each epoch of every trial, best first, from green to red; replicates are thin.
+
+    What has no result (failed, pruned) is grey and comes last.
+    """
+    figure = go.Figure()
+    ranked = results.configurations()
+    lines = [  # (trial, colour): all seeds of a configuration have one
+        (trial.number, sample_colorscale(SCALE, rank / max(len(ranked) - 1, 1))[0])
+        for rank, found in enumerate(ranked)
+        for trial in found.trials
+    ]
+    lines += [(number, GREY) for number in sorted(records.keys() - dict(lines).keys())]
+    for number, colour in lines:
+        points = records[number].series.get(names.EPOCH_VAL_PPL, []) if number in records else []
         if points:
             width = 1 if _is_replicate(results, number) else 2
             epochs, values = zip(*points, strict=True)

@@ -1,4 +1,7 @@
-"""A study's report: verdict, claims, tables and plots, as one HTML file that needs no network, and as Markdown."""
+"""A study's report: verdict, claims, tables and plots, as one HTML file that needs no network, and as Markdown.
+
+For a study that has not ended this also brings its leaderboard and its `best.json` up to date.
+"""
 
 import argparse
 import sys
@@ -59,11 +62,11 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
 
     from search.leaderboard import leaderboard, same_models
     from search.plots import all_plots
-    from search.study_record import read_study_record
+    from search.study_record import bigram_figures, read_study_record
 
     about = read_study_record(records.study_record(results.name))
-    ppl, accuracy = about.get("bigram_val_ppl"), about.get("bigram_val_acc")
-    frame = leaderboard(results, (ppl, accuracy) if ppl and accuracy else None)
+    bigram = bigram_figures(about)
+    frame = leaderboard(results, bigram)
     best = comparison.leader.found.first.number if comparison.leader else None
     seen, unreadable = _trial_records(results, records)
     return {
@@ -74,7 +77,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
         "rows": [_row(row) for row in comparison.rows],
         "how": HOW,
         "claims": claims,
-        "plots": all_plots(results, seen, ppl),
+        "plots": all_plots(results, seen, bigram[0] if bigram else None),
         "unreadable": unreadable,
         "ended": _ended(results),
         "counts": _counts(results),
@@ -179,7 +182,9 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
     shown = [row for row in comparison.rows if row.difference is not None][:RUNNERS_UP]
     if shown:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for name in ("PPL against the leader", "documents [95 %]", "with seeds, corrected", "verdict"):
+        seeds = any(row.difference.seeds_tested for row in shown if row.difference)
+        decides = "decides: with seeds" if seeds else "decides: corrected"
+        for name in ("PPL against the leader", "documents [95 %]", decides, "verdict"):
             table.add_column(name, no_wrap=name != "verdict")
         for row in map(_row, shown):
             both = row["combined"]
@@ -206,11 +211,16 @@ def main() -> int:
         names = f"there are {', '.join(known)}" if known else "there is none yet"
         print(f"error: no study {args.study!r} in {args.mlruns}/: {names}", file=sys.stderr)
         return 2
-    from rich.console import Console
+    from search.leaderboard import leaderboard, write_results
+    from search.study_record import bigram_figures, read_study_record
+    from trainables.console import open_console
 
-    files, comparison, claims = write_report(load_results(args.study, records.optuna_database), records)
-    print_verdict(Console(highlight=False, width=None if sys.stdout.isatty() else 120), comparison, claims)
-    print("\n" + "\n".join(map(str, files)))
+    results = load_results(args.study, records.optuna_database)
+    about, folder = read_study_record(records.study_record(args.study)), records.study(args.study)
+    files = write_results(results, leaderboard(results, bigram_figures(about)), folder, about.get("command", ""))
+    reports, comparison, claims = write_report(results, records)
+    print_verdict(open_console(), comparison, claims)
+    print("\n" + "\n".join(map(str, [*files, *reports])))
     return 0
 
 

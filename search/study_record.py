@@ -1,6 +1,7 @@
 """What a study runs on: command, sizes, versions, hardware. The parent run's params in MLflow are the same."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ def study_record(settings: Settings, study: Study, command: str, summary: dict[s
         **git_state(PLACE),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def bigram_figures(about: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Validation PPL and accuracy of the bigram model behind the embedding, from a study's record or its summary.
+
+    None where the embedding is of another kind.
+    """
+    ppl, accuracy = about.get("bigram_val_ppl"), about.get("bigram_val_acc")
+    return (ppl, accuracy) if ppl and accuracy else None
 
 
 def write_study_record(path: Path, record: dict[str, Any]) -> None:

@@ -22,10 +22,13 @@ def test_a_signal_ends_cleanly_and_the_same_command_continues(chat_file: Path, r
     line = command("search/asym_layers.py", chat_file, root, *options)
     kept: dict[int, float | None] = {}
     for ending, done in ((signal.SIGINT, "1/4"), (signal.SIGTERM, "2/4")):
-        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        # in a group of its own, all of which hears the signal, as from a terminal or `timeout`
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
             wait_for(process, done)
             wait_for(process, "started")
-            process.send_signal(ending)
+            os.killpg(process.pid, ending)
             output, errors = process.communicate(timeout=120)
         assert process.returncode == 128 + ending, output + errors
         assert "the same command continues" in output

@@ -148,9 +148,9 @@ def test_what_makes_another_model_gets_another_folder(root: Path) -> None:
 
 
 BAD = [
-    (["--from-study", "unknown"], "no such study in .* (known are s)"),
+    (["--from-study", "unknown"], "no such study in .* (known are empty, s)"),
     (["--from-study", "s", "--rank", "4"], "--rank 4: study 's' has 3 finished configurations"),
-    (["--from-study", "empty"], "study 'empty' has no finished trial yet"),
+    (["--from-study", "empty"], "study 'empty' has no best.json: it is written when"),
     (["--config", "missing.json"], "missing.json cannot be read: No such file or directory"),
     (["--config", "BEST", "--rank", "2"], "--rank belongs to --from-study"),
     (["--from-study", "s", "--force"], "--force belongs to --register"),

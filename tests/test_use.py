@@ -68,6 +68,13 @@ def test_text_is_streamed_as_the_model_makes_it(folder: Path, command: Run) -> N
     assert err.endswith(" tokens/s\n")
 
 
+def test_the_prompt_may_stand_anywhere(folder: Path, command: Run) -> None:
+    first = command(generate.main, folder, "the cat", "--chat", "--max-tokens", 4)[:2]
+    assert first[0] == 0
+    assert first == command(generate.main, folder, "--max-tokens", 4, "--chat", "the cat")[:2]
+    assert first == command(generate.main, "--max-tokens", 4, folder, "--chat", "the cat")[:2]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -82,6 +89,9 @@ def test_text_is_streamed_as_the_model_makes_it(folder: Path, command: Run) -> N
         (["{folder}"], "give a prompt"),
         (["{folder}", "--chat"], "give a prompt"),
         (["models:/nothing@champion", "the"], "MLFLOW_TRACKING_URI"),
+        (["models:/nothing", "the"], "models:/nothing names no version: models:/nothing@champion, say"),
+        (["runs:/nothing/model", "the"], "runs:/nothing/model is neither a folder nor of the form models:/NAME@ALIAS"),
+        (["{folder}", "the \udcff"], "the prompt is not UTF-8"),
     ],
 )
 def test_a_wrong_command_is_one_sentence_and_exit_code_2(

@@ -28,12 +28,15 @@ def from_study(records: Records, shown_root: Path, name: str, rank: int) -> Chos
     """
     folder = records.study(name)
     if not folder.is_dir():
-        known = sorted(found.parent.name for found in records.study("").glob("*/leaderboard.csv"))
+        known = sorted(found.name for found in records.study("").glob("*/"))
         listed = f"known are {', '.join(known)}" if known else "there is none yet"
         raise ValueError(f"--from-study {name}: no such study in {shown_root}/ ({listed})")
     best = folder / "best.json"
     if not best.exists():
-        raise ValueError(f"study {name!r} has no finished trial yet")
+        raise ValueError(
+            f"study {name!r} has no best.json: it is written when a study ends and, "
+            f"as soon as a trial has finished, by `python search/report.py {name}`"
+        )
     leader = int(_read(best)["trial"])
     with (folder / "leaderboard.csv").open(newline="") as file:
         listed_trials = [int(row["trial"]) for row in csv.DictReader(file) if row["trial"]]  # the bigram's row has none

@@ -10,12 +10,17 @@ from pathlib import Path
 
 from trainables.records import Records
 
+SQLITE = b"SQLite format 3\0"  # what such a file begins with
+
 
 def check_root(root: Path) -> None:
     """Raise ValueError if the records folder, or one of those in it, cannot be made or written to."""
     records = Records.at(root)
     for folder in (records.root, records.studies, records.artifacts, records.cache):
         check_folder(folder, f"--mlruns {root}")
+    for database in (records.optuna_database, records.mlflow_database):
+        if database.exists() and database.open("rb").read(len(SQLITE)) not in (SQLITE, b""):
+            raise ValueError(f"--mlruns {root}: {database} is no SQLite database")
 
 
 def check_folder(folder: Path, named: str) -> None:

@@ -76,26 +76,24 @@ def main() -> int:
         print(f"error: {error}; once that is mended, the same command {resumes}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as error:
-        resumes = "; the same command resumes after the last epoch that has ended" if folder else ""
+        resumes = f"; the same command {'resumes after the last epoch that has ended' if folder else 'begins anew'}"
         print(f"\ninterrupted{resumes}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
 
 
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a log has no width of its own
-
-
 def _compare(settings: Settings) -> None:
-    console = _console()
+    from trainables.console import open_console
+
+    console = open_console()
     with console.status("starting …"):
         from trainables.contest import contest
     contest(settings, console)
 
 
 def _train(settings: Settings, folder: ModelFolder) -> None:
-    console = _console()
+    from trainables.console import open_console
+
+    console = open_console()
     with ExitStack() as stack:
         with user_errors():
             stack.enter_context(folder.locked())

@@ -204,6 +204,16 @@ def test_records_in_a_file_are_refused(entry: str, cwd: Path) -> None:
     assert list(cwd.iterdir()) == [cwd / "file"]
 
 
+@pytest.mark.parametrize("name", ["optuna.db", "mlflow.db"])
+def test_a_database_that_is_none_is_refused(cwd: Path, name: str) -> None:
+    folder = cwd / "mine"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    answer = ask(GRID, "--mlruns", "mine", cwd=cwd, mlruns=False)
+    assert (answer.code, answer.imported & HEAVY) == (2, set())
+    assert answer.message == f"error: --mlruns mine: {folder / name} is no SQLite database"
+
+
 @pytest.mark.parametrize("inside", ["", "artifacts", "cache", "studies"])
 def test_a_records_folder_that_may_not_be_written_is_refused(cwd: Path, inside: str) -> None:
     folder = cwd / "mine" / inside

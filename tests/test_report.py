@@ -15,6 +15,7 @@ from model.modes import same_model_modes
 from search import claims
 from search.claims import evaluate
 from search.evidence import AHEAD, BEHIND, NO_LOSSES, ON_DOCUMENTS, TIE, Comparison, compare, load_evidence
+from search.leaderboard import BEST
 from search.ledger import Ledger
 from search.plots import contour_pairs, front, readable_study
 from search.report import HTML, MARKDOWN, write_report
@@ -280,6 +281,11 @@ def test_the_command_writes_the_report_and_tells_the_verdict(reported: tuple[Rec
     assert done.stderr == ""
     assert "claims of the earlier reports" in done.stdout
     assert str(records.study("made-up") / HTML) in done.stdout
+    best = json.loads((records.study("made-up") / BEST).read_text())  # of a study that may be running still
+    leader = reported[1].best()
+    assert leader is not None
+    assert best["trial"] == leader.number
+    assert str(records.study("made-up") / BEST) in done.stdout
 
 
 @pytest.mark.browser

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from optuna.trial import TrialState
-from studies import ROOT, made, mlflow_runs, optuna_trials, start
+from studies import ROOT, command, made, mlflow_runs, optuna_trials, start
 
 from model import load
 from model.compute import Compute
@@ -201,6 +201,13 @@ def test_the_same_command_again_trains_nothing_and_more_trials_extend_it(
     assert again.returncode == 0
     assert "nothing to run" in again.stdout
     assert {t.number: t.value for t in made(optuna_trials(root))} == before
+    line = command("search/asym_layers.py", chat_file, root, "--trials", "6", "--epochs", "2")
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as unread:
+        assert unread.stdout is not None
+        unread.stdout.readline()
+        unread.stdout.close()  # as `| head -1` does: the work goes on
+        assert unread.wait(timeout=120) == 0
+    assert mlflow_runs(root)[0].info.status == "FINISHED"
     more = start("search/asym_layers.py", chat_file, root, "--trials", "7", "--epochs", "2")
     assert more.returncode == 0, more.stdout + more.stderr
     after = {t.number: t.value for t in made(optuna_trials(root))}

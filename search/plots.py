@@ -79,7 +79,8 @@ def all_plots(results: Results, records: dict[int, TrialRecord], bigram_ppl: flo
             configurations,
             [names.PHASE1_SECONDS, names.PHASE2_SECONDS],
             "seconds",
-            "Validation PPL against seconds of both phases, a reused Phase 1 counted in full",
+            "Validation PPL against seconds",
+            "seconds; a reused Phase 1 counts in full",
         ),
         efficiency(configurations, bigram_ppl),
         *study_plots(study),
@@ -160,8 +161,13 @@ def front(points: list[tuple[float, float]]) -> list[int]:
     return found
 
 
-def pareto(configurations: list[Configuration], costs: list[str], shown: str, title: str) -> Plot:
-    """All configurations by PPL and a cost (a sum of figures), and the front of those that nothing beats in both."""
+def pareto(configurations: list[Configuration], costs: list[str], shown: str, title: str, axis: str = "") -> Plot:
+    """All configurations by PPL and a cost (a sum of figures), and the front of those that nothing beats in both.
+
+    Args:
+        shown: the cost's unit.
+        axis: what is written under it, if not that.
+    """
     points = [(sum(_mean(found, cost) for cost in costs), found.ppl) for found in configurations]
     labels = [f"#{found.first.number} {trial_name(found.config)}" for found in configurations]
     best = front(points)
@@ -174,7 +180,7 @@ def pareto(configurations: list[Configuration], costs: list[str], shown: str, ti
             mode="markers", marker={"size": 10}, name=name,
             hovertemplate=f"%{{text}}<br>%{{x:,.4~s}} {shown}<br>PPL %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
-    figure.update_layout(xaxis_title=shown, yaxis_title="validation PPL")
+    figure.update_layout(xaxis_title=axis or shown, yaxis_title="validation PPL")
     return _drawn(f"pareto-{shown}", title, figure)
 
 

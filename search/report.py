@@ -75,6 +75,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
         "table": _table(frame, best, comparison),
         "same_models": same_models(frame),
         "rows": [_row(row) for row in comparison.rows],
+        "several_seeds": any(row.difference and row.difference.seeds_tested for row in comparison.rows),
         "how": HOW,
         "claims": claims,
         "plots": all_plots(results, seen, bigram[0] if bigram else None),

@@ -211,7 +211,8 @@ def test_a_database_that_is_none_is_refused(cwd: Path, name: str) -> None:
     (folder / name).write_text("mine")
     answer = ask(GRID, "--mlruns", "mine", cwd=cwd, mlruns=False)
     assert (answer.code, answer.imported & HEAVY) == (2, set())
-    assert answer.message == f"error: --mlruns mine: {folder / name} is no SQLite database"
+    said = f"error: --mlruns mine: {folder / name} is no SQLite database (file is not a database)"
+    assert answer.message == said
 
 
 @pytest.mark.parametrize("inside", ["", "artifacts", "cache", "studies"])

@@ -3,6 +3,7 @@
 import http.client
 import os
 import shutil
+import sqlite3
 import subprocess
 import urllib.error
 import urllib.request
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from trainables.records import Records
 
-SQLITE = b"SQLite format 3\0"  # what such a file begins with
+NOT_A_DATABASE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 def check_root(root: Path) -> None:
@@ -19,8 +20,25 @@ def check_root(root: Path) -> None:
     for folder in (records.root, records.studies, records.artifacts, records.cache):
         check_folder(folder, f"--mlruns {root}")
     for database in (records.optuna_database, records.mlflow_database):
-        if database.exists() and database.open("rb").read(len(SQLITE)) not in (SQLITE, b""):
-            raise ValueError(f"--mlruns {root}: {database} is no SQLite database")
+        check_database(database, f"--mlruns {root}")
+
+
+def check_database(database: Path, named: str) -> None:
+    """Raise ValueError if a file that should be an SQLite database is something else, or damaged.
+
+    SQLite itself looks: a plain `open` and `close` of the file would drop every lock that this process holds on it
+    (POSIX locks go with any descriptor), and another process would take the log away under its connections.
+    """
+    if not database.exists():
+        return
+    connection = sqlite3.connect(database, timeout=0)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_schema")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode in NOT_A_DATABASE:  # others pass, as one that is locked just now does
+            raise ValueError(f"{named}: {database} is no SQLite database ({error})") from None
+    finally:
+        connection.close()
 
 
 def check_folder(folder: Path, named: str) -> None:

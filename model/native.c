@@ -1,12 +1,14 @@
 /* The operators of model/plain.py between the matrix products, one pass over each row; fp32, rows contiguous.
  *
- * Sums are vectorised by `omp simd` (no threads, no runtime), so the code needs no unsafe math: NaN and infinity go
- * through as they should. */
+ * Sums are vectorised by `omp simd`, so the code needs no unsafe math: NaN and infinity go through as they should.
+ * Rows are shared among `threads` of torch's own pool; what is summed over rows is summed by thread, then in order. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #define NORM_EPS 1e-5f
+#define SHARED(entries) if (parallel : threads > 1 && (entries) >= 16384) num_threads(threads) schedule(static)
+#define BEGIN(part) (rows * (part) / threads)
 
 /* e^v within 2 units in the last place; inputs are held to [-87, 88], where the result is a normal number. */
 static inline float exponential(float v) {
@@ -40,8 +42,9 @@ static inline void gelu_parts(float v, float *share, float *bell) {
 }
 
 /* Rows of `left` and, behind them, those of `right`, or those that `tokens` pick of it. */
-void join(int64_t rows, int64_t width, int64_t d, const float *left, const float *right, const int64_t *tokens,
-          float *joined) {
+void join(int64_t threads, int64_t rows, int64_t width, int64_t d, const float *left, const float *right,
+          const int64_t *tokens, float *joined) {
+#pragma omp parallel for SHARED(rows * (width + d))
     for (int64_t row = 0; row < rows; row++) {
         float *line = joined + row * (width + d);
         memcpy(line, left + row * width, width * sizeof(float));
@@ -53,8 +56,10 @@ void join(int64_t rows, int64_t width, int64_t d, const float *left, const float
  * table of which `tokens` pick rows.
  * Kept for the way back: the normalised rows, the GELU's slopes in the product's place (what stays in the cache is
  * most of the speed), and each row's inverse deviation. */
-void residual_norm(int64_t rows, int64_t d, int64_t stride, const float *x, float *product, const float *term, const int64_t *tokens,
-                   const float *weight, const float *bias, float *out, float *normed, float *rstd) {
+void residual_norm(int64_t threads, int64_t rows, int64_t d, int64_t stride, const float *x, float *product,
+                   const float *term, const int64_t *tokens, const float *weight, const float *bias, float *out,
+                   float *normed, float *rstd) {
+#pragma omp parallel for SHARED(rows * d)
     for (int64_t row = 0; row < rows; row++) {
         const float *restrict old = x + row * stride, *restrict shift = tokens ? term + tokens[row] * d : term;
         float *restrict active = product + row * d, *restrict kept = normed + row * d, *restrict made = out + row * d;
@@ -86,15 +91,12 @@ void residual_norm(int64_t rows, int64_t d, int64_t stride, const float *x, floa
     }
 }
 
-/* Gradients of residual_norm: of x in the place of the upper gradient, of the product in that of the slopes, and
- * summed over the rows those of weight, bias and term. */
-void residual_norm_backward(int64_t rows, int64_t d, float *grad, const float *normed, float *slope, const float *rstd,
-                            const float *weight, float *restrict grad_weight, float *restrict grad_bias,
-                            float *restrict grad_term) {
-    memset(grad_weight, 0, d * sizeof(float));
-    memset(grad_bias, 0, d * sizeof(float));
-    memset(grad_term, 0, d * sizeof(float));
-    for (int64_t row = 0; row < rows; row++) {
+/* The rows `from` to `to` of residual_norm_backward; `sums` takes their sums for weight, bias and term.  (3, d) */
+static void backward_rows(int64_t from, int64_t to, int64_t d, float *grad, const float *normed, float *slope,
+                          const float *rstd, const float *weight, float *restrict sums) {
+    float *restrict grad_weight = sums, *restrict grad_bias = sums + d, *restrict grad_term = sums + 2 * d;
+    memset(sums, 0, 3 * d * sizeof(float));
+    for (int64_t row = from; row < to; row++) {
         const float *restrict kept = normed + row * d;
         float *restrict upper = grad + row * d, *restrict slopes = slope + row * d;
         float along = 0.0f, level = 0.0f;
@@ -120,10 +122,29 @@ void residual_norm_backward(int64_t rows, int64_t d, float *grad, const float *n
     }
 }
 
+/* Gradients of residual_norm: of x in the place of the upper gradient, of the product in that of the slopes, and
+ * summed over the rows those of weight, bias and term; `sums` is scratch.  (threads, 3, d) */
+void residual_norm_backward(int64_t threads, int64_t rows, int64_t d, float *grad, const float *normed, float *slope,
+                            const float *rstd, const float *weight, float *restrict sums, float *restrict grad_weight,
+                            float *restrict grad_bias, float *restrict grad_term) {
+#pragma omp parallel for SHARED(rows * d)
+    for (int64_t part = 0; part < threads; part++)
+        backward_rows(BEGIN(part), BEGIN(part + 1), d, grad, normed, slope, rstd, weight, sums + part * 3 * d);
+    float *into[3] = {grad_weight, grad_bias, grad_term};
+    for (int which = 0; which < 3; which++) {
+        float *restrict total = into[which];
+        memcpy(total, sums + which * d, d * sizeof(float));
+        for (int64_t part = 1; part < threads; part++) {
+            const float *restrict more = sums + (part * 3 + which) * d;
+            for (int64_t c = 0; c < d; c++) total[c] += more[c];
+        }
+    }
+}
+
 /* Put a block of new rows into `state`, which holds older ones; the new rows' mean (d), and the sum of their squared
  * distances from it. Returns how many rows changed by less than `limit`, squared and summed. */
-int64_t settle(int64_t rows, int64_t d, float limit, float *state, const float *new_rows, double *restrict mean,
-               double *distance) {
+int64_t settle(int64_t threads, int64_t rows, int64_t d, float limit, float *state, const float *new_rows,
+               double *restrict mean, double *distance) {
     int64_t still = 0;
     memset(mean, 0, d * sizeof(double));
     for (int64_t row = 0; row < rows; row++) {
@@ -155,8 +176,9 @@ int64_t settle(int64_t rows, int64_t d, float limit, float *state, const float *
 }
 
 /* Logits become `factor` times the cross-entropy's gradient, in place; losses in nats. */
-void softmax_gradient(int64_t rows, int64_t columns, float factor, float *logits, const int64_t *targets,
-                      float *losses) {
+void softmax_gradient(int64_t threads, int64_t rows, int64_t columns, float factor, float *logits,
+                      const int64_t *targets, float *losses) {
+#pragma omp parallel for SHARED(rows * columns)
     for (int64_t row = 0; row < rows; row++) {
         float *restrict line = logits + row * columns;
         float highest = line[0], sum = 0.0f;
@@ -178,7 +200,7 @@ void softmax_gradient(int64_t rows, int64_t columns, float factor, float *logits
 }
 
 /* The Euclidean norm of `count` entries. */
-double norm(int64_t count, const float *values) {
+double norm(int64_t threads, int64_t count, const float *values) {
     double total = 0.0;
     for (int64_t begin = 0; begin < count; begin += 4096) { /* short sums in fp32, their sum in fp64 */
         int64_t end = begin + 4096 < count ? begin + 4096 : count;
@@ -192,9 +214,9 @@ double norm(int64_t count, const float *values) {
 
 /* One step of Adam on `shrink` times the gradient; `rate` and `root` hold the corrections of both moments, `new1` and
  * `new2` the shares of the new gradient in them: 1 - beta, which fp32 cannot take from a beta near 1. */
-void adam(int64_t count, float shrink, float rate, float root, float new1, float new2, float eps,
+void adam(int64_t threads, int64_t count, float shrink, float rate, float root, float new1, float new2, float eps,
           float *restrict values, const float *restrict grad, float *restrict mean, float *restrict square) {
-#pragma omp simd
+#pragma omp parallel for simd SHARED(count)
     for (int64_t c = 0; c < count; c++) {
         float slope = grad[c] * shrink;
         float first = mean[c] + new1 * (slope - mean[c]);

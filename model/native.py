@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".c")
 # For this very CPU; sums may be reordered only where the source says so, and nothing but this library is affected.
-FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 if platform.machine() == "x86_64":
     FLAGS.append("-mprefer-vector-width=512")  # compilers' default of 256 took 1.3 times as long
 
@@ -46,26 +46,43 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _build(compiler: str) -> Path:
+def _build(compiler: str, threads: str) -> Path:
     """The shared library, built unless it lies there.
+
+    Args:
+        threads: the compiler's option for OpenMP's pragmas.
 
     Raises:
         OSError: the compiler fails, or the folder cannot be written to.
     """
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256("\0".join((SOURCE.read_text(), version, *FLAGS, _cpu())).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join((SOURCE.read_text(), version, *FLAGS, threads, _cpu())).encode()).hexdigest()[:16]
     library = _folder() / f"native-{key}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        made = Path(scratch) / library.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+        compiled, made = Path(scratch) / "native.o", Path(scratch) / library.name
+        for command in (
+            [compiler, *FLAGS, threads, "-c", str(SOURCE), "-o", str(compiled)],
+            [compiler, "-shared", str(compiled), "-o", str(made), "-lm"],  # the threads' functions are torch's
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
         made.replace(library)  # at once: several processes may build it at the same time
     return library
+
+
+def _threaded_or_not(compiler: str) -> ctypes.CDLL | None:
+    """The library, on the threads of torch's pool where torch has an OpenMP that this compiler's code can call."""
+    for threads in ("-fopenmp", "-fopenmp-simd"):
+        try:
+            return ctypes.CDLL(str(_build(compiler, threads)))
+        except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder
+            reason = error
+    log.warning("the C operators cannot be built, torch's are used: %s", reason)
+    return None
 
 
 @functools.cache
@@ -75,20 +92,18 @@ def load() -> ctypes.CDLL | None:
     if compiler is None:
         log.info("no C compiler: torch's operators are used")
         return None
-    try:
-        library = ctypes.CDLL(str(_build(compiler)))
-    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder
-        log.warning("the C operators cannot be built, torch's are used: %s", error)
+    library = _threaded_or_not(compiler)
+    if library is None:
         return None
     size, number, pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
     for name, arguments in (
-        ("join", [size] * 3 + [pointer] * 4),
-        ("residual_norm", [size] * 3 + [pointer] * 9),
-        ("residual_norm_backward", [size] * 2 + [pointer] * 8),
-        ("settle", [size] * 2 + [number] + [pointer] * 4),
-        ("softmax_gradient", [size] * 2 + [number] + [pointer] * 3),
-        ("norm", [size, pointer]),
-        ("adam", [size] + [number] * 6 + [pointer] * 4),
+        ("join", [size] * 4 + [pointer] * 4),
+        ("residual_norm", [size] * 4 + [pointer] * 9),
+        ("residual_norm_backward", [size] * 3 + [pointer] * 9),
+        ("settle", [size] * 3 + [number] + [pointer] * 4),
+        ("softmax_gradient", [size] * 3 + [number] + [pointer] * 3),
+        ("norm", [size, size, pointer]),
+        ("adam", [size] * 2 + [number] * 6 + [pointer] * 4),
     ):
         getattr(library, name).argtypes = arguments
         getattr(library, name).restype = {"norm": ctypes.c_double, "settle": size}.get(name)
@@ -96,10 +111,10 @@ def load() -> ctypes.CDLL | None:
 
 
 def _call(name: str, *arguments: Tensor | float | None) -> Any:
-    """Call an operator with sizes, numbers and tensors."""
+    """Call an operator with the number of threads, and sizes, numbers and tensors."""
     library = load()
     assert library is not None
-    passed: list[float | None] = []
+    passed: list[float | None] = [torch.get_num_threads()]
     for value in arguments:
         if isinstance(value, Tensor):
             assert value.dtype in (torch.float32, torch.float64, torch.int64), f"{name} does not take {value.dtype}"
@@ -160,7 +175,8 @@ def residual_norm_backward(
     if isinstance(grad, BlockGradient):
         grad = grad.dense(saved.out)
     sums = into or (torch.empty_like(weight), torch.empty_like(weight), torch.empty_like(weight))
-    _call("residual_norm_backward", len(grad), size, grad, saved.normed, saved.slope, saved.rstd, weight, *sums)
+    parts = weight.new_empty(torch.get_num_threads(), 3, size)
+    _call("residual_norm_backward", len(grad), size, grad, saved.normed, saved.slope, saved.rstd, weight, parts, *sums)
     return grad, saved.slope, sums
 
 

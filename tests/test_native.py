@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,6 +128,38 @@ def test_join(rng: torch.Generator, gather: bool) -> None:
         assert torch.equal(mine, expected)
 
 
+def training_step(rng_state: Tensor) -> list[Tensor]:
+    """What each operator makes of rows enough to be shared among threads, the same ones each time."""
+    rng = torch.Generator()
+    rng.set_state(rng_state)
+    rows, size = 1001, 37
+    x, product, upper = (torch.randn(rows, size, generator=rng) for _ in range(3))
+    weight, bias, term = (torch.randn(size, generator=rng) for _ in range(3))
+    joined, _ = native.join(x, upper, None)
+    out, saved = native.residual_norm(x, product, term, None, weight, bias, size)
+    found = flat(native.residual_norm_backward(upper, saved, weight, bias, size))
+    losses, gradient = torch.empty(rows), torch.empty(rows, size)
+    native.head_gradient(x, torch.eye(size), torch.arange(rows) % size, size, rows, losses, gradient)
+    values, grad, mean = (torch.randn(20_001, generator=rng) for _ in range(3))
+    native.adam(values, grad, mean, square := mean.square(), 3, 0.1, 1.0, (0.9, 0.999), 1e-8)
+    return [joined, out, *found, losses, gradient, values, mean, square]
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_rows(rng: torch.Generator, threads: int) -> None:
+    """Rows come out the same, sums over rows but for rounding; and the same again with as many threads."""
+    state = rng.get_state()
+    alone = training_step(state)
+    torch.set_num_threads(threads)
+    try:
+        shared, again = training_step(state), training_step(state)
+    finally:
+        torch.set_num_threads(1)
+    for one, many, more in zip(alone, shared, again, strict=True):
+        assert close(many, one.double())
+        assert torch.equal(many, more)
+
+
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of builds, for `load` to begin with."""
@@ -145,6 +178,21 @@ def test_builds_are_kept_by_source_and_may_meet(fresh: Path, monkeypatch: pytest
     monkeypatch.setattr(native, "SOURCE", changed)
     assert native.load() is not None
     assert len(list((fresh / "two-phase-search").iterdir())) == 2
+
+
+def test_a_compiler_without_openmp_builds_for_one_thread(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp\\ *) exit 1;; esac\nexec {shutil.which("gcc")} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    library = native.load()
+    assert library is not None
+    monkeypatch.setattr(native, "load", lambda: library)
+    test_threads_share_the_rows(torch.Generator().manual_seed(1), 2)
+    built = Path(library._name).read_bytes()
+    assert b"GOMP" not in built
 
 
 def test_where_nothing_can_be_built_torch_is_used(

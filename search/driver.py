@@ -16,7 +16,7 @@ from search.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.resume import keep, parse
 from search.spaces import Study
-from trainables.errors import unwritable
+from trainables.errors import StoppedError, unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except Exception as error:
-        if not (reason := unwritable(error)):
+        if not (reason := str(error) if isinstance(error, StoppedError) else unwritable(error)):
             raise
         print(f"error: the study stops ({reason}); once that is mended, the same command continues it", file=sys.stderr)
         return FAILED
@@ -113,7 +113,11 @@ class _StudyRun:
         self._resources = resources
         self.made_before = len(ledger.made_with_replicates())
         self.profiled = self.reported = False
-        self.command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        self.typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        from search.study_record import read_study_record
+
+        begun = read_study_record(settings.records.study_record(self.name))
+        self.command = begun.get("command", self.typed)  # which the study was begun by
 
     @property
     def resources(self) -> "Resources":
@@ -130,7 +134,7 @@ class _StudyRun:
             from trainables.tracking import Tracker
 
             with user_errors():
-                tracker = Tracker(self.settings.records, self.name, self.settings.tracking_uri)
+                tracker = Tracker(self.settings.records, self.name, ledger.study_id, self.settings.tracking_uri)
                 told = ledger.all_told(tracker.ending)
                 journal = self.settings.records.journal(self.name, self.settings.tracking_uri)
                 spool = Spool(tracker, journal, self.console.print, look=not told)
@@ -155,7 +159,8 @@ class _StudyRun:
                 with self.console.status("preparing token ids and embedding (cached for next time) …"):
                     inputs, summary = prepared(self.settings, refs)
                 summary |= {"threads": self.resources.threads, "gpus": self.resources.gpus}
-                ledger.keep_summary(summary)
+                with user_errors():
+                    ledger.keep_summary(summary)
                 outcome = self._run(ledger, spool, inputs, summary)
             cut_off = outcome is not None and outcome.cut_off > 0
             status = "KILLED" if cut_off or interrupts.first else "FAILED" if outcome and outcome.bug else "FINISHED"
@@ -187,10 +192,7 @@ class _StudyRun:
         if outcome is not None and outcome.bug:
             from rich.markup import escape
 
-            self.console.print(
-                f"[bold red]stopped: one trial after the other failed with {escape(outcome.bug)}; "
-                "mend it, and the same command runs these trials again and continues[/]"
-            )
+            self.console.print(f"[bold red]stopped: one trial after the other failed with {escape(outcome.bug)}[/]")
             return FAILED
         return OK if ledger.finished() else FAILED
 
@@ -207,7 +209,7 @@ class _StudyRun:
     @staticmethod
     def _runtime(summary: dict[str, Any]) -> dict[str, Any]:
         """Params of every trial's run that are no part of its configuration."""
-        return {"device_name": summary["hardware"], "threads": summary["threads"], "gpus": summary["gpus"]}
+        return {"threads": summary["threads"], "gpus": summary["gpus"]}
 
     def _run(self, ledger: "Ledger", spool: "Spool", inputs: Any, summary: dict[str, Any]) -> "Outcome | None":
         """Run what is open; None if nothing is."""
@@ -216,7 +218,7 @@ class _StudyRun:
         say_prepared(self.console, self.settings, self.resources, summary)
         from search.study_record import study_record, write_study_record
 
-        record = study_record(self.settings, self.study, self.command, summary)
+        record = study_record(self.settings, self.study, self.command, self.typed, summary)
         write_study_record(self.settings.records.study_record(self.name), record)
         spool.put("start_study", params=record)
         from search.leaderboard import trial_name

@@ -129,11 +129,23 @@ def _headline(leader: Evidence, rows: list[Row]) -> str:
     if better:
         seeds = f"{leader.num_seeds} seeds"
         return f"{_shown(leader)} is lowest of those with {seeds}; with fewer, {_listed(better)} is lower."
+    lower = [
+        row.other.name
+        for row in rows
+        if row.verdict == f"{TIE} {ON_DOCUMENTS}" and row.other.found.ppl < leader.found.ppl
+    ]
+    if lower:
+        seeds = f"{leader.num_seeds} seeds"
+        return (
+            f"{_shown(leader)} is lowest of those with {seeds}; with fewer, {_listed(lower)} is lower, "
+            f"but not told apart {ON_DOCUMENTS}."
+        )
     if tied:
         return f"Tie: {_shown(leader)} and {_listed(tied)} cannot be told apart with {leader.num_seeds} seeds."
     if not rivals:
         return f"{_shown(leader)} is lowest; no other configuration was run with several seeds."
     untested = f"; {len(rows) - len(rivals)} more have one seed, not tested" if len(rivals) < len(rows) else ""
+    untested += f" ({len(maybe)} of them not told apart on these documents)" if maybe else ""
     others = "the other configuration" if len(rivals) == 1 else f"each of the {len(rivals)} others"
     return f"Winner: {_shown(leader)}, ahead of {others} run with several seeds ({leader.num_seeds} here){untested}."
 

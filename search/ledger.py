@@ -7,6 +7,8 @@ configuration that is the same model as a finished one is answered with that one
 
 import json
 import random
+import uuid
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from search.results import (
     RETRY_OF,
     RUN_AGAIN,
     SEED,
+    STUDY_ID,
     SUMMARY,
     TOLD,
     open_storage,
@@ -44,6 +47,7 @@ from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 
 MAX_LOSSES = 3  # a configuration whose worker died so often is failed
+MAX_FAILURES = 3  # times that a configuration is run to fail alike, before a study goes on without it
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
 
 
@@ -68,6 +72,8 @@ class Ledger(Standing):
         wanted = json.loads(json.dumps(study.definition()))
         self.storage = WriteThrough(open_storage(database), name)
         super().__init__(optuna.load_study(storage=self.storage, study_name=name), study, seeds)
+        if STUDY_ID not in self.optuna.user_attrs:
+            self.optuna.set_user_attr(STUDY_ID, uuid.uuid4().hex)
         stored = self.optuna.user_attrs.get(DEFINITION)
         if stored is None:
             self.optuna.set_user_attr(DEFINITION, wanted)
@@ -104,10 +110,17 @@ class Ledger(Standing):
         self.fail(number, reason)
         return reason
 
-    def run_again(self, numbers: Iterable[int]) -> None:
-        """Have the next command run these failed trials again."""
+    def run_again(self, numbers: Iterable[int], always: bool) -> bool:
+        """Have the next command run these failed trials again; whether it will any of them.
+
+        Args:
+            always: also those that failed `MAX_FAILURES` times: it is no fault of theirs.
+        """
         known = self.optuna.user_attrs.get(RUN_AGAIN, ())
-        self.optuna.set_user_attr(RUN_AGAIN, sorted({*known, *numbers}))
+        failed = Counter(self._trial(n).user_attrs[HASH] for n in {*known, *numbers})
+        again = [n for n in numbers if always or failed[self._trial(n).user_attrs[HASH]] < MAX_FAILURES]
+        self.optuna.set_user_attr(RUN_AGAIN, sorted({*known, *again}))
+        return bool(again)
 
     def _queue(self) -> bool:
         """Queue what comes before the sampler's proposals; whether anything is queued.
@@ -132,7 +145,18 @@ class Ledger(Standing):
         return False
 
     def keep_summary(self, summary: dict[str, Any]) -> None:
-        """Keep it, for a run that has nothing to train and so makes no inputs."""
+        """Keep it, for a run that has nothing to train and so makes no inputs.
+
+        Raises:
+            ValueError: the inputs are not those that the study began with.
+        """
+        before = self.summary().get("inputs", summary["inputs"])
+        if before != summary["inputs"]:
+            raise ValueError(
+                f"study {self.name!r} began with another embedding table, and the cache no longer has it: it was made "
+                "anew and differs (other hardware, or another number of cores). Bring the study's cache folder back, "
+                "or begin a new one under another --name"
+            )
         self.optuna.set_user_attr(SUMMARY, summary)
 
     def keep_told(self, ending: Ending) -> None:

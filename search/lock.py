@@ -20,7 +20,10 @@ def study_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = holder.read_text().strip() if holder.exists() else "another process"
+        try:
+            who = holder.read_text().strip()
+        except OSError:  # it begins or ends just now
+            who = "another process"
         raise BadInputError(f"study {folder.name!r} is being run by {who}") from None
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")

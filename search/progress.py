@@ -117,6 +117,11 @@ class Display:
         running = self._running.pop(number)
         self._say(number, running.name, "the worker process died: it is run again")
 
+    def begin_again(self, reason: str) -> None:
+        """All trials that ran were cut off, and will be started again."""
+        self._running.clear()
+        self.console.print(f"[bold]{escape(reason)}: the trials that ran are run again[/]", soft_wrap=True)
+
     def _say(self, number: int, name: str, text: str) -> None:
         # Fixed columns: the numbers of a run of lines stand under each other.
         self.console.print(f"[dim]{self.done:>3}/{self.total}[/]  trial {number:<3} {name:<29} {text}", soft_wrap=True)

@@ -10,6 +10,7 @@ from search.results import COMPUTE, HASH, METRICS, REASON, REPLICATE_OF, trial_c
 from search.trial_records import TrialRecord, read_trial_record
 from trainables.records import Records
 from trainables.spool import Spool
+from trainables.tracking import COMPUTE_TAG, DEVICE_TAG
 
 
 def complete_mlflow(ledger: Ledger, spool: Spool, records: Records, runtime: dict[str, Any]) -> None:
@@ -44,5 +45,6 @@ def complete_mlflow(ledger: Ledger, spool: Spool, records: Records, runtime: dic
         elif trial.state == TrialState.PRUNED:
             spool.put("prune_trial", key, reason=kept[REASON], figures=kept[METRICS])
         else:
-            compute = kept.get(COMPUTE, "")
-            spool.put("finish_trial", key, figures=kept[METRICS], compute=compute, phase1_by=left.phase1_by)
+            place = {COMPUTE_TAG: kept[COMPUTE]} if kept.get(COMPUTE) else {}
+            place |= {key: left.runtime[key] for key in (DEVICE_TAG,) if key in left.runtime}
+            spool.put("finish_trial", key, figures=kept[METRICS], place=place, phase1_by=left.phase1_by)

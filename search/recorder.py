@@ -11,7 +11,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from search.leaderboard import trial_name
-from search.ledger import INTERRUPTED, LOST, Ledger
+from search.ledger import INTERRUPTED, LOST, MAX_FAILURES, Ledger
 from search.progress import Display
 from search.searcher import LedgerSearcher, Unpickled
 from search.trial_records import TrialRecord, write_trial_record
@@ -19,7 +19,19 @@ from trainables.errors import unwritable
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
 from trainables.spool import Spool
-from trainables.two_phase import COLLAPSED, COMPUTE, DOCUMENTS, FINAL, NO_RESULT, PHASE1_BY, PROFILE, SERIES, TOTAL
+from trainables.tracking import COMPUTE_TAG, DEVICE_TAG
+from trainables.two_phase import (
+    COLLAPSED,
+    COMPUTE,
+    DEVICE_NAME,
+    DOCUMENTS,
+    FINAL,
+    NO_RESULT,
+    PHASE1_BY,
+    PROFILE,
+    SERIES,
+    TOTAL,
+)
 
 MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded since: a bug, not bad luck
 # What a worker or a node that died leaves behind.
@@ -141,8 +153,8 @@ class Recorder(Unpickled, Callback):
             self._fail(number, last[NO_RESULT], "")
         elif last.get(FINAL):
             self._alike = []
-            runtime = self._runtime | {"compute": last[COMPUTE]}
-            kept = {"metrics": last[FINAL], "runtime": runtime, "phase1_by": last[PHASE1_BY]}
+            place = {COMPUTE_TAG: last[COMPUTE], DEVICE_TAG: last[DEVICE_NAME]}
+            kept = {"metrics": last[FINAL], "runtime": self._runtime | place, "phase1_by": last[PHASE1_BY]}
             self._keep(number, "finished", result={**last[DOCUMENTS], **kept})
             self._ledger.complete(number, last[FINAL], last[COMPUTE])
             self._open.discard(number)
@@ -150,7 +162,7 @@ class Recorder(Unpickled, Callback):
                 "finish_trial",
                 self._runs[number],
                 figures=last[FINAL],
-                compute=last[COMPUTE],
+                place=place,
                 phase1_by=last[PHASE1_BY],
                 traces=trial.config.get(PROFILE),
             )
@@ -208,8 +220,10 @@ class Recorder(Unpickled, Callback):
         self._alike = [*self._alike, number] if kind == self._error else [number]
         self._error = kind
         if stop or len(self._alike) >= MAX_SAME_ERRORS:
-            self._searcher.stopped, self.bug = True, reason
-            self._ledger.run_again(self._alike)
+            again = self._ledger.run_again(self._alike, always=stop)
+            left_out = f"goes on without these trials, which have failed {MAX_FAILURES} times"
+            then = "runs these trials again and continues" if again else left_out
+            self._searcher.stopped, self.bug = True, f"{reason}; mend it, and the same command {then}"
 
     @_remembered
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -235,7 +249,9 @@ class Recorder(Unpickled, Callback):
 
 
 def _unpickled(trial: Trial) -> Exception:
-    assert trial.pickled_error_file is not None, "Tune pickles what trials raise"
+    if trial.pickled_error_file is None:  # Tune keeps what trials raise; this is Ray's own, of a worker that is lost
+        lost: Exception = ray.exceptions.WorkerCrashedError()
+        return lost
     with open(trial.pickled_error_file, "rb") as file:
         error: Exception = ray.cloudpickle.load(file)
     return error

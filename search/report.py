@@ -69,6 +69,9 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
     frame = leaderboard(results, bigram)
     best = comparison.leader.found.first.number if comparison.leader else None
     seen, unreadable = _trial_records(results, records)
+    for key, of_trial in (("hardware", "device_name"), ("compute", "compute")):  # nodes of a cluster may differ
+        if found := sorted({record.runtime[of_trial] for record in seen.values() if of_trial in record.runtime}):
+            about[key] = ", ".join(found)
     return {
         "study": results.name,
         "headline": comparison.headline,

@@ -16,7 +16,8 @@ from trainables.config import RunConfig
 CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
     "config", "config_hash", "metrics", "compute", "reason", "repeat_of", "retry_of", "replicate_of", "seed",
 )  # fmt: skip
-DEFINITION, SUMMARY, TOLD = "definition", "summary", "told"  # user attributes of the Optuna study
+# User attributes of the Optuna study.
+DEFINITION, STUDY_ID, SUMMARY, TOLD = "definition", "study_id", "summary", "told"
 RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next command runs again
 INTERRUPTED, LOST = "interrupted", "the worker process died"  # the reasons of trials that are asked for again
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
@@ -73,6 +74,11 @@ class Results:
         """What the study is (`spaces.Study.definition`)."""
         found: dict[str, Any] = self.optuna.user_attrs[DEFINITION]
         return found
+
+    @property
+    def study_id(self) -> str:
+        """Which study of this name it is, wherever its runs are."""
+        return str(self.optuna.user_attrs[STUDY_ID])
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False, states=states or None)  # none named: all

@@ -15,14 +15,17 @@ PACKAGES = ("torch", "ray", "optuna", "mlflow", "two-phase-search")
 PLACE = Path(__file__).resolve()
 
 
-def study_record(settings: Settings, study: Study, command: str, summary: dict[str, Any]) -> dict[str, Any]:
-    """All that is known when a study starts.
+def study_record(settings: Settings, study: Study, command: str, typed: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """All that is known when a study starts or goes on.
 
     Args:
+        command: which the study was begun by.
+        typed: the command of this run.
         summary: of its inputs (`two_phase.prepare`).
     """
     return {
         "command": command,
+        **({"continued_by": typed} if typed != command else {}),
         "data": settings.data.spec,
         "embedding": settings.embedding.spec,
         "sampler": study.sampler or "grid",

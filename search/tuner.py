@@ -1,10 +1,8 @@
 """Runs a study's trials on Ray Tune; the ledger decides what runs, Tune only where and when."""
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,16 @@ from search.ledger import Ledger
 from search.progress import Display
 from search.recorder import Recorder
 from search.searcher import LedgerSearcher, Unpickled
+from trainables.errors import StoppedError
 from trainables.records import Records
 from trainables.spool import Spool
 from trainables.two_phase import two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+MAX_RESTARTS = 3  # of Tune within one run of a study
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,39 @@ def run_trials(
         profile: a folder that the first one is recorded into, if given.
         timeout: a trial that is silent for so many minutes is ended.
         train: what a trial is; tests/overhead.py gives one that returns at once.
+
+    Raises:
+        StoppedError: Ray broke off again and again.
     """
-    searcher = LedgerSearcher(ledger, profile, budgets)
-    recorder = Recorder(ledger, tracker, display, searcher, runtime, records, 60 * timeout)
     trainable = tune.with_parameters(
         train, inputs=[inputs], cache=str(records.cache), threads=resources.threads, gpus=resources.gpus
     )
+    restarts = 0
+    with display:
+        while True:
+            searcher = LedgerSearcher(ledger, profile, budgets)
+            recorder = Recorder(ledger, tracker, display, searcher, runtime, records, 60 * timeout)
+            try:
+                return _run_tune(trainable, searcher, recorder, resources)
+            except StoppedError as error:
+                if restarts == MAX_RESTARTS:
+                    raise
+                restarts += 1
+                display.begin_again(str(error))
+
+
+def _run_tune(
+    trainable: Callable[..., None], searcher: LedgerSearcher, recorder: Recorder, resources: Resources
+) -> Outcome:
+    """As `run_trials`, until an error ends Tune itself; what ran is then on record as interrupted.
+
+    Raises:
+        StoppedError: it is one of Ray's that Tune takes neither for a trial's nor for a lost worker, such as that of a
+            worker which Ray's watch over the host's memory has ended.
+    """
     request = {"cpu": resources.cpus, "gpu": resources.gpus}
-    with ExitStack() as stack:
-        scratch = tempfile.mkdtemp(prefix="tune-")  # Tune's own state: nothing of it is needed again
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        stack.enter_context(display)
+    # Tune's own state: nothing of it is needed again
+    with tempfile.TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trainable, request),
             tune_config=tune.TuneConfig(
@@ -100,9 +124,11 @@ def run_trials(
         )  # fmt: skip
         try:
             tuner.fit()
-        except Exception:
-            if recorder.broken is None:
-                raise  # else Tune has made an error of its own of it
+        except Exception as error:
+            if recorder.broken is None:  # else Tune has made an error of its own of it
+                if isinstance(error.__cause__, ray.exceptions.RayError):
+                    raise StoppedError(f"Ray: {str(error.__cause__).strip().partition('. ')[0]}") from error
+                raise
         finally:
             tune_ended()
             cut_off = recorder.interrupt_open()

@@ -36,17 +36,29 @@ from trainables.config import BigramConfig, RunConfig
 from trainables.records import Records
 from trainables.spool import Spool
 from trainables.tracking import Tracker
-from trainables.two_phase import COLLAPSED, COMPUTE, DOCUMENTS, FINAL, NO_RESULT, PHASE, PHASE1_BY, SERIES, STEP, TOTAL
+from trainables.two_phase import (
+    COLLAPSED,
+    COMPUTE,
+    DEVICE_NAME,
+    DOCUMENTS,
+    FINAL,
+    NO_RESULT,
+    PHASE,
+    PHASE1_BY,
+    SERIES,
+    STEP,
+    TOTAL,
+)
 
 NAMES = [value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)]
 FIGURES = {name: 1.0 for name in NAMES if not name.startswith(names.SERIES)}  # of a trial
-RUNTIME = {"device_name": "none", "threads": 1, "gpus": 0.0}
+RUNTIME = {"threads": 1, "gpus": 0.0}
 
 
 def at_once(config: dict[str, Any], **_: Any) -> None:
     """A trial that does nothing: three epochs and its figures in two reports."""
     epochs = [(names.EPOCH_VAL_PPL, epoch, 30.0 - epoch) for epoch in (1, 2, 3)]
-    report = {PHASE: "phase 2", STEP: 3, TOTAL: 3, NO_RESULT: "", COLLAPSED: "", COMPUTE: "none"}
+    report = {PHASE: "phase 2", STEP: 3, TOTAL: 3, NO_RESULT: "", COLLAPSED: "", COMPUTE: "none", DEVICE_NAME: "none"}
     report |= {PHASE1_BY: "", DOCUMENTS: {}}
     tune.report({**report, SERIES: epochs, FINAL: {}})
     figures = FIGURES | {names.VAL_PPL: 20 + config["context_dim"] / 100}
@@ -88,7 +100,7 @@ def open_spool(records: Records, name: str, ledger: Ledger | None = None) -> Spo
     """MLflow's writer, as the driver opens it."""
     folder = records.study(name)
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(records, name)
+    tracker = Tracker(records, name, "id")
     look = ledger is None or not ledger.all_told(tracker.ending)
     spool = Spool(tracker, records.journal(name, None), print, look)
     records.use_write_ahead_logs()

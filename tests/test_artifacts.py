@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from safetensors.numpy import save_file
 
 from trainables.artifacts import MANIFEST, ArtifactStore, content_key
@@ -149,6 +150,32 @@ def test_a_half_written_folder_under_the_final_name_is_made_again(tmp_path: Path
     folder, was_there = ArtifactStore(tmp_path).get_or_make("ids", "k1", Maker())
     assert not was_there
     assert contents(folder) == TWO_FILES
+
+
+def test_an_artefact_under_anothers_name_is_made_again(tmp_path: Path) -> None:
+    store, make = ArtifactStore(tmp_path), Maker()
+    folder, _ = store.get_or_make("ids", "k1", make)
+    folder.rename(tmp_path / "ids-k2")
+    assert not store.get_or_make("ids", "k2", make)[1]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_what_is_no_folder_is_made_again(tmp_path: Path, link: bool) -> None:
+    where = tmp_path / "ids-k1"
+    where.symlink_to("nowhere") if link else where.write_text("a file")
+    folder, was_there = ArtifactStore(tmp_path).get_or_make("ids", "k1", Maker())
+    assert not was_there
+    assert contents(folder) == TWO_FILES
+
+
+def test_an_error_that_is_kept_holds_no_lock(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no") as kept:  # and with its traceback all that the call held
+        ArtifactStore(tmp_path).get_or_make("ids", "k1", fail)
+    with FileLock(tmp_path / ".ids-k1.lock", timeout=0):
+        assert kept.value.__traceback__ is not None
 
 
 def test_the_scratch_folder_of_a_killed_process_is_no_artefact(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Records:
 @pytest.fixture
 def tracker(store: Records, request: pytest.FixtureRequest) -> Tracker:
     """A study of this test's own."""
-    return Tracker(store, request.node.name.replace("[", "-").rstrip("]"))
+    return Tracker(store, request.node.name.replace("[", "-").rstrip("]"), "id")
 
 
 def one_trial(spool: Spool, folder: Path) -> None:
@@ -40,7 +40,7 @@ def one_trial(spool: Spool, folder: Path) -> None:
     spool.put("start_trial", "abc", number=0, name="n", params={"a": 1})
     spool.put("log_series", "abc", points=[("epoch/val_ppl", 1, 9.0), ("epoch/val_ppl", 2, 8.0)])
     spool.put("log_file", "abc", file=str(folder / "abc.json"))
-    spool.put("finish_trial", "abc", figures={"phase2/val_ppl": 8.0}, compute="fp32")
+    spool.put("finish_trial", "abc", figures={"phase2/val_ppl": 8.0}, place={"compute": "fp32"})
     spool.put("start_trial", "abd", number=1, name="m", params={"a": 2})
     spool.put("fail_trial", "abd", reason="why", details="the story")
     spool.put("end_study", status="FINISHED", figures={"phase2/val_ppl": 8.0}, files=[str(folder / "abc.json")])
@@ -110,7 +110,7 @@ def test_a_file_that_is_gone_holds_nothing_up(store: Records, tracker: Tracker, 
     one_trial(spool, tmp_path)  # and the driver is killed
     (tmp_path / "abc.json").unlink()
     said: list[str] = []
-    again = Spool(Tracker(store, tracker.study), tmp_path / "journal", said.append)
+    again = Spool(Tracker(store, tracker.study, "id"), tmp_path / "journal", said.append)
     assert [text.split(",")[0].split(" of ")[0] for text in said] == [
         "MLflow refused log_file",
         "MLflow refused end_study",
@@ -169,7 +169,7 @@ def test_what_mlflow_was_not_told_is_told_at_the_next_start(store: Records, trac
     one_trial(spool, tmp_path)  # its thread never ran: a killed driver, say
     with (tmp_path / "journal").open("a") as file:
         file.write('["log_series", "abc", {"poin')
-    again = Tracker(store, tracker.study)
+    again = Tracker(store, tracker.study, "id")
     Spool(again, tmp_path / "journal", print)
     assert read_journal(tmp_path / "journal") == []
     again.end_study("FINISHED", {}, [])
@@ -206,7 +206,7 @@ def test_a_bug_in_the_writer_is_raised_in_the_study(tracker: Tracker, tmp_path: 
 
 FAULTY = """
 import os, signal, sys, time
-import search.recorder, search.tuner
+import ray, search.recorder, search.searcher, search.tuner
 import trainables.spool, trainables.two_phase
 from search.driver import main
 from search.spaces import context_modes
@@ -236,7 +236,7 @@ def tight(config, *, inputs, cache, threads, gpus):
 def unwritten(config, **rest):
     trainables.two_phase.two_phase(config, **rest)
 
-untold = unwritten
+untold = pressure = unwritten
 
 def break_records(fault):
     # in the driver: the second trial's record cannot be written, or what the fourth one came to is not handed on
@@ -256,6 +256,19 @@ def break_records(fault):
 
     setattr(owner, name, counting)
 
+def break_ray():
+    # as where Ray's watch over the host's memory ends a worker: Tune ends with an error that this one is behind
+    suggest, calls = search.searcher.LedgerSearcher.suggest, 0
+
+    def failing(self, trial_id):
+        nonlocal calls
+        calls += 1
+        if calls in (3, 5):
+            raise RuntimeError("unexpected") from ray.exceptions.OutOfMemoryError("the node is low on memory. More.")
+        return suggest(self, trial_id)
+
+    search.searcher.LedgerSearcher.suggest = failing
+
 def study(settings):
     return context_modes(settings.base, settings.context_dims)
 
@@ -264,6 +277,8 @@ if __name__ == "__main__":
     search.tuner.run_trials.__defaults__ = (globals()[fault],)
     if fault in ("unwritten", "untold"):
         break_records(fault)
+    if fault == "pressure":
+        break_ray()
     sys.exit(main("Trials with a fault.", study, sampled=False))
 """
 
@@ -312,6 +327,16 @@ def test_an_error_of_the_record_keeping_ends_the_study_and_the_next_run_is_right
     for run in children:
         for name in (EPOCH_VAL_PPL, VAL_PPL):
             assert len(client.get_metric_history(run.info.run_id, name)) == 1
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_where_ray_breaks_off(chat_file: Path, tmp_path: Path, root: Path) -> None:
+    done = start_faulty("pressure", chat_file, tmp_path, root, "--max-concurrent", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Ray: the node is low on memory: the trials that ran are run again") == 2
+    assert "5 trials finished, 0 failed in all; 5 ran now" in done.stdout
+    assert {t.user_attrs.get("reason") for t in optuna_trials(root)} <= {None, "interrupted"}
+    assert [r.info.status for r in mlflow_runs(root)[1]] == ["FINISHED"] * 5
 
 
 @pytest.mark.slow

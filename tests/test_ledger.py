@@ -213,7 +213,7 @@ def test_a_trial_in_the_place_of_a_failed_one_is_not_told_yet(tmp_path: Path) ->
     ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
     number = handed_out(ledger).number
     ledger.fail(number, "a bug")
-    ledger.run_again([number])
+    assert ledger.run_again([number], always=False)
     ledger.keep_told(("parent", 1_000))
     mended = Ledger(small_study(4), "study", tmp_path / "optuna.db")
     finish(mended, handed_out(mended))
@@ -221,10 +221,42 @@ def test_a_trial_in_the_place_of_a_failed_one_is_not_told_yet(tmp_path: Path) ->
     assert not mended.all_told(("parent", 1_000))
 
 
+def test_what_fails_again_and_again_does_not_hold_a_study_up(tmp_path: Path) -> None:
+    first = None
+    for again in (True, True, False):
+        ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
+        assignment = handed_out(ledger)
+        assert first in (None, assignment.config)
+        first = assignment.config
+        ledger.fail(assignment.number, "too large")
+        assert ledger.run_again([assignment.number], always=False) is again
+    ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
+    assert handed_out(ledger).config != first
+    assert len(ledger.failed()) == 1
+
+
+def test_a_full_disk_is_no_trials_fault(tmp_path: Path) -> None:
+    for _ in range(5):
+        ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
+        number = handed_out(ledger).number
+        ledger.fail(number, "No space left on device")
+        assert ledger.run_again([number], always=True)
+    assert Ledger(small_study(4), "study", tmp_path / "optuna.db").made() == 0
+
+
+def test_inputs_that_were_made_anew_and_differ_are_refused(tmp_path: Path) -> None:
+    ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
+    for _ in range(2):
+        ledger.keep_summary({"inputs": "a table"})
+    with pytest.raises(ValueError, match="began with another embedding table"):
+        ledger.keep_summary({"inputs": "another"})
+    assert ledger.summary() == {"inputs": "a table"}
+
+
 def test_trials_to_run_again_are_added_up(tmp_path: Path) -> None:
     ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
     for _ in range(2):
         number = handed_out(ledger).number
         ledger.fail(number, "a bug")
-        ledger.run_again([number])
+        assert ledger.run_again([number], always=False)
     assert Ledger(small_study(4), "study", tmp_path / "optuna.db").made() == 0

@@ -15,6 +15,7 @@ from trainables.records import Records
 from trainables.spool import Spool, read_journal
 from trainables.tracking import (
     COMPUTE_TAG,
+    DEVICE_TAG,
     HASH_TAG,
     PHASE1_TAG,
     PRUNED_TAG,
@@ -24,7 +25,7 @@ from trainables.tracking import (
     Tracker,
 )
 
-RUNTIME = {"device_name": "this machine", "threads": 1, "gpus": 0.0}
+RUNTIME = {"threads": 1, "gpus": 0.0}
 EARLIER = {"device_name": "another machine", "threads": 2, "gpus": 1.0, "compute": "fp32"}
 CURVES = {EPOCH_VAL_PPL: [(1, 30.0), (2, 25.0)], SWEEP_LOSS: [(step, -0.1 * step) for step in range(2, 30)]}
 OUTCOMES = ("finished", "failed", "pruned", "finished")
@@ -64,7 +65,7 @@ def ledger(records: Records) -> Ledger:
 
 def told(records: Records, ledger: Ledger, uri: str | None) -> tuple[Tracker, dict[str, Run]]:
     """The store after it was made to agree; its runs by trial."""
-    tracker = Tracker(records, STUDY, uri)
+    tracker = Tracker(records, STUDY, "id", uri)
     spool = Spool(tracker, records.journal(STUDY, uri), pytest.fail)
     spool.start()
     complete_mlflow(ledger, spool, records, RUNTIME)
@@ -93,7 +94,8 @@ def test_a_store_that_has_no_run_gets_them_all_once(records: Records, ledger: Le
             history = tracker.client.get_metric_history(runs[str(trial.number)].info.run_id, VAL_PPL)
             assert [m.value for m in history] == [trial.value]
         assert runs["3"].data.metrics.keys() == {VAL_PPL}
-        assert [runs[n].data.params["device_name"] for n in "0123"] == ["another machine", *["this machine"] * 3]
+        assert [runs[n].data.tags.get(DEVICE_TAG) for n in "0123"] == ["another machine", None, None, None]
+        assert [runs[n].data.params["threads"] for n in "0123"] == ["2", "1", "1", "1"]
         assert {n: run.data.tags.get(COMPUTE_TAG) for n, run in runs.items()} == {
             "0": "fp32", "1": None, "2": None, "3": "fp32", "4": "fp32"
         }  # fmt: skip
@@ -106,13 +108,13 @@ def test_what_one_store_was_not_told_is_kept_for_it(records: Records, tmp_path: 
     uri = f"sqlite:///{shutil.copy(records.mlflow_database, tmp_path / 'elsewhere.db')}"
     journal = records.journal(STUDY, None)
     journal.parent.mkdir(parents=True)
-    spool = Spool(Tracker(records, STUDY), journal, pytest.fail)
+    spool = Spool(Tracker(records, STUDY, "id"), journal, pytest.fail)
     spool.put("start_trial", "abc", number=0, name="n", params={})
-    away = Tracker(records, STUDY, uri)
+    away = Tracker(records, STUDY, "id", uri)
     Spool(away, records.journal(STUDY, uri), pytest.fail)
     assert len(away.client.search_runs([away.experiment_id])) == 1
     assert len(read_journal(journal)) == 1
-    back = Tracker(records, STUDY)
+    back = Tracker(records, STUDY, "id")
     Spool(back, journal, pytest.fail)
     assert back.find_trial("abc")
     assert read_journal(journal) == []
@@ -122,7 +124,7 @@ def test_what_was_meant_for_an_emptied_store_is_not_told(records: Records, tmp_p
     emptied = f"sqlite:///{shutil.copy(records.mlflow_database, tmp_path / 'emptied.db')}"
     journal = records.journal(STUDY, None)
     journal.parent.mkdir(parents=True)
-    spool = Spool(Tracker(records, STUDY), journal, pytest.fail)
+    spool = Spool(Tracker(records, STUDY, "id"), journal, pytest.fail)
     spool.put("log_series", "abc", points=[(EPOCH_VAL_PPL, 1, 9.0)])  # its run's beginning was told before
-    Spool(Tracker(records, STUDY, emptied), journal, pytest.fail)  # says nothing: the trial's record has it
+    Spool(Tracker(records, STUDY, "id", emptied), journal, pytest.fail)  # says nothing: the trial's record has it
     assert read_journal(journal) == []

@@ -137,6 +137,25 @@ def test_a_better_one_with_fewer_seeds_is_ahead_and_nobody_the_winner(records: R
     assert verdicts["C2T2 D16 layerwise"] == BEHIND
 
 
+@pytest.mark.parametrize(
+    ("loss", "ends"),
+    [
+        (1.998, f"C2T2 D16 previous_only is lower, but not told apart {ON_DOCUMENTS}."),
+        (2.001, "; 1 more have one seed, not tested (1 of them not told apart on these documents)."),
+    ],
+)
+def test_one_with_fewer_seeds_that_is_not_told_apart_is_said(records: Records, loss: float, ends: str) -> None:
+    best = {"previous_only": loss, "prev_and_current": 2.0}
+    ledger = run(
+        context_modes(BASE, (16,)), records, lambda c: best.get(c.context_mode, modes(c)), seeds=3, seed_spread=0.0,
+        fails=lambda c: c.context_mode == "previous_only" and c.seed > 0,
+    )  # fmt: skip
+    comparison, _ = judged(ledger, records)
+    assert comparison.headline.removeprefix("Winner: ").startswith("C2T2 D16 prev_and_current")
+    assert comparison.headline.startswith("Winner") == (loss > 2.0)
+    assert comparison.headline.endswith(ends)
+
+
 def test_seeds_that_differ_more_than_configurations_are_a_tie(records: Records) -> None:
     ledger = run(context_modes(BASE, (16,)), records, modes, seeds=3, seed_spread=0.5)
     comparison, said = judged(ledger, records)

@@ -38,11 +38,11 @@ def test_memory_and_database_hold_the_same_trials(tmp_path: Path) -> None:
     assert len(ledger.optuna.trials) == 6
     assert content(on_record(ledger)) == content(ledger.optuna.trials)
     run_to_the_end(ledger)
-    ledger.keep_summary({"threads": 1})
+    ledger.keep_summary({"inputs": "a table", "threads": 1})
     assert {t.state for t in ledger.optuna.trials} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
     again = replicated(7, 2, tmp_path / "optuna.db")
     assert content(on_record(ledger)) == content(ledger.optuna.trials) == content(again.optuna.trials)
-    assert again.summary() == {"threads": 1}
+    assert again.summary() == {"inputs": "a table", "threads": 1}
     assert again.optuna.user_attrs == ledger.optuna.user_attrs
 
 

@@ -23,10 +23,12 @@ from search.results import REPLICATE_OF
 from search.trial_records import read_trial_record
 from trainables import metrics as names
 from trainables.config import RunConfig
+from trainables.devices import hardware
 from trainables.records import Records
 from trainables.sources import split_of
 from trainables.tracking import (
     COMPUTE_TAG,
+    DEVICE_TAG,
     HASH_TAG,
     PARENT_TAG,
     PROFILED_TAG,
@@ -86,6 +88,7 @@ def test_how_trials_compute_is_shown_once_and_recorded(finished: tuple[Path, str
     assert output.count(str(Compute.of("cpu"))) == 1
     _, children, _ = mlflow_runs(root)
     assert {run.data.tags[COMPUTE_TAG] for run in children} == {str(Compute.of("cpu"))}
+    assert {run.data.tags[DEVICE_TAG] for run in children} == {hardware(0)}
 
 
 def test_the_first_trial_is_profiled(finished: tuple[Path, str], tmp_path: Path) -> None:

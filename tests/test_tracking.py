@@ -21,7 +21,7 @@ PARAMS = {"context_dim": 16, "data": "a b.jsonl", "samples": None, "phase1_noise
 def store(tmp_path_factory: pytest.TempPathFactory) -> Records:
     """One store for all tests of this file, since making one takes seconds; a space in its path must not matter."""
     records = Records.at(tmp_path_factory.mktemp("mlflow") / "my runs")
-    Tracker(records, "first")
+    Tracker(records, "first", "id")
     return records
 
 
@@ -33,7 +33,7 @@ def study(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def tracker(store: Records, study: str) -> Tracker:
-    return Tracker(store, study)
+    return Tracker(store, study, "id")
 
 
 def runs(tracker: Tracker) -> list[Run]:
@@ -95,17 +95,17 @@ def test_a_finished_trial_has_its_figures_once(tracker: Tracker) -> None:
 
 
 def test_reopening_a_study_finds_its_parent(store: Records, study: str) -> None:
-    first = Tracker(store, study)
+    first = Tracker(store, study, "id")
     first.end_study("FINISHED", {}, [])
-    again = Tracker(store, study)
+    again = Tracker(store, study, "id")
     assert (again.experiment_id, again.parent) == (first.experiment_id, first.parent)
     assert [r.info.status for r in runs(again)] == ["RUNNING"]
 
 
 def test_reopening_a_trial_finds_its_run(store: Records, study: str) -> None:
-    first = Tracker(store, study)
+    first = Tracker(store, study, "id")
     run_id = first.start_trial(0, "abc", "n", PARAMS)
-    again = Tracker(store, study)
+    again = Tracker(store, study, "id")
     assert again.start_trial(5, "abc", "n", PARAMS) == run_id
     assert len(runs(again)) == 2
     assert run(again, run_id).data.tags[TRIAL_TAG] == "5"
@@ -116,15 +116,15 @@ def test_another_configuration_is_another_run(tracker: Tracker) -> None:
 
 
 def test_the_same_configuration_in_another_study_is_another_run(store: Records, study: str) -> None:
-    one, other = Tracker(store, study), Tracker(store, f"{study}-2")
+    one, other = Tracker(store, study, "id"), Tracker(store, f"{study}-2", "id")
     assert one.start_trial(0, "abc", "n", {}) != other.start_trial(0, "abc", "n", {})
 
 
 def test_other_params_of_a_reopened_run_are_no_error(store: Records, study: str) -> None:
-    tracker = Tracker(store, study)
+    tracker = Tracker(store, study, "id")
     tracker.start_study({"command": "x.py --trials 4", "seed": 0})
     tracker.start_trial(0, "abc", "n", PARAMS | {"threads": 1})
-    again = Tracker(store, study)
+    again = Tracker(store, study, "id")
     again.start_study({"command": "x.py --trials 9", "seed": 0, "sampler": "gp"})
     again.start_trial(0, "abc", "n", PARAMS | {"threads": 2})
     logged = run(again, again.parent).data.params
@@ -156,7 +156,7 @@ def test_a_finished_trial_no_longer_says_why_it_was_interrupted(tracker: Tracker
 
 
 def test_a_failed_trials_story_lies_under_the_records_folder(store: Records, study: str) -> None:
-    tracker = Tracker(store, study)
+    tracker = Tracker(store, study, "id")
     run_id = tracker.start_trial(0, "abc", "n", {})
     tracker.fail_trial(run_id, "ValueError: no", "Traceback: the whole story")
     assert (run(tracker, run_id).info.status, run(tracker, run_id).data.tags[REASON_TAG]) == (
@@ -175,7 +175,7 @@ def test_a_very_long_reason_does_not_stop_a_study(tracker: Tracker) -> None:
 
 
 def test_a_studys_end_has_its_figures_and_files(store: Records, study: str, tmp_path: Path) -> None:
-    tracker = Tracker(store, study)
+    tracker = Tracker(store, study, "id")
     (tmp_path / "best.json").write_text("{}")
     tracker.end_study("FINISHED", {"phase2/val_ppl": 20.0}, [tmp_path / "best.json"])
     parent = run(tracker, tracker.parent)
@@ -191,33 +191,47 @@ def test_a_studys_end_kills_the_runs_that_never_ended(tracker: Tracker) -> None:
 
 
 def test_a_studys_end_leaves_other_studies_alone(store: Records, study: str) -> None:
-    one, other = Tracker(store, study), Tracker(store, f"{study}-2")
+    one, other = Tracker(store, study, "id"), Tracker(store, f"{study}-2", "id")
     run_id = other.start_trial(0, "abc", "n", {})
     one.end_study("FINISHED", {}, [])
     assert run(other, run_id).info.status == run(other, other.parent).info.status == "RUNNING"
 
 
+def test_two_studies_of_one_name_on_one_store_are_two(store: Records, study: str) -> None:
+    """Two people's, each with records of their own, on a server that both use."""
+    mine, theirs = Tracker(store, study, "mine"), Tracker(store, study, "theirs")
+    runs = [tracker.start_trial(0, "abc", "n", {}) for tracker in (mine, theirs)]
+    mine.log_series(runs[0], [("epoch/val_ppl", 1, 30.0)])
+    mine.finish_trial(runs[0], {"phase2/val_ppl": 30.0})
+    assert (mine.ended_hashes("FINISHED"), theirs.ended_hashes("FINISHED")) == ({"abc"}, set())
+    assert theirs.find_trial("abc") == runs[1] != runs[0]
+    assert run(theirs, runs[1]).data.metrics == {}
+    mine.end_study("FINISHED", {}, [])
+    assert [run(mine, i).info.status for i in (mine.parent, theirs.parent, runs[1])] == ["FINISHED", *["RUNNING"] * 2]
+    assert Tracker(store, study, "theirs").parent == theirs.parent
+
+
 def test_a_deleted_experiment_is_refused_in_a_sentence(store: Records, study: str) -> None:
-    tracker = Tracker(store, study)
+    tracker = Tracker(store, study, "id")
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(ValueError, match=f"experiment '{study}' was deleted: restore it there or give --name"):
-        Tracker(store, study)
+        Tracker(store, study, "id")
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_artifacts_that_cannot_be_written_are_refused_in_a_sentence(store: Records, study: str, known: bool) -> None:
     if known:
-        Tracker(store, study)
+        Tracker(store, study, "id")
     store.artifacts.mkdir(exist_ok=True)
     (store.artifacts / study).write_text("a file")
     said = f"MLflow's artifacts: {store.artifacts / study} is not a folder that can be written to"
     with pytest.raises(ValueError, match=re.escape(said)):
-        Tracker(store, study)
+        Tracker(store, study, "id")
 
 
 def test_a_store_that_is_no_database_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="MLflow's store cannot be used"):
-        Tracker(Records.at(tmp_path), "s", tracking_uri="nonsense://here")
+        Tracker(Records.at(tmp_path), "s", "id", tracking_uri="nonsense://here")
 
 
 @pytest.fixture
@@ -229,7 +243,7 @@ def elsewhere(store: Records, tmp_path: Path) -> Path:
 
 def test_a_tracking_uri_takes_the_runs_instead(elsewhere: Path, tmp_path: Path) -> None:
     records = Records.at(tmp_path / "records")
-    tracker = Tracker(records, "away", tracking_uri=f"sqlite:///{elsewhere}")
+    tracker = Tracker(records, "away", "id", tracking_uri=f"sqlite:///{elsewhere}")
     tracker.finish_trial(tracker.start_trial(0, "abc", "n", PARAMS), {"phase2/val_ppl": 1.0})
     assert MlflowClient(f"sqlite:///{elsewhere}").get_experiment_by_name("away") is not None
     assert not records.mlflow_database.exists()
@@ -241,7 +255,7 @@ def test_a_database_elsewhere_litters_no_working_folder(
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     records = Records.at(tmp_path / "records")
-    tracker = Tracker(records, "away", tracking_uri=f"sqlite:///{elsewhere}")
+    tracker = Tracker(records, "away", "id", tracking_uri=f"sqlite:///{elsewhere}")
     tracker.fail_trial(tracker.start_trial(0, "abc", "n", {}), "ValueError: no", "the whole story")
     assert list((tmp_path / "cwd").iterdir()) == []
     assert [p.name for p in records.artifacts.rglob("error.txt")] == ["error.txt"]
@@ -255,7 +269,7 @@ def test_four_processes_open_one_fresh_store_at_once(tmp_path: Path) -> None:
         "root, name = Path(sys.argv[1]), sys.argv[2]\n"
         "(root / f'ready-{name}').touch()\n"
         "while len(list(root.glob('ready-*'))) < 4: time.sleep(0.02)\n"
-        "tracker = Tracker(Records.at(root / 'records'), name)\n"
+        "tracker = Tracker(Records.at(root / 'records'), name, 'id')\n"
         "tracker.finish_trial(tracker.start_trial(0, 'abc', 'n', {}), {'x': 1.0})\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -272,6 +286,6 @@ def test_four_processes_open_one_fresh_store_at_once(tmp_path: Path) -> None:
 def test_a_store_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
     """A kill in the middle leaves tables without the schema's version, which MLflow can never open again."""
     (tmp_path / ".mlflow.new.db").write_bytes(b"half a database")
-    tracker = Tracker(Records.at(tmp_path), "s")
+    tracker = Tracker(Records.at(tmp_path), "s", "id")
     assert tracker.parent
     assert not list(tmp_path.glob(".mlflow.new.db*"))

@@ -29,7 +29,13 @@ def write_study(root: Path, configs: list[RunConfig], leader: int = 0) -> None:
         path.write_text(json.dumps({**record, "metrics": {VAL_PPL: 20.0 + index}}))
         rows.append(f"{10 + index},C2T2,{20.0 + index}")
     (folder / "leaderboard.csv").write_text("\n".join(rows) + "\n")
-    best = {"study": "s", "trial": 10 + leader, "config_hash": configs[leader].config_hash(), "runtime": runtime}
+    best = {
+        "study": "s",
+        "study_id": "1d",
+        "trial": 10 + leader,
+        "config_hash": configs[leader].config_hash(),
+        "runtime": runtime,
+    }
     best |= {"config": configs[leader].flat(), "metrics": {VAL_PPL: 20.0 + leader}}
     (folder / "best.json").write_text(json.dumps(best))
 
@@ -52,7 +58,7 @@ def test_the_leader_is_first_and_the_others_follow_the_leaderboard(
     settings = parsed(root, "--from-study", "s", *([] if rank is None else ["--rank", str(rank)]))
     assert settings.config.context_dim == dim
     trial = settings.chosen.trial
-    assert trial == {"study": "s", "number": number, "hash": settings.config.config_hash()}
+    assert trial == {"study": "s", "study_id": "1d", "number": number, "hash": settings.config.config_hash()}
     assert settings.chosen.val_ppl == 10 + number
     assert (settings.device, settings.threads) == ("cpu", 3)
     assert settings.of_the_trial
@@ -74,7 +80,7 @@ def test_a_trial_of_an_earlier_version_of_the_method_is_still_compared(root: Pat
         path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": "old"}))
     settings = parsed(root, "--from-study", "s")
     assert settings.of_the_trial
-    assert settings.chosen.trial == {"study": "s", "number": 11, "hash": "old"}
+    assert settings.chosen.trial == {"study": "s", "study_id": "1d", "number": 11, "hash": "old"}
 
 
 def test_every_field_of_a_configuration_has_an_option(chat_file: Path, root: Path) -> None:

@@ -1,8 +1,8 @@
 """A content-addressed folder of things that cost time to make: token ids, embeddings, Phase-1 results.
 
-An artefact is a folder `ROOT/<kind>-<key>/` whose `manifest.json` lists every file with its SHA-256.
+An artefact is a folder `ROOT/<kind>-<key>/` whose `manifest.json` has that name and every file with its SHA-256.
 It appears by one atomic rename, so a reader sees all of it or none. Whatever does not match its
-manifest (half-written, truncated, tampered) is a miss: it is removed and made again.
+manifest (half-written, truncated, tampered, renamed) is a miss: it is removed and made again.
 """
 
 import hashlib
@@ -10,7 +10,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -49,15 +50,11 @@ class ArtifactStore:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / f"{kind}-{key}"
-        lock = FileLock(self.root / f".{folder.name}.lock")
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=WAIT)
-            except Timeout:
-                waiting()
-        with lock:
+        with self._locked(folder, waiting):
             if self._intact(folder):
                 return folder, True
+            if folder.is_symlink() or folder.is_file():
+                folder.unlink()
             shutil.rmtree(folder, ignore_errors=True)
             for left_behind in self.root.glob(f".{folder.name}.*/"):  # by a process that was killed meanwhile
                 shutil.rmtree(left_behind, ignore_errors=True)
@@ -65,28 +62,42 @@ class ArtifactStore:
             scratch.chmod(0o755)  # others may read a shared cache
             try:
                 make(scratch)
-                self._seal(scratch)
+                self._seal(scratch, folder.name)
                 scratch.rename(folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             return folder, False
 
+    @contextmanager
+    def _locked(self, folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+        """Held for one artefact, however long another process takes for it."""
+        lock = FileLock(self.root / f".{folder.name}.lock")
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=WAIT)
+            except Timeout:
+                waiting()
+        try:
+            yield
+        finally:
+            lock.release()
+
     @staticmethod
-    def _seal(folder: Path) -> None:
-        files = {p.name: file_sha256(p) for p in sorted(folder.iterdir())}
-        manifest = folder / MANIFEST
-        manifest.write_text(json.dumps(files, indent=1))
-        for name in files:  # safetensors makes files for their owner alone
-            (folder / name).chmod(manifest.stat().st_mode)
+    def _seal(scratch: Path, name: str) -> None:
+        files = {p.name: file_sha256(p) for p in sorted(scratch.iterdir())}
+        manifest = scratch / MANIFEST
+        manifest.write_text(json.dumps({"name": name, "files": files}, indent=1))
+        for file in files:  # safetensors makes files for their owner alone
+            (scratch / file).chmod(manifest.stat().st_mode)
 
     @staticmethod
     def _intact(folder: Path) -> bool:
         if not folder.exists():
             return False
         try:
-            files = json.loads((folder / MANIFEST).read_text())
+            manifest = json.loads((folder / MANIFEST).read_text())
             present = {p.name: file_sha256(p) for p in folder.iterdir() if p.name != MANIFEST}
-            intact = bool(present == files)
+            intact = bool(manifest == {"name": folder.name, "files": present})
         except (OSError, ValueError):
             intact = False
         if not intact:

@@ -17,6 +17,10 @@ class NoResultError(Exception):
     """A training ended without a model, for a reason of its configuration."""
 
 
+class StoppedError(Exception):
+    """What a study runs on has ended it, and why; nothing is wrong with the study."""
+
+
 def unwritable(error: BaseException | None) -> str:
     """Which of `UNWRITABLE` is behind an error, or behind those that it followed from; empty if none is."""
     while error is not None:

@@ -6,7 +6,7 @@ TRAIN_ER = "phase1/train_er"  # effective rank of the exact contexts, per cent o
 VAL_ER = "phase1/val_er"
 PHASE1_SECONDS = "phase1/seconds"  # of the run that trained it, also where it was reused
 PHASE1_SHARED = "phase1/shared"  # 1: weights and figures of another run were reused, 0: trained in this run
-PHASE1_SAVED = "phase1/seconds_saved"  # where they were reused: those seconds, less what taking them over took
+PHASE1_SAVED = "phase1/seconds_saved"  # where they were reused: those seconds, less what loading its result took
 
 CONTEXT_SWEEPS = "contexts/sweeps"  # passes over the training stream until its contexts stood still
 CONTEXT_RESIDUAL = "contexts/residual"  # largest change that was let stand

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from trainables.metrics import SERIES
 from trainables.records import Records, write_whole
 from trainables.signals import held
-from trainables.tracking import HASH_TAG, MAX_METRICS, NAME_TAG, REASON_TAG, is_outage, open_experiment
+from trainables.tracking import HASH_TAG, MAX_METRICS, NAME_TAG, REASON_TAG, STUDY_ID_TAG, is_outage, open_experiment
 
 EXPERIMENT = "trained models"  # no study's name has a space
 TRIAL_RUN_TAG, FOLDER_TAG, TOKEN_TAG = "trial_run", "model_folder", "training"
@@ -50,12 +50,12 @@ class ModelRun:
         self._tried = -RETRY_SECONDS
         self._away = False
 
-    def trial_run(self, study: str, config_hash: str) -> str | None:
+    def trial_run(self, study: str, study_id: str, config_hash: str) -> str | None:
         """The run of a study's trial, if this MLflow has it."""
         experiment = self.client.get_experiment_by_name(study)
         if experiment is None:
             return None
-        where = f"tags.{HASH_TAG} = '{config_hash}'"
+        where = f"tags.{STUDY_ID_TAG} = '{study_id}' and tags.{HASH_TAG} = '{config_hash}'"
         runs = self.client.search_runs([experiment.experiment_id], filter_string=where, max_results=1)
         return str(runs[0].info.run_id) if runs else None
 

@@ -29,7 +29,7 @@ def run_record(
         config: a flat `RunConfig`.
         chat: whether the corpus is conversations.
         judged: by split, validation and test.
-        trial: study, number, hash and mlflow_run of the trial that the configuration comes from.
+        trial: study, study_id, number, hash and mlflow_run of the trial that the configuration comes from.
         computed: on what, and how.
         mlflow_run: id of the run that this training is in MLflow.
     """

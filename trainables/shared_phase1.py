@@ -119,15 +119,16 @@ class SharedPhase1:
         folder, shared = self.store.get_or_make(
             "phase1", self.key, lambda scratch: made.update(self._train_phase1(scratch)), self._on_wait
         )
-        began = time.perf_counter()
+        began, loading = time.perf_counter(), 0.0
         if shared:
             stored = json.loads((folder / FIGURES).read_text())
             self.model.context_block.load_state_dict(load_file(folder / WEIGHTS))
+            loading = time.perf_counter() - began
             for sweep in stored["sweeps"]:
                 self._on_sweep(Sweep(**sweep))
             self._fill_contexts(None)
             made, self.trained_by = stored["metrics"], stored["trained_by"]
         if self.again and self.trained_by == self.config.config_hash():
             shared = False  # this very run's earlier attempt left it behind
-        saved = made[names.PHASE1_SECONDS] - (time.perf_counter() - began) if shared else 0.0
+        saved = made[names.PHASE1_SECONDS] - loading if shared else 0.0
         return made | {names.PHASE1_SHARED: float(shared), names.PHASE1_SAVED: saved}

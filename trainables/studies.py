@@ -15,7 +15,7 @@ class Chosen:
     """A configuration to train."""
 
     flat: dict[str, Any]  # a flat `RunConfig`
-    trial: dict[str, Any] | None = None  # study, number and hash of the trial that it comes from
+    trial: dict[str, Any] | None = None  # study, study_id, number and hash of the trial that it comes from
     val_ppl: float | None = None  # that trial's
     runtime: dict[str, Any] = field(default_factory=dict)  # its device_name, threads, gpus, compute, where on record
 
@@ -37,7 +37,8 @@ def from_study(records: Records, shown_root: Path, name: str, rank: int) -> Chos
             f"study {name!r} has no best.json: it is written when a study ends and, "
             f"as soon as a trial has finished, by `python search/report.py {name}`"
         )
-    leader = int(_read(best)["trial"])
+    content = _read(best)
+    leader = int(content["trial"])
     with (folder / "leaderboard.csv").open(newline="") as file:
         listed_trials = [int(row["trial"]) for row in csv.DictReader(file) if row["trial"]]  # the bigram's row has none
     order = [leader, *(number for number in listed_trials if number != leader)]
@@ -48,7 +49,7 @@ def from_study(records: Records, shown_root: Path, name: str, rank: int) -> Chos
     if not any(record.get("config") for record in found):
         raise ValueError(f"study {name!r} has no configuration on record for trial {number}: give --config best.json")
     record = next(record for record in found if record["config"])
-    trial = {"study": name, "number": number, "hash": record["config_hash"]}
+    trial = {"study": name, "study_id": content.get("study_id", ""), "number": number, "hash": record["config_hash"]}
     return Chosen(record["config"], trial, record["metrics"][VAL_PPL], record["runtime"])
 
 
@@ -68,7 +69,8 @@ def from_file(path: Path) -> Chosen:
     for name in ("metrics", "runtime"):
         if not isinstance(content.get(name, {}), dict):
             raise ValueError(f"{path}: its `{name}` is no JSON object")
-    trial = {"study": content["study"], "number": content["trial"], "hash": content["config_hash"]}
+    trial = {"study": content["study"], "study_id": content.get("study_id", ""), "number": content["trial"]}
+    trial["hash"] = content["config_hash"]
     return Chosen(content["config"], trial, content["metrics"].get(VAL_PPL), content.get("runtime", {}))
 
 

@@ -1,7 +1,8 @@
 """A study in MLflow: one experiment, one parent run, one child run per trial.
 
 The driver is the only writer. Runs are found again by tag, so that a study that is continued reopens its
-runs and never makes a second one for the same configuration. Files come last: a run whose files are refused has ended.
+runs and never makes a second one for the same configuration; another's study of the same name, which shares the
+experiment on a server, has another id. Files come last: a run whose files are refused has ended.
 """
 
 import logging
@@ -22,6 +23,7 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
     ErrorCode,
 )
+from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 
@@ -34,15 +36,16 @@ for _noisy in ("mlflow", "alembic"):  # they announce every table of a new datab
 # It logs each traceback of a locked or full database before it raises the error; the spool says it in a sentence.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
-STUDY_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
+STUDY_TAG, STUDY_ID_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
     "study",
+    "study_id",
     "config_hash",
     "optuna_trial",
     "role",
     "reason",
 )
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
-COMPUTE_TAG, PROFILED_TAG, REPLICATE_TAG = "compute", "profiled", "replicate_of"
+COMPUTE_TAG, DEVICE_TAG, PROFILED_TAG, REPLICATE_TAG = "compute", "device_name", "profiled", "replicate_of"
 PHASE1_TAG = "phase1_trained_by"  # config hash of the run, in this study or another, that trained Phase 1
 PRUNED_TAG = "pruned"  # why a trial was stopped early: an outcome, so its run ends as FINISHED
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
@@ -114,24 +117,27 @@ def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tu
 class Tracker:
     """One study's runs in MLflow."""
 
-    def __init__(self, records: Records, study: str, tracking_uri: str | None = None) -> None:
+    def __init__(self, records: Records, study: str, study_id: str, tracking_uri: str | None = None) -> None:
         """Open or make the experiment `study`.
 
         Args:
+            study_id: which study of that name.
             records: hold the database and the artifacts, unless `tracking_uri` says where runs go instead.
 
         Raises:
             ValueError: MLflow refuses the store, a deleted experiment holds the name, or its files cannot be written.
         """
-        self.study = study
+        self.study, self.study_id = study, study_id
         self._last_step: dict[str, dict[str, int]] = {}  # of reopened runs: series -> last step on record
         self._figures: dict[str, dict[str, float]] = {}  # of reopened runs: metric -> value on record
-        self.client, self.experiment_id, self.began = open_experiment(records, study, tracking_uri)
+        self.client, self.experiment_id, fresh = open_experiment(records, study, tracking_uri)
         try:
-            parent = self._open({ROLE_TAG: "study"}, study).info
+            found = None if fresh else self._find({ROLE_TAG: "study"})
+            parent = self._open({ROLE_TAG: "study"}, study, found).info
         except MlflowException as error:
             raise ValueError(f"MLflow's store cannot be used: {reason_of(error)}") from error
         self.parent: str = parent.run_id
+        self.began = found is None  # this store had nothing of the study
         self._ended: int | None = parent.end_time  # as an earlier driver left it
 
     @property
@@ -148,16 +154,24 @@ class Tracker:
         """Whether a call will never go through: its run was deleted, its file may not be written, say."""
         return isinstance(error, MlflowException | FileNotFoundError | PermissionError) and not is_outage(error)
 
-    def _open(self, key: dict[str, str], name: str, tags: dict[str, str] | None = None, look: bool = True) -> Run:
-        """The run with these tags, reopened, or a new one."""
-        where = " and ".join(f"tags.{k} = '{v}'" for k, v in key.items())
-        runs = look and self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
-        if runs:
-            self.client.update_run(runs[0].info.run_id, status="RUNNING")
-            if REASON_TAG in runs[0].data.tags:  # why it was cut off last time
-                self.client.delete_tag(runs[0].info.run_id, REASON_TAG)
-            return runs[0]
-        tags = {NAME_TAG: name, STUDY_TAG: self.study} | key | (tags or {})
+    def _search(self, condition: str, **page: Any) -> PagedList[Run]:
+        """This study's runs for which `condition` holds."""
+        mine = f"tags.{STUDY_ID_TAG} = '{self.study_id}' and {condition}"
+        return self.client.search_runs([self.experiment_id], mine, **page)
+
+    def _find(self, key: dict[str, str]) -> Run | None:
+        """This study's run with these tags."""
+        found = self._search(" and ".join(f"tags.{k} = '{v}'" for k, v in key.items()), max_results=1)
+        return found[0] if found else None
+
+    def _open(self, key: dict[str, str], name: str, found: Run | None, tags: dict[str, str] | None = None) -> Run:
+        """The run that was found by `key`, reopened, or a new one."""
+        if found is not None:
+            self.client.update_run(found.info.run_id, status="RUNNING")
+            if REASON_TAG in found.data.tags:  # why it was cut off last time
+                self.client.delete_tag(found.info.run_id, REASON_TAG)
+            return found
+        tags = {NAME_TAG: name, STUDY_TAG: self.study, STUDY_ID_TAG: self.study_id} | key | (tags or {})
         return self.client.create_run(self.experiment_id, tags=tags)
 
     def start_study(self, params: dict[str, Any]) -> None:
@@ -176,7 +190,8 @@ class Tracker:
     ) -> str:
         """The id of the child run of one configuration, new or reopened; `first`: there cannot be one to reopen."""
         tags = {TRIAL_TAG: str(number)} | ({} if replicate_of is None else {REPLICATE_TAG: str(replicate_of)})
-        run = self._open({HASH_TAG: config_hash}, name, {PARENT_TAG: self.parent} | tags, look=not first)
+        key = {HASH_TAG: config_hash}
+        run = self._open(key, name, None if first else self._find(key), {PARENT_TAG: self.parent} | tags)
         run_id = self._look_at_metrics(run)
         self._params(run_id, {k: v for k, v in params.items() if k not in run.data.params})
         changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
@@ -186,11 +201,10 @@ class Tracker:
 
     def find_trial(self, config_hash: str) -> str:
         """The id of a child run that was started before."""
-        where = f"tags.{HASH_TAG} = '{config_hash}'"
-        runs = self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
-        if not runs:
+        found = self._find({HASH_TAG: config_hash})
+        if found is None:
             raise MlflowException(f"no run of configuration {config_hash}", RESOURCE_DOES_NOT_EXIST)
-        return self._look_at_metrics(runs[0])
+        return self._look_at_metrics(found)
 
     def _look_at_metrics(self, run: Run) -> str:
         """A reopened run goes through its curves again: points and figures that it has are not logged twice."""
@@ -219,16 +233,17 @@ class Tracker:
         self,
         run_id: str,
         figures: dict[str, float],
-        compute: str = "",
+        place: dict[str, str] | None = None,
         phase1_by: str = "",
         traces: str | None = None,
     ) -> None:
-        """The final figures, once, how they were computed, and the run's end; files in `traces` become artifacts.
+        """The final figures, once, and the run's end; files in `traces` become artifacts.
 
         Args:
+            place: tags that say where and how they were computed.
             phase1_by: config hash of the run that trained Phase 1, and so that run's tag `config_hash`.
         """
-        tags = {name: value for name, value in ((COMPUTE_TAG, compute), (PHASE1_TAG, phase1_by)) if value}
+        tags = (place or {}) | ({PHASE1_TAG: phase1_by} if phase1_by else {})
         if traces:
             tags[PROFILED_TAG] = "true"  # its seconds are not those of an ordinary trial
         self._log_figures(run_id, figures, tags)
@@ -246,9 +261,7 @@ class Tracker:
         found: set[str] = set()
         token = None
         while token != "":
-            page = self.client.search_runs(
-                [self.experiment_id], f"attributes.status = '{status}'", page_token=token, max_results=1_000
-            )
+            page = self._search(f"attributes.status = '{status}'", page_token=token, max_results=1_000)
             found |= {run.data.tags[HASH_TAG] for run in page if HASH_TAG in run.data.tags}
             token = page.token or ""
         return found
@@ -273,8 +286,7 @@ class Tracker:
 
     def end_study(self, status: str, figures: dict[str, float], files: Iterable[str]) -> None:
         """The parent run's figures, files and end; trials that never ended are marked killed."""
-        running = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'")
-        for run in running:
+        for run in self._search("attributes.status = 'RUNNING'"):
             if run.info.run_id != self.parent:
                 self.client.set_terminated(run.info.run_id, "KILLED")
         self._figures[self.parent] = self.client.get_run(self.parent).data.metrics

@@ -134,9 +134,9 @@ def complete(settings: Settings, folder: ModelFolder, console: Console) -> None:
 
 
 def trial_of(settings: Settings, mlflow: ModelRun) -> dict[str, Any] | None:
-    """The trial that the configuration comes from, if any: study, number, hash and mlflow_run."""
+    """The trial that the configuration comes from, if any: study, study_id, number, hash and mlflow_run."""
     trial = settings.chosen.trial
-    return trial and {**trial, "mlflow_run": mlflow.trial_run(trial["study"], trial["hash"])}
+    return trial and {**trial, "mlflow_run": mlflow.trial_run(trial["study"], trial["study_id"], trial["hash"])}
 
 
 def params_and_tags(

@@ -22,7 +22,7 @@ REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in o
 PHASE, STEP, TOTAL, SERIES, FINAL = "phase", "step", "total", "series", "final"
 NO_RESULT = "no_result"  # why the trial ended without one: it diverged, or does not fit the GPU's memory
 COLLAPSED = "collapsed"  # why the trial ended before Phase 2; `FINAL` then has Phase 1's figures
-COMPUTE = "compute"  # how this trial's device computes
+COMPUTE, DEVICE_NAME = "compute", "device_name"  # how this trial's device computes, and what it is
 PHASE1_BY = "phase1_by"  # config hash of the run that trained Phase 1, beside the final figures
 DOCUMENTS = "documents"  # the validation's `pipeline.DocumentLosses` as a dict, beside the final figures
 
@@ -32,8 +32,8 @@ PROFILE = "profile"  # key beside a trial's configuration: the folder its traces
 class _Reporter:
     """Collects a run's progress and hands it to Tune, never more often than `REPORT_EVERY`."""
 
-    def __init__(self, compute: str) -> None:
-        self._compute = compute
+    def __init__(self, compute: str, device_name: str) -> None:
+        self._place = {COMPUTE: compute, DEVICE_NAME: device_name}
         self._points: list[tuple[str, int, float]] = []
         self._sent: dict[str, int] = {}
         self._last = -math.inf
@@ -58,7 +58,7 @@ class _Reporter:
     ) -> None:
         """Report what has gathered; the last report of a run has its figures or why there are none."""
         kept = {FINAL: figures or {}, DOCUMENTS: vars(documents) if documents else {}}
-        ends = {NO_RESULT: no_result, COLLAPSED: collapsed, COMPUTE: self._compute, PHASE1_BY: phase1_by}
+        ends = {NO_RESULT: no_result, COLLAPSED: collapsed, PHASE1_BY: phase1_by, **self._place}
         tune.report({**self._at, SERIES: self._points, **kept, **ends})
         self._points, self._last = [], time.monotonic()
 
@@ -83,7 +83,7 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
 
     torch.set_num_threads(threads)
     device = choose_device(gpus)
-    report = _Reporter(str(Compute.of(device)))
+    report = _Reporter(str(Compute.of(device)), hardware(gpus))
     folder = config.pop(PROFILE, None)
     profiler = Profiler(Path(folder), report) if folder else None
     store, listen = ArtifactStore(Path(cache)), profiler or report
@@ -111,13 +111,19 @@ def prepare(
     """Make a study's inputs where trials run; returned to the object store, with what the driver wants to know."""
     import torch
 
+    from model.chunks import out_of_memory
     from model.compute import Compute
     from trainables.artifacts import ArtifactStore
     from trainables.pipeline import prepare_inputs
 
     torch.set_num_threads(threads)
     device = choose_device(gpus)
-    inputs = prepare_inputs(config, data, embedding, ArtifactStore(Path(cache)), device)
+    try:
+        inputs = prepare_inputs(config, data, embedding, ArtifactStore(Path(cache)), device)
+    except RuntimeError as error:
+        if not (reason := out_of_memory(error)):
+            raise
+        raise ValueError(f"the embedding does not fit the GPU's memory ({reason}): is another process on it?") from None
     corpus, bigram = inputs.corpus, inputs.embedding.bigram
     vocab_size, embedding_dim = inputs.embedding.table.shape
     return inputs, {
@@ -128,6 +134,7 @@ def prepare(
         "embedding_dim": embedding_dim,
         "bigram_val_ppl": bigram.val_ppl if bigram else None,
         "bigram_val_acc": bigram.val_acc if bigram else None,
+        "inputs": inputs.digest,
         "hardware": hardware(gpus),
         "compute": str(Compute.of(device)),
     }

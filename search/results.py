@@ -78,7 +78,7 @@ class Results:
     @property
     def study_id(self) -> str:
         """Which study of this name it is, wherever its runs are."""
-        return str(self.optuna.user_attrs[STUDY_ID])
+        return str(self.optuna.user_attrs.get(STUDY_ID, ""))
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False, states=states or None)  # none named: all

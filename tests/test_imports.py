@@ -51,7 +51,16 @@ def test_imports_point_from_search_over_trainables_to_model(package: str, above:
                 *(f"search.{m}" for m in ("cluster", "preparation", "tuner", "searcher", "recorder", "driver")),
             },
         ),
-        ("mlflow", {"trainables.tracking", "trainables.model_runs", "trainables.registry", "model.registered"}),
+        (
+            "mlflow",
+            {
+                "trainables.mlflow_store",
+                "trainables.tracking",
+                "trainables.model_runs",
+                "trainables.registry",
+                "model.registered",
+            },
+        ),
         ("datasets", {"trainables.corpus"}),
         ("transformers", {"trainables.corpus", "trainables.embeddings"}),
     ],

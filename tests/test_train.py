@@ -25,11 +25,12 @@ from model.config import RUN
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.config import RunConfig
+from trainables.mlflow_store import open_experiment
 from trainables.model_folder import WORK, ModelFolder
 from trainables.model_runs import EXPERIMENT, FOLDER_TAG
 from trainables.pipeline import Inputs, run
 from trainables.records import Records
-from trainables.tracking import HASH_TAG, REASON_TAG, open_experiment
+from trainables.tracking import HASH_TAG, REASON_TAG
 from trainables.train import main
 from trainables.training import EPOCHS
 

@@ -14,9 +14,10 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from trainables.metrics import SERIES
+from trainables.mlflow_store import is_outage, open_experiment
 from trainables.records import Records, write_whole
 from trainables.signals import held
-from trainables.tracking import HASH_TAG, MAX_METRICS, NAME_TAG, REASON_TAG, STUDY_ID_TAG, is_outage, open_experiment
+from trainables.tracking import HASH_TAG, MAX_METRICS, NAME_TAG, REASON_TAG, STUDY_ID_TAG
 
 EXPERIMENT = "trained models"  # no study's name has a space
 TRIAL_RUN_TAG, FOLDER_TAG, TOKEN_TAG = "trial_run", "model_folder", "training"

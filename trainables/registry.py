@@ -32,8 +32,8 @@ from model.checkpoint import CONFIG, DIGEST, TOKENIZER, WEIGHTS
 from model.config import RUN
 from model.text_model import load_text_model
 from trainables.bootstrap import percentiles, resampled_sums
+from trainables.mlflow_store import open_experiment
 from trainables.records import Records
-from trainables.tracking import open_experiment
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one file of a few kB
 

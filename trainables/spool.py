@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainables.tracking import Tracker, is_outage, reason_of
+from trainables.mlflow_store import is_outage, reason_of
+from trainables.tracking import Tracker
 
 RETRY_SECONDS = 3.0  # before what an MLflow that is away did not take is tried again
 GRACE_SECONDS = 10.0  # that a study's end waits for an MLflow that is away

@@ -1,10 +1,10 @@
-"""What `generate.py` and `evaluate.py` share: one sentence and exit code 2 for what a user can mend."""
+"""What the commands share: one sentence and exit code 2 for what a user can mend."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from model.errors import BadInputError, told, user_errors
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 # Parameters up to which one CPU thread serves: products of small models take microseconds, and threads that share them
 # wait for each other, ten times as long where other work keeps the cores busy (a study, say).
 SMALL = 10_000_000
+
+
+class Parser(argparse.ArgumentParser):
+    """One sentence where argparse would print the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

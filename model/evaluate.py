@@ -6,13 +6,13 @@ import json
 import sys
 import time
 
-from model.command_line import add_model, open_model, run
+from model.command_line import Parser, add_model, open_model, run
 from model.documents import documents_of
 from model.errors import user_errors
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     add_model(parser)
     parser.add_argument(
         "file",

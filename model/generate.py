@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from model.command_line import add_model, open_model, run
+from model.command_line import Parser, add_model, open_model, run
 from model.errors import BadInputError, user_errors
 from model.sampling import Sampling
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     add_model(parser)
     parser.add_argument(
         "prompt", nargs="?", help="what to continue; - reads it from standard input, without its last line end"

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
+from model.command_line import Parser
 from search.budgets import LEAST_GAIN, Budgets
 from search.checks import check_cluster, check_machine
 from search.presets import PRESETS, Preset
 from search.spaces import NO_SCHEDULER, SAMPLERS, SCHEDULERS
-from trainables.arguments import Parser, as_amount, as_count, as_folder, as_name, as_seed, as_tracking_uri
+from trainables.arguments import as_amount, as_count, as_folder, as_name, as_seed, as_tracking_uri
 from trainables.config import RunConfig
 from trainables.records import DEFAULT_ROOT, Records
 from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding

@@ -3,11 +3,11 @@
 For a study that has not ended this also brings its leaderboard and its `best.json` up to date.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.command_line import Parser
 from trainables.records import DEFAULT_ROOT, Records
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
 
 def main() -> int:
     """Write the report of a study on record; 2 if there is none of that name."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("study", metavar="STUDY", help="its name, as the study printed it")
     root = "as given to the study (default: %(default)s)"
     parser.add_argument("--mlruns", type=Path, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)

@@ -1,16 +1,16 @@
 """Open MLflow's UI on a store of this project, on this machine only."""
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from model.command_line import Parser
 from trainables.records import DEFAULT_ROOT, Records
 
 
 def main() -> None:
     """Replace this process by MLflow's server; exit with 2 if there is no store."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--mlruns",
         type=Path,

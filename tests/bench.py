@@ -4,7 +4,6 @@ It sizes itself to the machine: the reports' dimensions on a GPU, the demo's on 
 tests/reference.py as it stands, in fp32 with torch's defaults, in the same process on the same tokens.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 import tests.reference as reference  # noqa: E402
+from model.command_line import Parser  # noqa: E402
 from model.compute import Compute  # noqa: E402
 from model.config import ModelConfig  # noqa: E402
 from model.contexts import full_products  # noqa: E402
@@ -30,6 +30,7 @@ from model.language_model import LanguageModel  # noqa: E402
 from model.losses import effective_rank  # noqa: E402
 from search.presets import demo, reports  # noqa: E402
 from trainables import metrics as names  # noqa: E402
+from trainables.arguments import as_threads  # noqa: E402
 from trainables.artifacts import ArtifactStore  # noqa: E402
 from trainables.config import Phase1Config, Phase2Config, RunConfig  # noqa: E402
 from trainables.corpus import Corpus, Split, load_corpus  # noqa: E402
@@ -258,19 +259,19 @@ def _format(unit: Unit) -> str:
 
 def main() -> None:
     """Run all units and print, or write, the table."""
-    parser = argparse.ArgumentParser(description=f"{__doc__} A minute or two on either.")
+    parser = Parser(description=f"{__doc__} A minute or two on either.", allow_abbrev=False)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--data", help="a .jsonl[.gz] file; default: Python's reference texts")
     parser.add_argument("--fast-only", action="store_true", help="leave out the textbook: for streams too long for it")
     parser.add_argument("--tokens", type=int, help="length of the training stream, to which the text is repeated")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1, as a trial has)")
+    parser.add_argument("--threads", type=as_threads, default=1, help="CPU threads (default: 1, as a trial has)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     options = parser.parse_args()
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"this PyTorch ({torch.__version__}) sees no GPU")
-    if options.threads < 1 or (options.tokens is not None and options.tokens < 1_000):
-        parser.error("--threads must be at least 1 and --tokens at least 1000")
+    if options.tokens is not None and options.tokens < 1_000:
+        parser.error("--tokens must be at least 1000")
     try:
         if options.json:
             options.json.touch()

@@ -34,7 +34,8 @@ def test_benchmark_writes_every_unit(tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--tokens", "5"], "--tokens at least 1000"),
+        (["--tokens", "5"], "--tokens must be at least 1000"),
+        (["--threads", "1025"], "--threads: must be at most 1024"),
         (["--json", "nowhere/bench.json"], "nowhere/bench.json"),
     ],
 )

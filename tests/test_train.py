@@ -158,6 +158,10 @@ def test_a_folder_of_another_run_is_replaced_only_where_that_is_said(
     assert (out / RUN).read_text() == before
     assert train(monkeypatch, config_file, "--out", str(out), "--seed", "5", "--overwrite") == 0
     assert json.loads((out / RUN).read_text())["config"]["seed"] == 5
+    assert train(monkeypatch, config_file, "--out", "/proc/model") == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1
+    assert "another process" not in refused
     (config_file.parent / "notes").mkdir()
     (config_file.parent / "notes" / "a.txt").write_text("mine")
     assert train(monkeypatch, config_file, "--out", str(config_file.parent / "notes"), "--overwrite") == 2

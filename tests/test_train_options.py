@@ -186,6 +186,7 @@ def test_what_cannot_work_is_one_sentence(
 @pytest.mark.parametrize(
     "options",
     [[], ["--from-study", "s", "--config", "x"], ["--from-study", "s", "--threads", "0"],
+     ["--from-study", "s", "--threads", "1025"],
      ["--from-study", "s", "--seed", "one"], ["--from-study", "s", "--phase2-learning-rate", "nan"],
      ["--from-study", "s", "--baseline", "lstm"],
      ["--from-study", "s", "--no-such", "1"], ["--from-study", "s", "--register", "a/b"]],

@@ -5,9 +5,9 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import NoReturn
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MOST_THREADS = 1024
 
 
 def as_count(text: str) -> int:
@@ -15,6 +15,14 @@ def as_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def as_threads(text: str) -> int:
+    """A number of CPU threads that a process can have; of thousands, the operating system ends it."""
+    count = as_count(text)
+    if count > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_THREADS}, not {count}")
+    return count
 
 
 def as_seed(text: str) -> int:
@@ -59,10 +67,3 @@ def as_name(text: str) -> str:
             f"must be letters, digits, '.', '_' and '-', at most 100, and start with a letter or digit, not {text!r}"
         )
     return text
-
-
-class Parser(argparse.ArgumentParser):
-    """One sentence where argparse would print the whole usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")

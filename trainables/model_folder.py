@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from model.config import RUN
 from trainables.records import write_whole
+from trainables.surroundings import check_folder
 
 WORK, BEGUN = ".resume", "begun.json"
 
@@ -26,11 +27,11 @@ class ModelFolder:
         self.work = path / WORK
 
     def check(self, overwrite: bool) -> None:
-        """Raise ValueError where the folder holds something else, unless that is a model that may be replaced."""
+        """Raise ValueError where nothing can be written, or the folder holds something else, unless that is a model
+        that may be replaced."""
+        check_folder(self.path, f"--out {self.path}")
         if not self.path.exists():
             return
-        if not self.path.is_dir():
-            raise ValueError(f"--out {self.path} is not a folder")
         if not (self.path / RUN).exists() and not (self.work / BEGUN).exists():
             # an empty WORK was left by a run that was killed before it began
             if any(entry.name != WORK for entry in self.path.iterdir()):
@@ -69,6 +70,8 @@ class ModelFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not Path(lock.lock_file).exists():  # a file system that takes no new files
+                raise ValueError(f"{self.path}: no file can be made in {path.parent}") from None
             raise ValueError(f"{self.path} is being trained by another process") from None
         try:
             self.work.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from model.command_line import Parser
 from model.modes import CONTEXT_MODES
-from trainables.arguments import Parser, as_count, as_folder, as_name, as_seed, as_tracking_uri
+from trainables.arguments import as_count, as_folder, as_name, as_seed, as_threads, as_tracking_uri
 from trainables.config import BigramConfig, ContextsConfig, Phase1Config, Phase2Config, RunConfig
 from trainables.records import DEFAULT_ROOT, Records
 from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
@@ -107,7 +108,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     device = "(default: the trial's, where this machine has it; else a GPU if there is one)"
     group.add_argument("--device", choices=("cpu", "cuda"), help=device)
     threads = "CPU threads; the last digits depend on them (default: the trial's, else all CPUs)"
-    group.add_argument("--threads", type=as_count, metavar="N", help=threads)
+    group.add_argument("--threads", type=as_threads, metavar="N", help=threads)
     _add_fields(parser.add_argument_group("the configuration", "what is not given is as in the study or file"))
     return parser
 

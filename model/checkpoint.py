@@ -19,6 +19,7 @@ from model.errors import told
 from model.language_model import LanguageModel
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+DTYPE = "F32"  # of every tensor, as safetensors calls it
 DIGEST = "sha256"  # beside the sizes in `CONFIG`: of these and both other files
 
 
@@ -79,7 +80,11 @@ def _read_config(folder: Path) -> ModelConfig:
 
 def _read_weights(config: ModelConfig, file: Path, device: torch.device | str) -> LanguageModel:
     with safe_open(file, framework="pt") as opened:  # before any of it takes memory
-        held = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+    for name, found in slices.items():
+        if found.get_dtype() != DTYPE:
+            raise ValueError(f"{name} in {WEIGHTS} is {found.get_dtype()}, not {DTYPE}")
+    held = sum(math.prod(found.get_shape()) for found in slices.values())
     if held != config.total_params:
         raise ValueError(f"{WEIGHTS} has {held:,} numbers, a model of these sizes {config.total_params:,}")
     weights = load_file(file)

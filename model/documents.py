@@ -73,7 +73,7 @@ def check_file(path: Path, name: str) -> None:
     if path.is_dir():
         raise ValueError(f"{name} is a folder; give one file")
     if not path.is_file():
-        raise ValueError(f"{name} does not exist")
+        raise ValueError(f"{name} {'is no regular file' if path.exists() else 'does not exist'}")
     try:
         with path.open("rb") as file:
             start = file.read(2)

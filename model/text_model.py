@@ -156,12 +156,14 @@ class TextModel:
         """Perplexity, accuracy and bits per byte of a text, or of documents as one stream with nothing between them.
 
         Raises:
-            ValueError: there are fewer than two tokens.
+            ValueError: there are fewer than two tokens, or fewer than two characters.
         """
         texts = [text] if isinstance(text, str) else list(text)
         stream, num_bytes = self._stream(texts)
         if len(stream) < 2:
             raise ValueError("a text of one token cannot be scored: its first token has none before it")
+        if num_bytes == 0:
+            raise ValueError("a text of one character cannot be scored: its first token is a part of it")
         losses, correct = (values.double() for values in self._judge(stream))
         return Score(
             ppl=float(losses.mean().exp()),

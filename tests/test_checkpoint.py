@@ -99,6 +99,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "foreign tensors": (lambda f: edit_weights(f, lambda a: a.update(wte=a.pop("table"))), "table is not there"),
     "another name": (lambda f: edit_weights(f, lambda a: a.update(ln=a.pop("input_norm.bias"))), "bias is not there"),
     "turned": (lambda f: edit_weights(f, lambda a: a.update(table=a["table"].T.copy())), r"table is \(12, "),
+    "halved": (lambda f: edit_weights(f, lambda a: a.update(table=a["table"].astype("float16"))), "is F16, not F32"),
     "pickle": (lambda f: (torch.save({}, f / WEIGHTS), edit_config(f)), "damaged"),
 }
 

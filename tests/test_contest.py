@@ -17,7 +17,7 @@ from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.bootstrap import Interval
 from trainables.config import RunConfig
-from trainables.contender import LENGTHS, TWO_PHASE, Contender, contend
+from trainables.contender import TWO_PHASE, Contender, contend
 from trainables.contest import FURTHER, LEARNING_RATES, best_of_rates, contenders
 from trainables.errors import NoResultError
 from trainables.judge import Judgement, against, judge_splits
@@ -58,8 +58,8 @@ def test_all_are_judged_on_the_same_targets_and_none_is_smaller(chat_file: Path,
     assert difference.value == pytest.approx(gru.test.ppl.value / two_phase.test.ppl.value - 1)
     assert difference.low < difference.value < difference.high
     assert against(gru.test, gru.test) == Interval(0.0, 0.0, 0.0)
-    states = [[contender.metrics[names.state_bytes(length)] for length in LENGTHS] for contender in found]
-    assert states[0] == [4 * config.context_dim] * len(LENGTHS)
+    states = [[contender.metrics[names.state_bytes(length)] for length in names.STATE_LENGTHS] for contender in found]
+    assert states[0] == [4 * config.context_dim] * len(names.STATE_LENGTHS)
     assert states[1][0] == states[1][-1]
     assert states[2][0] == states[2][-1] > states[1][0]  # a window of 8
 

@@ -104,6 +104,7 @@ def test_a_model_that_is_a_version_already_stays_that_one(uri: str, make: Make) 
     assert champion(uri, "again") == 2
     forced = register_model(make(), "again", uri, force=True)
     assert (forced.version, forced.champion, champion(uri, "again")) == (1, True, 1)
+    assert MlflowClient(uri).get_model_version("again", "1").tags["reason"] == forced.reason
     assert len(MlflowClient(uri).search_model_versions("name='again'")) == 2
     assert register_model(make(), "other name", uri).version == 1
 

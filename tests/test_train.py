@@ -142,6 +142,7 @@ def test_a_training_is_the_pipelines_run_judged_saved_and_on_record(
     assert "trained already" in printed
     for word in ("top-5 accuracy", "bits per byte", "bigrams", "parameters", "python model/generate.py", "--chat"):
         assert word in printed
+    assert f", {figures[names.PHASE1_SECONDS] + figures[names.PHASE2_SECONDS]:.1f} s in both phases" in printed
     assert len(mlflow_runs(config_file)[0]) == 1
 
 
@@ -174,6 +175,11 @@ def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:
         with first.locked(), pytest.raises(ValueError, match="is being trained by another process"), second.locked():
             pass
         assert not first.path.exists()  # it stayed empty
+    first.path.mkdir()
+    with first.locked():
+        pass
+    assert first.path.is_dir()  # as it was before
+    first.path.rmdir()
     lock = next((tmp_path / "a").iterdir())
     held = lock.stat().st_ino
     with second.locked():

@@ -222,6 +222,7 @@ def test_records_are_scored_as_one_stream(folder: Path, command: Run, tmp_path: 
         ("empty.txt", b"", "is empty"),
         ("blank.txt", b" \n\t\n", "has no text"),
         ("one.txt", b"t", "one token"),
+        ("character.txt", "日".encode(), "one character"),
         ("latin.txt", "Bär".encode("latin-1"), "line 1: not UTF-8"),
         ("image.png", b"\x89PNG\r\n\x1a\n\0\0", "not UTF-8"),
         ("a.jsonl", b'{"texts": "a"}\n', "line 1: has neither"),

@@ -25,12 +25,12 @@ from trainables.config import RunConfig
 from trainables.devices import choose_device
 from trainables.errors import NoResultError
 from trainables.judge import Judgement, judge_splits, judged_metrics
+from trainables.metrics import STATE_LENGTHS
 from trainables.phase2 import Epoch
 from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, run
 from trainables.progress import Progress
 
 TWO_PHASE = "two-phase"
-LENGTHS = (100, 1_000, 10_000)  # tokens of a sequence behind which its state is weighed
 STATUS = Path("/proc/self/status")
 
 Points = list[tuple[str, int, float]]  # of curves: name (trainables.metrics), step, value
@@ -57,7 +57,7 @@ class _Trained:
     shape: str
     metrics: dict[str, float]
     evaluate: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # as `judge.judge_splits` wants it
-    state_bytes: Callable[[Tensor], list[int]]  # of a sequence in generation, behind each of `LENGTHS`
+    state_bytes: Callable[[Tensor], list[int]]  # of a sequence in generation, behind each of `STATE_LENGTHS`
 
 
 def contend(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> Contender:
@@ -96,7 +96,7 @@ def contend(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: 
     metrics = trained.metrics | judged_metrics(judged, inputs.corpus, len(inputs.embedding.table))
     metrics[names.TOTAL_SECONDS] = seconds
     metrics[names.TOKENS_PER_SECOND] = len(inputs.corpus.train.tokens) * metrics[names.EPOCHS] / seconds
-    metrics |= {names.state_bytes(length): float(size) for length, size in zip(LENGTHS, sizes, strict=True)}
+    metrics |= {names.state_bytes(length): float(size) for length, size in zip(STATE_LENGTHS, sizes, strict=True)}
     if peak is not None:
         metrics[names.PEAK_BYTES] = float(peak)
     rate = config.phase2.learning_rate
@@ -136,7 +136,7 @@ def _resident(key: str) -> int | None:
 def _sequence(inputs: Inputs, device: str) -> Tensor:
     """As many tokens as the longest sequence has, from the test stream's beginning; a short stream is repeated."""
     tokens = torch.tensor(inputs.corpus.test.tokens, dtype=torch.int64, device=device)
-    return tokens[torch.arange(max(LENGTHS), device=device) % len(tokens)]
+    return tokens[torch.arange(max(STATE_LENGTHS), device=device) % len(tokens)]
 
 
 def _train(kind: str, config: RunConfig, inputs: Inputs, device: str, listen: Listener) -> _Trained:
@@ -155,7 +155,7 @@ def _two_phase(kind: str, config: RunConfig, inputs: Inputs, device: str, listen
 
     def state_bytes(tokens: Tensor) -> list[int]:
         """All that the next position needs of those before is the last one's final context."""
-        last = [model.contexts(tokens[:length], config.contexts.tolerance).final[-1] for length in LENGTHS]
+        last = [model.contexts(tokens[:length], config.contexts.tolerance).final[-1] for length in STATE_LENGTHS]
         return [context.numel() * context.element_size() for context in last]
 
     return _Trained(
@@ -191,5 +191,5 @@ def _yardstick(kind: str, config: RunConfig, inputs: Inputs, device: str, listen
             names.TRAINED_PARAMS: float(trained),
         },
         evaluate=fitted.evaluate,
-        state_bytes=lambda tokens: fitted.state_bytes(tokens, LENGTHS),
+        state_bytes=lambda tokens: fitted.state_bytes(tokens, STATE_LENGTHS),
     )

@@ -39,6 +39,9 @@ EPOCH_VAL_PPL = "epoch/val_ppl"
 EPOCH_VAL_ACC = "epoch/val_acc"
 
 
+STATE_LENGTHS = (10, 100, 1_000, 10_000)  # tokens of a sequence behind which its state is weighed
+
+
 def state_bytes(length: int) -> str:
     """What one sequence of so many tokens keeps in memory for its next."""
     return f"compared/state_bytes_{length}"

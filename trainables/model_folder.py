@@ -57,7 +57,7 @@ class ModelFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; one that stays empty is removed.
+        """Hold the folder for this process; one that was made for it and stays empty is removed.
 
         The lock is a file beside it that stays: one that is removed may be held by who has opened it before.
 
@@ -73,11 +73,12 @@ class ModelFolder:
             if not Path(lock.lock_file).exists():  # a file system that takes no new files
                 raise ValueError(f"{self.path}: no file can be made in {path.parent}") from None
             raise ValueError(f"{self.path} is being trained by another process") from None
+        made = [self.work] if self.path.exists() else [self.work, self.path]
         try:
             self.work.mkdir(parents=True, exist_ok=True)
             yield
         finally:
-            for folder in (self.work, self.path):
+            for folder in made:
                 if folder.exists() and not any(folder.iterdir()):
                     folder.rmdir()
             lock.release()

@@ -165,6 +165,7 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
         else:
             found, reason = before, f"already version {before}; {reason}"
         if better:
+            client.set_model_version_tag(name, str(found), REASON_TAG, reason)
             client.set_registered_model_alias(name, CHAMPION, str(found))
     return Registration(found, better, reason)
 
@@ -196,7 +197,10 @@ def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) ->
     """
     comparable = ours.digest == theirs.digest and np.array_equal(ours.targets, theirs.targets)
     if not comparable and not force:
-        raise ValueError(f"{other}, the champion, was judged on other validation data or by another tokenizer")
+        raise ValueError(
+            f"{other}, the champion, was judged on other validation data or by another tokenizer: not registered "
+            "(--force makes this model the champion all the same)"
+        )
     if not comparable:
         return True, f"forced: cannot be compared with {other}"
     number = len(ours.targets)

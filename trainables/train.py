@@ -119,8 +119,9 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: str, consol
     console.print()
     console.print(result_table(metrics))
     epochs = f"{metrics[names.EPOCHS]:.0f} epochs, best {metrics[names.BEST_EPOCH]:.0f}"
-    seconds = f"{metrics[names.TOTAL_SECONDS]:.1f} s"
-    console.print(f"\n{metrics[names.TOTAL_PARAMS]:,.0f} parameters, {epochs}, {seconds}")
+    # a reused Phase 1 counts in full, as on a study's leaderboard
+    seconds = metrics[names.PHASE1_SECONDS] + metrics[names.PHASE2_SECONDS]
+    console.print(f"\n{metrics[names.TOTAL_PARAMS]:,.0f} parameters, {epochs}, {seconds:.1f} s in both phases")
     if comparison:
         console.print(comparison)
     console.print(f"model:         {folder}", soft_wrap=True)

@@ -124,7 +124,7 @@ def contest_table(contenders: "Sequence[Contender]") -> Table:
     row("seconds of one training", names.TOTAL_SECONDS, "{:.1f}")
     row("training tokens/s", names.TOKENS_PER_SECOND)
     row("peak memory, MB", names.PEAK_BYTES, scale=1e6)
-    for length in (100, 1_000, 10_000):
+    for length in names.STATE_LENGTHS:
         row(f"state after {length:,} tokens, bytes", names.state_bytes(length))
     return table
 

@@ -16,9 +16,13 @@ def told(error: Exception) -> str:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Around all that looks at what the user gave. A ValueError from elsewhere is a bug and keeps its traceback."""
+def user_errors(remedy: str = "") -> Iterator[None]:
+    """Around all that looks at what the user gave. A ValueError from elsewhere is a bug and keeps its traceback.
+
+    Args:
+        remedy: what to do about it, where the errors themselves do not say.
+    """
     try:
         yield
     except (ValueError, OSError) as error:  # OSError: a path that is too long, a folder that may not be looked into
-        raise BadInputError(told(error)) from error
+        raise BadInputError(f"{told(error)}{remedy and f'; {remedy}'}") from error

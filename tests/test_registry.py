@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -20,7 +22,8 @@ from model.config import RUN
 from model.language_model import LanguageModel
 from trainables.corpus import _train_bpe
 from trainables.records import Records
-from trainables.registry import CHAMPION, TRAINING_TAG, Registration, register_model
+from trainables.registry import CHAMPION, TRAINING_TAG, Registration, check_comparable, register_model
+from trainables.run_record import read_record, seal
 
 TEXT = "the cat sleeps under the tree; the dog runs over the river"
 BASE = np.random.default_rng(0).uniform(80, 120, 60)  # nats of 60 documents
@@ -42,10 +45,10 @@ def make(tmp_path: Path) -> Make:
 
     def write(by: float = 0.0, noise: float = 0.5, digest: str = "pydoc", seed: int = 1, num: int = 60) -> Path:
         nats = BASE[:num] + by + np.random.default_rng(seed).normal(0, noise, num)
-        run = {"validation": {"digest": digest, "nats": nats.tolist(), "targets": [30] * num}}
+        run: dict[str, Any] = {"validation": {"digest": digest, "nats": nats.tolist(), "targets": [30] * num}}
         model = LanguageModel(type(model_config())(**sizes), table, seed)
         save_model(model, tmp_path / "trained", tokenizer.to_str())
-        (tmp_path / "trained" / RUN).write_text(json.dumps(run))
+        (tmp_path / "trained" / RUN).write_text(json.dumps(seal(run, tmp_path / "trained")))
         (tmp_path / "trained" / ".resume").mkdir()  # as an interrupted training leaves it
         return tmp_path / "trained"
 
@@ -85,6 +88,10 @@ def test_a_model_judged_on_other_data_is_refused(uri: str, make: Make) -> None:
     assert len(MlflowClient(uri).search_model_versions("name='data'")) == 1
     forced = register_model(make(digest="chat", seed=2), "data", uri, force=True)
     assert (forced.version, forced.champion) == (2, True)
+    check_comparable("data", uri, "chat")
+    check_comparable("nothing of that name", uri, "pydoc")
+    with pytest.raises(ValueError, match="judged on other validation data"):
+        check_comparable("data", uri, "pydoc")
     assert champion(uri, "data") == 2
 
 
@@ -113,7 +120,7 @@ def test_a_version_and_its_run_name_the_training(uri: str, make: Make) -> None:
     folder, client = make(), MlflowClient(uri)
     register_model(folder, "unlinked", uri)
     assert TRAINING_TAG not in client.get_model_version("unlinked", "1").tags
-    (folder / RUN).write_text(json.dumps(json.loads((folder / RUN).read_text()) | {"mlflow_run": "abc"}))
+    (folder / RUN).write_text(json.dumps(seal(read_record(folder) | {"mlflow_run": "abc"}, folder)))
     register_model(folder, "linked", uri)
     made = client.get_model_version("linked", "1")
     assert made.tags[TRAINING_TAG] == client.get_run(made.run_id).data.tags[TRAINING_TAG] == "abc"
@@ -172,10 +179,22 @@ def test_what_cannot_be_registered_is_refused(uri: str, make: Make) -> None:
     for name in ("a/b", ""):
         with pytest.raises(ValueError, match="MLflow refuses"):
             register_model(folder, name, uri)
-    for run in ('{"metrics": {}}', '{"validation": {"digest": "a", "nats": [1], "targets": [1, 2]}}', "{", "[]"):
-        (folder / RUN).write_text(run)
+    record = read_record(folder)
+    wrong = {"digest": "a", "nats": [1], "targets": [1, 2]}
+    for sealed in ({"metrics": {}}, {"validation": wrong}):
+        (folder / RUN).write_text(json.dumps(seal(sealed, folder)))
         with pytest.raises(ValueError, match="does not say how the model did"):
             register_model(folder, "wrong", uri)
+    better = record["validation"] | {"nats": [nats / 3 for nats in record["validation"]["nats"]]}
+    for damaged in ("{", "[]", json.dumps(record), json.dumps(seal(record, folder) | {"validation": better})):
+        (folder / RUN).write_text(damaged)
+        with pytest.raises(ValueError, match=r"is no record of a training|is not as the training wrote it"):
+            register_model(folder, "wrong", uri)
+    (folder / RUN).write_text(json.dumps(seal(record, folder)))
+    own = shutil.copytree(folder, folder.with_name("own"))
+    shutil.copyfile(own / RUN, make(seed=2) / RUN)
+    with pytest.raises(ValueError, match="the record of another model"):
+        register_model(folder, "wrong", uri)
     (folder / RUN).unlink()
     with pytest.raises(ValueError, match="does not say how the model did"):
         register_model(folder, "wrong", uri)

@@ -223,6 +223,36 @@ def test_an_mlflow_that_is_away_holds_nothing_up_and_is_told_later(
     assert not (folder / WORK).exists()
 
 
+def test_a_model_that_was_damaged_since_is_not_called_trained(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(monkeypatch, config_file) == 0
+    folder = model_folder(config_file)
+    whole = (folder / RUN).read_text()
+    (folder / RUN).write_text(json.dumps({**json.loads(whole), "metrics": {}}))
+    assert train(monkeypatch, config_file) == 2
+    assert "is not as the training wrote it" in capsys.readouterr().err
+    (folder / RUN).write_text(whole)
+    os.truncate(folder / "model.safetensors", 100)
+    assert train(monkeypatch, config_file) == 2
+    assert "cut off or exchanged; --overwrite trains it anew\n" in capsys.readouterr().err
+    assert train(monkeypatch, config_file, "--overwrite") == 0
+    assert train(monkeypatch, config_file) == 0
+
+
+def test_a_champion_that_cannot_be_compared_is_told_before_the_training(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(monkeypatch, config_file, "--register", "chat") == 0
+    other = str(config_file.parent / "other")
+    options = ("--bigram-vocab-size", "270", "--out", other, "--register", "chat")
+    assert train(monkeypatch, config_file, *options) == 2
+    assert "was judged on other validation data or by another tokenizer" in capsys.readouterr().err
+    assert not Path(other).exists()
+    assert train(monkeypatch, config_file, *options, "--force") == 0
+    assert "chat version 2, the champion: forced" in capsys.readouterr().out.replace("\n", " ")
+
+
 LONG = ("--epochs", "8", "--phase2-patience", "8", "--phase2-batch-size", "16")
 
 

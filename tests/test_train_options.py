@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import run_config
@@ -151,6 +153,45 @@ def test_what_makes_another_model_gets_another_folder(root: Path) -> None:
     }
     assert len(folders) == 5
     assert parsed(root, "--from-study", "s").out.parent == root / "models"
+
+
+STRANGE = [
+    (lambda best: best.pop("trial"), "names no trial"),
+    (lambda best: best.update(trial="x"), "names no trial"),
+    (lambda best: best.update(metrics=[]), "its `metrics` is no JSON object"),
+    (lambda best: best["metrics"].update({"phase2/val_ppl": "x"}), "its phase2/val_ppl is 'x'"),
+    (lambda best: best["runtime"].update(threads="four"), "has 'four' threads"),
+    (lambda best: best["runtime"].update(threads=-1), "has -1 threads"),
+    (lambda best: best["runtime"].update(gpus="one"), "'one' GPUs"),
+    (lambda best: best["config"].update(context_layers=None), "context_layers must be of type int, not None"),
+    (lambda best: best["config"].update(samples=True), "samples must be of type int, not True"),
+]
+
+
+@pytest.mark.parametrize(("damage", "sentence"), STRANGE)
+def test_strange_records_are_told_before_anything_starts(
+    root: Path, damage: Callable[[dict[str, Any]], object], sentence: str
+) -> None:
+    """A study's leader is read from `best.json` and from its trial's own record."""
+    best = Records.at(root).study("s") / "best.json"
+    content = json.loads(best.read_text())
+    damage(content)
+    best.write_text(json.dumps(content))
+    config = ["--config", str(best)] if "trial" in content else ["--from-study", "s"]
+    with pytest.raises(ValueError, match=sentence) as found:
+        parsed(root, *config)
+    assert "\n" not in str(found.value)
+
+
+def test_a_damaged_leaderboard_is_told(root: Path) -> None:
+    leaderboard = Records.at(root).study("s") / "leaderboard.csv"
+    for content in ("PPL,config\n1,2\n", "trial\nfirst\n"):
+        leaderboard.write_text(content)
+        with pytest.raises(ValueError, match="is no leaderboard"):
+            parsed(root, "--from-study", "s", "--rank", "2")
+    leaderboard.unlink()
+    with pytest.raises(ValueError, match=r"leaderboard.csv cannot be read: No such file"):
+        parsed(root, "--from-study", "s")
 
 
 BAD = [

@@ -96,8 +96,8 @@ class ModelFolder:
         write_whole(self.work / BEGUN, json.dumps({"identity": self.identity, **content}))
 
     def finish(self, made: Path, record: dict[str, Any]) -> None:
-        """Move the files in `made` here; the record comes last, so that what has one is whole."""
+        """Move the files in `made` here; the record, with this run's `identity`, comes last: what has one is whole."""
         (self.path / RUN).unlink(missing_ok=True)
         for file in made.iterdir():
             file.replace(self.path / file.name)
-        write_whole(self.path / RUN, json.dumps({**record, "identity": self.identity}, indent=1) + "\n")
+        write_whole(self.path / RUN, json.dumps(record, indent=1) + "\n")

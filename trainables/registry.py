@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
@@ -34,6 +34,7 @@ from model.text_model import load_text_model
 from trainables.bootstrap import percentiles, resampled_sums
 from trainables.mlflow_store import open_experiment
 from trainables.records import Records
+from trainables.run_record import MODEL_DIGEST, read_record
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one file of a few kB
 
@@ -41,8 +42,11 @@ CHAMPION = "champion"
 EXPERIMENT = "registered-models"  # the runs that the versions were logged by
 FOLDER = "model"  # under a version's data/
 VALIDATION_TAG, PPL_TAG, REASON_TAG = "validation", "val_ppl", "reason"
-DIGEST_TAG = "model_sha256"  # of a model's files, as in its config.json
 TRAINING_TAG = "training_run"  # id of the run in which it was trained, in the experiment `trained models`
+INCOMPARABLE = (
+    "{}, the champion, was judged on other validation data or by another tokenizer: nothing is registered, "
+    "but with force (--force) this model would be the champion"
+)
 SQLITE = "sqlite:///"
 
 SIGNATURE = ModelSignature(
@@ -76,23 +80,23 @@ class _Validation:
     targets: np.ndarray  # (documents,) how many
 
     @classmethod
-    def read(cls, file: Path) -> "_Validation":
-        """Those of a model's `run.json`.
+    def read(cls, folder: Path) -> "_Validation":
+        """What a model's `run.json` says.
 
         Raises:
             ValueError: it has none.
         """
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))["validation"]
+            found = read_record(folder)["validation"]
             nats, targets = (np.asarray(found[name], dtype=np.float64) for name in ("nats", "targets"))
             digest = found["digest"]
             of_form = isinstance(digest, str) and nats.ndim == 1 and nats.shape == targets.shape
             if not (of_form and np.isfinite(nats).all() and targets.sum() > 0):
                 raise ValueError("digest, nats and targets are of the wrong form")
             return cls(digest, nats, targets)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{file} does not say how the model did in validation: {reason}") from error
+            raise ValueError(f"{folder / RUN} does not say how the model did in validation: {reason}") from error
 
 
 @contextmanager
@@ -135,15 +139,15 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
         force: the champion, better or not, also where the two cannot be compared.
 
     Raises:
-        ValueError: the folder is no usable model, the champion was judged on other validation data or by another
-            tokenizer, or MLflow refuses; nothing was registered.
+        ValueError: the folder is no usable model or its record was changed, the champion was judged on other validation
+            data or by another tokenizer, or MLflow refuses; nothing was registered.
     """
     load_text_model(folder, "cpu")
-    ours = _Validation.read(folder / RUN)
+    ours = _Validation.read(folder)
     digest = json.loads((folder / CONFIG).read_text(encoding="utf-8"))[DIGEST]
     with _store(tracking_uri) as (client, experiment):
         champion = _champion(client, name)
-        known = client.search_model_versions(f"name = '{name}' and tags.{DIGEST_TAG} = '{digest}'")
+        known = client.search_model_versions(f"name = '{name}' and tags.{MODEL_DIGEST} = '{digest}'")
         before = min((int(found.version) for found in known), default=None)
         if champion is not None and before == champion:
             return Registration(champion, True, f"already version {champion}")
@@ -152,15 +156,16 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
         else:
             try:
                 theirs = _validation_of(name, champion)
-            except (MlflowException, OSError, ValueError) as error:
+            except ValueError:
                 if not force:
-                    raise ValueError(f"the champion, version {champion}, cannot be read: {error}") from error
+                    raise
                 better, reason = True, f"forced: the champion before it, version {champion}, cannot be read"
             else:
                 better, reason = _compare(f"{name} version {champion}", theirs, ours, force)
         ppl = np.exp(ours.nats.sum() / ours.targets.sum())
         if before is None:
-            tags = {VALIDATION_TAG: ours.digest, PPL_TAG: f"{ppl:.4f}", REASON_TAG: reason, DIGEST_TAG: digest}
+            _make_name(client, name)
+            tags = {VALIDATION_TAG: ours.digest, PPL_TAG: f"{ppl:.4f}", REASON_TAG: reason, MODEL_DIGEST: digest}
             found = _log(client, experiment, folder, name, tags)
         else:
             found, reason = before, f"already version {before}; {reason}"
@@ -170,23 +175,53 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
     return Registration(found, better, reason)
 
 
+def check_comparable(name: str, tracking_uri: str, digest: str) -> None:
+    """Raise ValueError if `register_model` would refuse a model that is yet to be trained.
+
+    Args:
+        digest: of its validation tokens and its tokenizer.
+    """
+    with _store(tracking_uri) as (client, _):
+        champion = _champion(client, name)
+        if champion is None:
+            return
+        if _validation_of(name, champion).digest != digest:
+            raise ValueError(INCOMPARABLE.format(f"{name} version {champion}"))
+
+
 def _champion(client: MlflowClient, name: str) -> int | None:
-    """The version that is the champion of `name`; the name is made if need be."""
+    """The version that is the champion of `name`."""
     try:
         aliases = client.get_registered_model(name).aliases
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             raise
-        client.create_registered_model(name)
-        aliases = {}
+        return None
     return int(aliases[CHAMPION]) if CHAMPION in aliases else None
 
 
-def _validation_of(name: str, version: int) -> _Validation:
-    """A version's, fetched without its weights."""
+def _make_name(client: MlflowClient, name: str) -> None:
+    """`name` among the registered models, if it is not there."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+
+
+def _validation_of(name: str, champion: int) -> _Validation:
+    """The champion's, fetched without its weights.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    uri = f"models:/{name}/{champion}/data/{FOLDER}/{RUN}"
     with tempfile.TemporaryDirectory() as scratch:
-        uri = f"models:/{name}/{version}/data/{FOLDER}/{RUN}"
-        return _Validation.read(Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)))
+        try:
+            fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+            return _Validation.read(fetched.parent)
+        except (MlflowException, OSError, ValueError) as error:
+            raise ValueError(f"the champion, version {champion}, cannot be read: {error}") from error
 
 
 def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) -> tuple[bool, str]:
@@ -197,10 +232,7 @@ def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) ->
     """
     comparable = ours.digest == theirs.digest and np.array_equal(ours.targets, theirs.targets)
     if not comparable and not force:
-        raise ValueError(
-            f"{other}, the champion, was judged on other validation data or by another tokenizer: not registered "
-            "(--force makes this model the champion all the same)"
-        )
+        raise ValueError(INCOMPARABLE.format(other))
     if not comparable:
         return True, f"forced: cannot be compared with {other}"
     number = len(ours.targets)
@@ -224,7 +256,7 @@ def _log(client: MlflowClient, experiment: str, folder: Path, name: str, tags: d
         own.mkdir()
         for file in (WEIGHTS, CONFIG, TOKENIZER, RUN):  # what a training left beside them is not the model's
             shutil.copyfile(folder / file, own / file)
-        trained_in = json.loads((folder / RUN).read_text(encoding="utf-8")).get("mlflow_run")
+        trained_in = read_record(folder).get("mlflow_run")
         link = {TRAINING_TAG: str(trained_in)} if trained_in else {}
         run = stack.enter_context(mlflow.start_run(experiment_id=experiment, run_name=name, tags=link))
         stack.enter_context(warnings.catch_warnings())

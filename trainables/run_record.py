@@ -1,15 +1,19 @@
 """`run.json`: everything about a trained model that its weights do not say."""
 
 import hashlib
+import json
 import platform
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint import CONFIG, DIGEST
+from model.config import RUN
 from trainables.corpus import Corpus
 from trainables.judge import Judgement
 from trainables.provenance import git_state, package_version
 
 PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "two-phase-search")
+MODEL_DIGEST = "model_sha256"  # beside the record's own digest: that of the model's `config.json`
 PLACE = Path(__file__).resolve()
 
 
@@ -53,6 +57,41 @@ def run_record(
             for name, judgement in judged.items()
         },
     }
+
+
+def seal(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A record bound to the model in `folder`: with that model's digest, and one of itself."""
+    record = {**record, MODEL_DIGEST: json.loads((folder / CONFIG).read_text())[DIGEST]}
+    return record | {DIGEST: _digest(record)}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """A model's `run.json`, known to be what was written for it.
+
+    Args:
+        folder: has `run.json`; where it has the model's `config.json` as well, the two must belong together.
+
+    Raises:
+        ValueError: it is missing, was changed, or belongs to another model.
+    """
+    file, config = folder / RUN, folder / CONFIG
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        own = json.loads(config.read_text(encoding="utf-8"))[DIGEST] if config.exists() else record[MODEL_DIGEST]
+        sealed = record.pop(DIGEST)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{file} is no record of a training") from None
+    if sealed != _digest(record):
+        raise ValueError(f"{file} is not as the training wrote it: it was changed or cut off")
+    if record[MODEL_DIGEST] != own:
+        raise ValueError(f"{file} is the record of another model than the one beside it")
+    return dict(record)
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def stream_digest(tokens: bytes, tokenizer_json: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainables.arguments import MOST_THREADS
 from trainables.metrics import VAL_PPL
 from trainables.records import Records
 
@@ -38,19 +39,16 @@ def from_study(records: Records, shown_root: Path, name: str, rank: int) -> Chos
             f"as soon as a trial has finished, by `python search/report.py {name}`"
         )
     content = _read(best)
-    leader = int(content["trial"])
-    with (folder / "leaderboard.csv").open(newline="") as file:
-        listed_trials = [int(row["trial"]) for row in csv.DictReader(file) if row["trial"]]  # the bigram's row has none
+    leader, listed_trials = _number(content, best), _listed(folder / "leaderboard.csv")
     order = [leader, *(number for number in listed_trials if number != leader)]
     if rank > len(order):
         raise ValueError(f"--rank {rank}: study {name!r} has {len(order)} finished configurations")
     number = order[rank - 1]
-    found = [record for path in folder.glob("trials/*.json") if (record := _read(path)).get("trial") == number]
-    if not any(record.get("config") for record in found):
-        raise ValueError(f"study {name!r} has no configuration on record for trial {number}: give --config best.json")
-    record = next(record for record in found if record["config"])
-    trial = {"study": name, "study_id": content.get("study_id", ""), "number": number, "hash": record["config_hash"]}
-    return Chosen(record["config"], trial, record["metrics"][VAL_PPL], record["runtime"])
+    for path in folder.glob("trials/*.json"):
+        record = _read(path)
+        if record.get("trial") == number and record.get("config"):
+            return _of_trial({**record, "study": name, "study_id": content.get("study_id", "")}, path)
+    raise ValueError(f"study {name!r} has no configuration on record for trial {number}: give --config best.json")
 
 
 def from_file(path: Path) -> Chosen:
@@ -66,12 +64,40 @@ def from_file(path: Path) -> Chosen:
         raise ValueError(f"{path}: its `config` is no JSON object")
     if not {"study", "trial", "config_hash", "metrics"} <= content.keys():
         return Chosen(content["config"])
-    for name in ("metrics", "runtime"):
-        if not isinstance(content.get(name, {}), dict):
+    return _of_trial(content, path)
+
+
+def _of_trial(content: dict[str, Any], path: Path) -> Chosen:
+    """What a trial's record or a `best.json` says of a trial."""
+    runtime = content.setdefault("runtime", {})
+    for name in ("config", "metrics", "runtime"):
+        if not isinstance(content.get(name), dict):
             raise ValueError(f"{path}: its `{name}` is no JSON object")
-    trial = {"study": content["study"], "study_id": content.get("study_id", ""), "number": content["trial"]}
-    trial["hash"] = content["config_hash"]
-    return Chosen(content["config"], trial, content["metrics"].get(VAL_PPL), content.get("runtime", {}))
+    ppl, threads, gpus = content["metrics"].get(VAL_PPL), runtime.get("threads", 1), runtime.get("gpus", 0)
+    if ppl is not None and type(ppl) is not float:
+        raise ValueError(f"{path}: its {VAL_PPL} is {ppl!r}")
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS or type(gpus) not in (int, float):
+        raise ValueError(f"{path}: its `runtime` has {threads!r} threads and {gpus!r} GPUs")
+    trial = {"study": content["study"], "study_id": content.get("study_id", ""), "number": _number(content, path)}
+    return Chosen(content["config"], {**trial, "hash": content.get("config_hash")}, ppl, runtime)
+
+
+def _number(content: dict[str, Any], path: Path) -> int:
+    number = content.get("trial")
+    if type(number) is not int:
+        raise ValueError(f"{path} names no trial")
+    return number
+
+
+def _listed(leaderboard: Path) -> list[int]:
+    """The trials of a leaderboard, in its order; the bigram's row is none."""
+    try:
+        with leaderboard.open(newline="") as file:
+            return [int(row["trial"]) for row in csv.DictReader(file) if row["trial"]]
+    except OSError as error:
+        raise ValueError(f"{leaderboard} cannot be read: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{leaderboard} is no leaderboard: the same study's command writes it anew") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def _check_types(flat: dict[str, Any]) -> None:
     for name, kind in flat_fields().items():
         value = flat.get(name)
         fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-        if not (value is None or fits):
+        absent = name not in flat or (value is None and name == "samples")
+        if not (absent or fits):
             raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
 
 

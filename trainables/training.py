@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from model.checkpoint import save_model
+from model.checkpoint import load_model, save_model
 from model.compute import Compute
 from model.errors import user_errors
 from trainables import metrics as names
@@ -22,7 +22,7 @@ from trainables.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
 from trainables.phase1 import DivergedError
 from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, RunResult, prepare_inputs, run
 from trainables.progress import Progress
-from trainables.run_record import run_record
+from trainables.run_record import read_record, run_record, seal, stream_digest
 from trainables.sources import is_chat
 from trainables.tracking import COMPUTE_TAG, HASH_TAG, STUDY_TAG, TRIAL_TAG
 from trainables.train_options import Settings
@@ -74,6 +74,7 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     """
     with user_errors():
         place, inputs, store = prepare(settings, console)
+        _check_champion(settings, inputs)
         begun = folder.begun()
         if begun is None:
             folder.clear()
@@ -116,7 +117,7 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     )
     tags = {COMPUTE_TAG: place.compute, FOLDER_TAG: str(folder.path.resolve())}
     mlflow.leave(metrics, tags, folder.work / MLFLOW)  # first: killed from here on, the same command completes the run
-    folder.finish(made, record)
+    folder.finish(made, seal({**record, "identity": folder.identity}, made))
     if mlflow.finish_later(folder.work / MLFLOW):
         folder.clear()
     else:
@@ -124,8 +125,25 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     return record
 
 
+def _check_champion(settings: Settings, inputs: Inputs) -> None:
+    """Raise ValueError if the model is to be registered beside a champion that it could not be compared with."""
+    if settings.register is None or settings.force:
+        return
+    from trainables.registry import check_comparable
+
+    digest = stream_digest(inputs.corpus.validation.tokens.tobytes(), inputs.corpus.tokenizer_json)
+    check_comparable(settings.register, settings.tracking_uri or settings.records.tracking_uri, digest)
+
+
 def complete(settings: Settings, folder: ModelFolder, console: Console) -> None:
-    """Hand over what MLflow was not told of a training that has ended."""
+    """Look whether a training that has ended left a usable model, and hand over what MLflow was not told of it.
+
+    Raises:
+        BadInputError: the model or its record is not as it was written.
+    """
+    with user_errors("--overwrite trains it anew"):
+        read_record(folder.path)
+        load_model(folder.path)
     with user_errors():
         left = folder.work / MLFLOW
         if left.exists() and not ModelRun(settings.records, settings.tracking_uri, console.print).finish_later(left):

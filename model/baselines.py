@@ -100,7 +100,11 @@ class Gru(Baseline):
 
 
 class _Block(nn.Module):
-    """Attention and two-layer perceptron, each behind a LayerNorm and beside a shortcut."""
+    """Attention and two-layer perceptron, each behind a LayerNorm and beside a shortcut.
+
+    `nn.TransformerEncoderLayer` has no rotary positions and gives no keys and values to go on from: this is made of its
+    parts.
+    """
 
     def __init__(self, hidden: int) -> None:
         super().__init__()

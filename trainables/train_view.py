@@ -34,7 +34,8 @@ class View:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self.console.is_terminal:  # elsewhere it would add an empty line
+            self._bars.stop()
 
     def __call__(self, step: Step) -> None:
         """One step of the run."""

@@ -270,11 +270,11 @@ def main() -> None:
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"this PyTorch ({torch.__version__}) sees no GPU")
-    if options.tokens is not None and options.tokens < 1_000:
-        parser.error("--tokens must be at least 1000")
+    if options.tokens is not None and not 1_000 <= options.tokens < 1 << 40:
+        parser.error("--tokens must be at least 1000, and fit a machine")
     try:
         if options.json:
-            options.json.touch()
+            options.json.open("a").close()
         resolve_data(options.data or "pydoc", None)
     except (ValueError, OSError) as error:
         parser.error(str(error))

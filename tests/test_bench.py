@@ -37,6 +37,8 @@ def test_benchmark_writes_every_unit(tmp_path: Path) -> None:
         (["--tokens", "5"], "--tokens must be at least 1000"),
         (["--threads", "1025"], "--threads: must be at most 1024"),
         (["--json", "nowhere/bench.json"], "nowhere/bench.json"),
+        (["--json", "."], "Is a directory"),
+        (["--tokens", str(10**18)], "fit a machine"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_timed(options: list[str], said: str) -> None:

@@ -4,6 +4,8 @@ import logging
 import math
 import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,6 +116,8 @@ def test_a_wrong_type_or_layout_is_refused() -> None:
     rest = (torch.zeros(8), None, torch.ones(8), torch.zeros(8), 8)
     with pytest.raises(AssertionError, match="fp32"):
         native.residual_norm(rows.double(), rows, *rest)
+    with pytest.raises(AssertionError, match="float64"):
+        native.residual_norm(rows, rows.double(), *rest)
     with pytest.raises(AssertionError, match="contiguous"):
         native.residual_norm(torch.ones(8, 4).T, rows, *rest)
     with pytest.raises(AssertionError, match="contiguous"):
@@ -178,6 +182,20 @@ def test_builds_are_kept_by_source_and_may_meet(fresh: Path, monkeypatch: pytest
     monkeypatch.setattr(native, "SOURCE", changed)
     assert native.load() is not None
     assert len(list((fresh / "two-phase-search").iterdir())) == 2
+
+
+@pytest.mark.parametrize("size", [0, 10, 5_000])
+def test_a_build_that_was_cut_off_is_made_anew(fresh: Path, size: int) -> None:
+    """Alone in its process: what is cut off is nothing that is loaded."""
+    script = "from model import native; assert native.load() is not None"
+    command = [sys.executable, "-c", script]
+    subprocess.run(command, check=True)
+    (kept,) = (fresh / "two-phase-search").iterdir()
+    whole = kept.read_bytes()
+    os.truncate(kept, size)
+    subprocess.run(command, check=True)
+    assert list((fresh / "two-phase-search").iterdir()) == [kept]
+    assert kept.read_bytes() == whole
 
 
 def test_a_compiler_without_openmp_builds_for_one_thread(

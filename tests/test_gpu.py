@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import reference
 import torch
 from conftest import model_config, run_config
 from reference import sequential_contexts
@@ -14,18 +13,14 @@ from model.checkpoint import save_model
 from model.compute import Compute
 from model.config import ModelConfig
 from model.language_model import LanguageModel
-from model.seeds import seeded
 from trainables import metrics as names
 from trainables import phase2 as phase2_module
 from trainables import pipeline as pipeline_module
 from trainables.artifacts import ArtifactStore
-from trainables.config import Phase1Config, Phase2Config
-from trainables.corpus import load_corpus
+from trainables.config import Phase2Config
 from trainables.devices import choose_device
-from trainables.phase1 import STATE_STD, fit_phase1
 from trainables.phase2 import Stream, fit_phase2
 from trainables.pipeline import DoesNotFitError, Inputs, run
-from trainables.sources import resolve_data, resolve_embedding
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -80,51 +75,6 @@ def test_recorded_steps_are_the_same_steps(
         results.append(fit_phase2(model, stream, stream, config, compute=compute).epochs)
     assert results[0] == results[1]
     assert len(replayed) == 3 * 9 - 3  # of 300 positions in whole batches of 32, the first three are not recorded
-
-
-@pytest.mark.parametrize(("context_layers", "token_layers", "mode"), [(2, 2, "layerwise"), (1, 3, "prev_and_current")])
-def test_a_whole_trial_agrees_with_the_textbook(
-    context_layers: int, token_layers: int, mode: str, tmp_path: Path
-) -> None:
-    corpus = load_corpus(resolve_data("pydoc", None), 100, resolve_embedding("bigram"), 2048, ArtifactStore(tmp_path))
-    device, compute, seed = torch.device(choose_device(1)), Compute.of("cuda"), 3
-    torch.set_float32_matmul_precision("highest")
-    train, val = (torch.tensor(s.tokens).long().to(device) for s in (corpus.train, corpus.validation))
-    config = ModelConfig(
-        vocab_size=corpus.vocab_size, embedding_dim=256, context_dim=100,
-        context_layers=context_layers, token_layers=token_layers, context_mode=mode,
-    )  # fmt: skip
-    table = 0.2 * torch.randn(config.vocab_size, 256, generator=torch.Generator().manual_seed(0))
-    model = LanguageModel(config, table, seed).to(device)
-    book = twin(model).to(device)
-    own, steps = Phase1Config(max_sweeps=12), Phase2Config(batch_size=512, epochs=3)
-
-    state = torch.zeros(len(train), compute.width(100), dtype=torch.bfloat16, device=device)
-    state[:, :100].normal_(0, STATE_STD, generator=seeded(seed, "initial state", device))
-    noise = compute.ops.Noise(seed, own.noise, 100, device)
-    nothing = torch.zeros(len(train), compute.width(100), device=device)
-    expected = reference.phase1(
-        book, train, state[:, :100].float(),
-        lambda sweep: noise.on_previous(nothing[0], nothing, torch.tensor(sweep, device=device), 0, own.block)[:, :100],
-        lr=own.learning_rate, clip=own.grad_clip, block=own.block, threshold=own.threshold,
-        converged_share=own.converged_share, max_sweeps=own.max_sweeps,
-    )  # fmt: skip
-    found = fit_phase1(model, train, own, seed, compute=compute)
-    assert [s.loss for s in found.sweeps] == pytest.approx(expected.losses, rel=1e-2)
-    assert [s.convergence for s in found.sweeps] == pytest.approx(expected.rates, abs=0.02)
-
-    streams, rows = [], []
-    for tokens in (train, val):
-        streams.append(Stream(tokens, model.contexts(tokens, 1e-4, compute).read(config.reads)))
-        rows.append(reference.read_contexts(sequential_contexts(book, tokens), config.reads))
-    result = reference.phase2(
-        book, train, val, *rows, lr=steps.learning_rate, clip=steps.grad_clip, batch_size=steps.batch_size,
-        epochs=steps.epochs, patience=steps.patience,
-    )  # fmt: skip
-    fast = fit_phase2(model, *streams, steps, compute=compute)
-    assert [e.val_ppl for e in fast.epochs] == pytest.approx(result.val_ppl, rel=0.005)
-    assert [e.train_ppl for e in fast.epochs] == pytest.approx(result.train_ppl, rel=0.005)
-    assert [e.val_acc for e in fast.epochs] == pytest.approx(result.val_accuracy, abs=0.005)
 
 
 @pytest.mark.parametrize("vocab", [60, 512, 1000, 50_000])

@@ -39,9 +39,10 @@ class Compute:
             return cls(native=native.load() is not None)
         if torch.cuda.get_device_capability(device) < (8, 0):
             return cls(chunks=Chunks.of("cuda"))
-        # Triton builds a launcher for each kernel, with a C compiler
-        compiler = any(map(shutil.which, (os.environ.get("CC", ""), "clang", "gcc")))
-        kernels = compiler and importlib.util.find_spec("triton") is not None
+        # Triton builds a launcher for each kernel with a C compiler: what CC names, be it there or not, else one of these
+        named = os.environ.get("CC")
+        compilers = ("clang", "gcc") if named is None else (named,)
+        kernels = any(map(shutil.which, compilers)) and importlib.util.find_spec("triton") is not None
         return cls(fused=kernels, bf16=kernels, tf32=True, chunks=Chunks.of("cuda"))
 
     @property

@@ -39,7 +39,7 @@ class Compute:
             return cls(native=native.load() is not None)
         if torch.cuda.get_device_capability(device) < (8, 0):
             return cls(chunks=Chunks.of("cuda"))
-        # Triton builds a launcher for each kernel with a C compiler: what CC names, be it there or not, else one of these
+        # Triton builds a launcher for each kernel with a C compiler: what CC names, there or not, else one of these
         named = os.environ.get("CC")
         compilers = ("clang", "gcc") if named is None else (named,)
         kernels = any(map(shutil.which, compilers)) and importlib.util.find_spec("triton") is not None

@@ -39,6 +39,14 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels with so few programs, and pieces so short, that each goes through several rows as at a large scale."""
+    for name in ("NORM_PROGRAMS", "SETTLING_PROGRAMS", "SUM_PROGRAMS"):
+        monkeypatch.setattr(fused, name, 9)
+    monkeypatch.setattr(fused, "PIECE", 40)
+
+
 def draw(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=rng).to(dtype).to(DEVICE)
 
@@ -89,6 +97,7 @@ def test_plain_residual_norm_against_autograd(rng: torch.Generator, gather: bool
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gather", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize(("n", "d", "stride"), [(60, 20, 32), (33, 50, 50), (3, 7, 16), (3, 1501, 1504), (6, 33, 33)])
 def test_fused_residual_norm(
     rng: torch.Generator, dtype: torch.dtype, gather: bool, affine: bool, n: int, d: int, stride: int
@@ -120,6 +129,7 @@ def test_fused_residual_norm(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("blocks", [1, 2, 13])
+@pytest.mark.usefixtures("few")
 def test_fused_settling_norm(rng: torch.Generator, dtype: torch.dtype, blocks: int) -> None:
     n, d, stride, vocab = 130, 20, 32, 11
     tokens = torch.randint(vocab, (n,), generator=rng).to(DEVICE)
@@ -168,6 +178,7 @@ def test_fused_moments_do_not_cancel(rng: torch.Generator, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("few")
 def test_fused_sums_by_token(rng: torch.Generator, dtype: torch.dtype) -> None:
     n, d, stride, vocab = 500, 20, 32, 40
     tokens = (torch.rand(n, generator=rng) ** 4 * (vocab - 1)).long().to(DEVICE)  # one token has hundreds of rows
@@ -195,14 +206,22 @@ def test_fused_softmax_gradient(rng: torch.Generator, dtype: torch.dtype, vocab:
         assert (rows[:, vocab:] == 0).all()
 
 
+# Rows of tiles that make more than one group, and more columns of them than are summed at once.
+MANY_TILES = (2200, 9000) if DEVICE == "cuda" else (150, 1100)
+
+
 def number(sweep: int) -> Tensor:
     return torch.tensor(sweep, device=DEVICE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [10, 16, 72])  # the first is no multiple of what bulk copies take
-@pytest.mark.parametrize(("n", "vocab"), [(9, 37), (150, 300), (3, 1100)])
-def test_fused_logit_gradient(rng: torch.Generator, dtype: torch.dtype, width: int, n: int, vocab: int) -> None:
+@pytest.mark.parametrize(("n", "vocab"), [(9, 37), (150, 300), (3, 1100), MANY_TILES])
+def test_fused_logit_gradient(
+    rng: torch.Generator, dtype: torch.dtype, width: int, n: int, vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if DEVICE == "cpu" and (n, vocab) == MANY_TILES:
+        monkeypatch.setattr(fused, "LOGIT_TILE", fused._LogitTile(16, 32, 16, group=4, warps=4, stages=2))
     columns = -(-vocab // 64) * 64
     hidden = (draw(rng, n, width) / width**0.5).to(dtype)
     weight = padded((draw(rng, vocab, width) - 1).T, columns).T.contiguous().to(dtype)  # a pad would win

@@ -41,7 +41,8 @@ class Plot:
 
 def _drawn(anchor: str, title: str, figure: go.Figure) -> Plot:
     figure.update_layout(
-        title=None, template="plotly_white", height=HEIGHT, margin={"l": 60, "r": 20, "t": 30, "b": 50},
+        title=None, template="plotly_white", width=None, height=HEIGHT,  # as wide as the page: Optuna's slices are not
+        margin={"l": 60, "r": 20, "t": 30, "b": 50},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "family": "system-ui, sans-serif"},
         hoverlabel={"namelength": -1}, modebar={"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": GREY},

@@ -312,7 +312,7 @@ def test_the_command_writes_the_report_and_tells_the_verdict(reported: tuple[Rec
 def test_a_browser_without_a_network_draws_the_page(reported: tuple[Records, Ledger], tmp_path: Path) -> None:
     page = reported[0].study("made-up") / HTML
     options = "--headless --no-sandbox --disable-gpu --virtual-time-budget=15000 --enable-logging=stderr --dump-dom"
-    offline = ["--proxy-server=127.0.0.1:9", f"--user-data-dir={tmp_path}"]
+    offline = ["--proxy-server=127.0.0.1:9", f"--user-data-dir={tmp_path}", "--window-size=1000,800"]
     done = subprocess.run(
         [str(CHROMIUM), *options.split(), *offline, page.as_uri()],
         capture_output=True, text=True, check=False, timeout=120,
@@ -323,6 +323,8 @@ def test_a_browser_without_a_network_draws_the_page(reported: tuple[Records, Led
     drawn = re.findall(r'id="plot-([a-z_-]+)"', body)
     assert {"learning", "convergence", "pareto-parameters", "parallel", "slice", "importances"} <= set(drawn)
     assert body.count('class="main-svg"') >= 2 * len(drawn)
+    widths = {float(width) for width in re.findall(r'class="main-svg"[^>]* width="([0-9.]+)"', body)}
+    assert 0 < max(widths) <= 1000  # no wider than the window
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

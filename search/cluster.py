@@ -4,9 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+
+from trainables.digests import ROOT
 
 START_ATTEMPTS = 3  # at starting Ray on this machine
 
@@ -46,7 +49,8 @@ def start_ray(address: str | None) -> None:
         _start_local(quiet)
         return
     try:
-        ray.init(address=address, **quiet)
+        with _at_own_code():
+            ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ValueError(
             f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): check `ray status` there, that "
@@ -61,7 +65,7 @@ def _start_local(quiet: dict[str, Any]) -> None:
     for _ in range(START_ATTEMPTS):
         try:
             # "local", or a cluster that a dead process left behind would be joined.
-            with _groups_of_their_own():
+            with _groups_of_their_own(), _at_own_code():
                 ray.init(address="local", include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises nothing narrower where its processes are late or die
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -69,6 +73,20 @@ def _start_local(quiet: dict[str, Any]) -> None:
         else:
             return
     raise ValueError(f"Ray does not start on this machine ({reason}): is it very busy, or short of memory?")
+
+
+@contextmanager
+def _at_own_code() -> Iterator[None]:
+    """This process in the folder of its own code: Ray puts the working folder before all else that workers import from.
+
+    From the user's own, a `model.py` or another version of the project would be run in place of this one.
+    """
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from search.cluster import Resources
     from search.ledger import Ledger
     from search.tuner import Outcome
+    from trainables.digests import Provenance
     from trainables.spool import Spool
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -146,18 +147,25 @@ class _StudyRun:
         try:
             if enough:
                 from search.reconcile import complete_mlflow
-                from search.study_record import read_study_record
+                from search.study_record import HISTORY, read_study_record
 
                 summary = ledger.summary()
                 self._say_nothing_to_run(enough)
                 if summary:  # else no trial was ever begun
-                    spool.put("start_study", params=read_study_record(self.settings.records.study_record(self.name)))
+                    record = read_study_record(self.settings.records.study_record(self.name))
+                    record.pop(HISTORY, None)  # too long for a param
+                    spool.put("start_study", params=record)
                     complete_mlflow(ledger, spool, self.settings.records, self._runtime(summary))
             else:
                 from search.preparation import prepared
+                from search.results import PROVENANCE
+                from trainables.digests import Provenance
 
                 with self.console.status("preparing token ids and embedding (cached for next time) …"):
                     inputs, summary = prepared(self.settings, refs)
+                made = Provenance(**summary.pop(PROVENANCE))
+                self._check_code(made, inputs)
+                summary |= {"digest": made.digest, "code": made.code, "device": made.device}
                 summary |= {"threads": self.resources.threads, "gpus": self.resources.gpus}
                 with user_errors():
                     ledger.keep_summary(summary)
@@ -206,6 +214,24 @@ class _StudyRun:
 
         return start_preparing(self.settings, self.study.base, self.resources)
 
+    def _check_code(self, now: "Provenance", inputs: Any) -> None:
+        """Whether new trials can be compared with those on record; with --accept-code it is tried.
+
+        Raises:
+            BadInputError: they may not, and the study was not told to go on.
+        """
+        from search.continuation import accept, refusal
+        from search.preparation import repeater
+
+        if (reason := refusal(self.ledger, now)) is None:
+            return
+        if not self.settings.accept_code:
+            raise BadInputError(reason)
+        with self.console.status("training a trial again, to compare …"):
+            said = accept(self.ledger, self.settings.records, now, repeater(inputs, self.resources))
+        for sentence in said:
+            self.console.print(sentence, markup=False)
+
     @staticmethod
     def _runtime(summary: dict[str, Any]) -> dict[str, Any]:
         """Params of every trial's run that are no part of its configuration."""
@@ -216,10 +242,13 @@ class _StudyRun:
         from search.announcements import say_prepared
 
         say_prepared(self.console, self.settings, self.resources, summary)
-        from search.study_record import study_record, write_study_record
+        from search.study_record import HISTORY, history_entry, read_study_record, study_record, write_study_record
 
         record = study_record(self.settings, self.study, self.command, self.typed, summary)
-        write_study_record(self.settings.records.study_record(self.name), record)
+        file = self.settings.records.study_record(self.name)
+        past = read_study_record(file).get(HISTORY, [])
+        entry = history_entry(record, self.typed, self.made_before)
+        write_study_record(file, {**record, HISTORY: [*past, entry]})
         spool.put("start_study", params=record)
         from search.leaderboard import trial_name
         from search.progress import Display

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.budgets import UNLIMITED, Budgets
 from search.pruning import Judge
 from search.results import (
+    ACCEPTED,
     COMPUTE,
     CONFIG,
     DEFINITION,
@@ -28,11 +29,13 @@ from search.results import (
     INTERRUPTED,
     LOST,
     METRICS,
+    PROVENANCE,
     REASON,
     REPEAT_OF,
     REPLICATE_OF,
     RETRY_OF,
     RUN_AGAIN,
+    SAME_RESULTS,
     SEED,
     STUDY_ID,
     SUMMARY,
@@ -159,6 +162,20 @@ class Ledger(Standing):
             )
         self.optuna.set_user_attr(SUMMARY, summary)
 
+    def accepts(self, digest: str) -> bool:
+        """Whether the study was told to go on with this code, torch and device."""
+        return digest in self.optuna.user_attrs.get(ACCEPTED, ())
+
+    def accept(self, digest: str) -> None:
+        """It is from now on."""
+        self.optuna.set_user_attr(ACCEPTED, sorted({*self.optuna.user_attrs.get(ACCEPTED, ()), digest}))
+
+    def keep_same_results(self, one: str, other: str) -> None:
+        """The digests `one` and `other` were seen to give the same figures: from now on they count as one."""
+        both = self._same_results(one) | self._same_results(other)
+        apart = [each for each in self.optuna.user_attrs.get(SAME_RESULTS, ()) if not both & set(each)]
+        self.optuna.set_user_attr(SAME_RESULTS, [*apart, sorted(both)])
+
     def keep_told(self, ending: Ending) -> None:
         """They are complete now."""
         self.optuna.set_user_attr(TOLD, [*ending, self._all_ended()])
@@ -235,9 +252,12 @@ class Ledger(Standing):
         value = known.value if known.state == TrialState.COMPLETE else None
         self._tell(number, value, known.state, {REPEAT_OF: known.number})
 
-    def complete(self, number: int, figures: dict[str, float], compute: str = "") -> None:
-        """A trial's result, and how it was computed."""
-        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures, COMPUTE: compute})
+    def complete(
+        self, number: int, figures: dict[str, float], compute: str = "", provenance: dict[str, str] | None = None
+    ) -> None:
+        """A trial's result, how it was computed, and by what code, torch and device (`digests.Provenance`)."""
+        made = {PROVENANCE: provenance} if provenance else {}
+        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures, COMPUTE: compute, **made})
         self._release(number)
 
     def epoch(self, number: int, epoch: int, value: float) -> str:

@@ -49,6 +49,7 @@ class Settings:
     max_concurrent: int | None
     trial_timeout: float  # minutes
     profile: bool  # record the first trial that is run
+    accept_code: bool  # go on with a study whose trials are of other code or on another device
 
 
 def _hours(text: str) -> float:
@@ -91,6 +92,7 @@ def build_parser(description: str, sampled: bool) -> argparse.ArgumentParser:
     """
     parser = Parser(description=description, allow_abbrev=False)
     _add_study_options(parser.add_argument_group("study"), sampled)
+    _add_continuation_options(parser.add_argument_group("continuing"))
     _add_budget_options(parser.add_argument_group("budgets"), sampled)
     _add_data_options(parser.add_argument_group("data and embedding"))
     _add_record_options(parser.add_argument_group("records"))
@@ -135,8 +137,16 @@ def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
     group.add_argument("--seed", type=as_seed, default=0, metavar="N", help=seed)
     name = "the study's name (default: the entry, the data and a short hash of the definition)"
     group.add_argument("--name", type=as_name, metavar="STUDY", help=name)
+
+
+def _add_continuation_options(group: argparse._ArgumentGroup) -> None:
     resume = "continue this study as it was begun; no option that defines it may be added (default: not)"
     group.add_argument("--resume", type=as_name, metavar="STUDY", help=resume)
+    accept = (
+        "go on with a study whose trials are of other code, another torch or another kind of device: the cheapest is "
+        "trained again, and where its figures differ only like is compared with like (default: such a study stops)"
+    )
+    group.add_argument("--accept-code", action="store_true", help=accept)
 
 
 def _add_budget_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
@@ -228,6 +238,7 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
         max_concurrent=args.max_concurrent,
         trial_timeout=args.trial_timeout,
         profile=args.profile,
+        accept_code=args.accept_code,
     )
 
 

@@ -1,6 +1,7 @@
 """A study's inputs, token ids and embedding, made where its trials run."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -9,7 +10,9 @@ from model.errors import BadInputError
 from search.cluster import Resources
 from search.options import Settings
 from trainables.config import RunConfig
-from trainables.two_phase import prepare
+from trainables.digests import ROOT, TRIAL, code_digest
+from trainables.errors import OtherCodeError
+from trainables.two_phase import prepare, repeat
 
 
 def start_preparing(settings: Settings, base: RunConfig, resources: Resources) -> Any:
@@ -17,7 +20,8 @@ def start_preparing(settings: Settings, base: RunConfig, resources: Resources) -
     # Nothing else computes meanwhile: on this machine it may use every core.
     threads = resources.threads if settings.address else os.cpu_count() or 1
     task = ray.remote(prepare).options(num_cpus=resources.cpus, num_gpus=resources.gpus, num_returns=2, max_retries=2)
-    arguments = (settings.data, settings.embedding, str(settings.records.cache), threads, resources.gpus)
+    own_code = code_digest(TRIAL), str(ROOT)
+    arguments = (settings.data, settings.embedding, str(settings.records.cache), threads, resources.gpus, own_code)
     return task.remote(base, *arguments)
 
 
@@ -35,8 +39,22 @@ def prepared(settings: Settings, refs: Any) -> tuple[Any, dict[str, Any]]:
         # waits for them holds the CPUs.
         return ray.put(ray.get(inputs)), ray.get(summary)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
+        if isinstance(error.cause, ValueError | OtherCodeError):
             raise BadInputError(str(error.cause)) from error
         raise
     except ray.exceptions.WorkerCrashedError as error:
         raise BadInputError("the process that prepares the inputs died; is there enough memory for them?") from error
+
+
+def repeater(inputs: Any, resources: Resources) -> Callable[[dict[str, Any]], tuple[dict[str, float], list[float]]]:
+    """`two_phase.repeat` where trials run, on a study's inputs."""
+    task = ray.remote(repeat).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
+    own_code = code_digest(TRIAL), str(ROOT)
+
+    def call(config: dict[str, Any]) -> tuple[dict[str, float], list[float]]:
+        found: tuple[dict[str, float], list[float]] = ray.get(
+            task.remote(config, inputs, resources.threads, resources.gpus, own_code)
+        )
+        return found
+
+    return call

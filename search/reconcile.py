@@ -6,11 +6,11 @@ from optuna.trial import TrialState
 
 from search.leaderboard import trial_name
 from search.ledger import Ledger
-from search.results import COMPUTE, HASH, METRICS, REASON, REPLICATE_OF, trial_config
+from search.results import COMPUTE, HASH, METRICS, PROVENANCE, REASON, REPLICATE_OF, trial_config
 from search.trial_records import TrialRecord, read_trial_record
 from trainables.records import Records
 from trainables.spool import Spool
-from trainables.tracking import COMPUTE_TAG, DEVICE_TAG
+from trainables.tracking import COMPUTE_TAG, DEVICE_TAG, provenance_tags
 
 
 def complete_mlflow(ledger: Ledger, spool: Spool, records: Records, runtime: dict[str, Any]) -> None:
@@ -46,5 +46,6 @@ def complete_mlflow(ledger: Ledger, spool: Spool, records: Records, runtime: dic
             spool.put("prune_trial", key, reason=kept[REASON], figures=kept[METRICS])
         else:
             place = {COMPUTE_TAG: kept[COMPUTE]} if kept.get(COMPUTE) else {}
+            place |= provenance_tags(kept.get(PROVENANCE))
             place |= {key: left.runtime[key] for key in (DEVICE_TAG,) if key in left.runtime}
             spool.put("finish_trial", key, figures=kept[METRICS], place=place, phase1_by=left.phase1_by)

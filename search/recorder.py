@@ -19,7 +19,7 @@ from trainables.errors import unwritable
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
 from trainables.spool import Spool
-from trainables.tracking import COMPUTE_TAG, DEVICE_TAG
+from trainables.tracking import COMPUTE_TAG, DEVICE_TAG, provenance_tags
 from trainables.two_phase import (
     COLLAPSED,
     COMPUTE,
@@ -29,6 +29,7 @@ from trainables.two_phase import (
     NO_RESULT,
     PHASE1_BY,
     PROFILE,
+    PROVENANCE,
     SERIES,
     TOTAL,
 )
@@ -153,10 +154,11 @@ class Recorder(Unpickled, Callback):
             self._fail(number, last[NO_RESULT], "")
         elif last.get(FINAL):
             self._alike = []
-            place = {COMPUTE_TAG: last[COMPUTE], DEVICE_TAG: last[DEVICE_NAME]}
+            made = last[PROVENANCE]
+            place = {COMPUTE_TAG: last[COMPUTE], DEVICE_TAG: last[DEVICE_NAME], **provenance_tags(made)}
             kept = {"metrics": last[FINAL], "runtime": self._runtime | place, "phase1_by": last[PHASE1_BY]}
             self._keep(number, "finished", result={**last[DOCUMENTS], **kept})
-            self._ledger.complete(number, last[FINAL], last[COMPUTE])
+            self._ledger.complete(number, last[FINAL], last[COMPUTE], made)
             self._open.discard(number)
             self._tracker.put(
                 "finish_trial",

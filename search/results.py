@@ -11,14 +11,18 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from trainables.config import RunConfig
+from trainables.digests import Provenance
 
 # User attributes of an Optuna trial.
 CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
     "config", "config_hash", "metrics", "compute", "reason", "repeat_of", "retry_of", "replicate_of", "seed",
 )  # fmt: skip
+PROVENANCE = "provenance"  # as CONFIG: `digests.Provenance` as a dict
 # User attributes of the Optuna study.
 DEFINITION, STUDY_ID, SUMMARY, TOLD = "definition", "study_id", "summary", "told"
 RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next command runs again
+ACCEPTED = "accepted"  # as DEFINITION: digests that the study was told to go on with
+SAME_RESULTS = "same_results"  # as DEFINITION: lists of digests that were seen to give the same figures
 INTERRUPTED, LOST = "interrupted", "the worker process died"  # the reasons of trials that are asked for again
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
 
@@ -57,9 +61,37 @@ def trial_config(trial: FrozenTrial) -> RunConfig:
     return RunConfig.from_flat(trial.user_attrs[CONFIG])
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Trials whose figures can be compared: of one digest, or of several that were seen to give the same figures."""
+
+    label: str  # A, B, … by their first trial
+    digests: frozenset[str]  # "" where none was recorded
+    trials: tuple[FrozenTrial, ...]  # that finished
+
+    @property
+    def shown(self) -> str:
+        """For people."""
+        recorded: dict[str, str] = self.trials[-1].user_attrs.get(PROVENANCE, {})
+        if not recorded:
+            return "code not recorded"
+        return f"code {recorded['code'][:8]}, torch {recorded['torch']}, {recorded['device']}, {recorded['compute']}"
+
+
+def digest_of(trial: FrozenTrial) -> str:
+    """Of the code, torch and device that gave a trial's figures; empty where it was not recorded."""
+    recorded = trial.user_attrs.get(PROVENANCE)
+    return Provenance(**recorded).digest if recorded else ""
+
+
 def sorted_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Best first."""
     return sorted(trials, key=lambda t: (t.value, t.number))
+
+
+def _letters(rank: int) -> str:
+    """A, …, Z, AA, …"""
+    return (_letters(rank // 26 - 1) if rank >= 26 else "") + chr(ord("A") + rank % 26)
 
 
 class Results:
@@ -111,17 +143,42 @@ class Results:
         """Further seeds of configurations that were finished; no interrupted ones."""
         return [t for t in self._trials(*states) if REPLICATE_OF in t.user_attrs and not self._cut_off(t)]
 
+    def _same_results(self, digest: str) -> frozenset[str]:
+        """All digests that count as this one."""
+        known = self.optuna.user_attrs.get(SAME_RESULTS, ())
+        return next((frozenset(each) for each in known if digest in each), frozenset({digest}))
+
+    def comparable(self, one: FrozenTrial, other: FrozenTrial) -> bool:
+        """Whether the figures of two trials come from code and devices that give the same."""
+        return self._same_results(digest_of(one)) == self._same_results(digest_of(other))
+
+    def origins(self) -> list[Origin]:
+        """Finished trials, replicates left out, by what gave their figures; in the order of their first trials."""
+        found: dict[frozenset[str], list[FrozenTrial]] = {}
+        for trial in sorted(self.finished(), key=lambda t: t.number):
+            found.setdefault(self._same_results(digest_of(trial)), []).append(trial)
+        labels = (_letters(rank) for rank in range(len(found)))
+        return [Origin(label, key, tuple(trials)) for label, (key, trials) in zip(labels, found.items(), strict=True)]
+
     def configurations(self) -> list[Configuration]:
         """All finished configurations, by mean loss over their seeds."""
         seeds = {trial.number: [trial] for trial in self.finished()}
         for trial in sorted(self.replicates(TrialState.COMPLETE), key=lambda t: t.user_attrs[SEED]):
-            seeds[trial.user_attrs[REPLICATE_OF]].append(trial)
+            of_seed = seeds[trial.user_attrs[REPLICATE_OF]]
+            if self.comparable(trial, of_seed[0]):  # a mean over seeds is of one code and device
+                of_seed.append(trial)
         found = [Configuration(tuple(trials)) for trials in seeds.values()]
         return sorted(found, key=lambda c: (c.ppl, c.first.number))
 
     def leader(self) -> Configuration | None:
         """The best mean loss among the configurations of the most seeds: a lucky seed alone leads nothing."""
-        found = self.configurations()
+        origins = self.origins()
+        if len(origins) > 1:  # only like is compared with like: those of which there are most, the later of equals
+            largest = max(origins, key=lambda origin: (len(origin.trials), origin.label))
+            numbers = {trial.number for trial in largest.trials}
+            found = [c for c in self.configurations() if c.first.number in numbers]
+        else:
+            found = self.configurations()
         most = max((len(c.trials) for c in found), default=0)
         return next((c for c in found if len(c.trials) == most), None)
 

@@ -13,7 +13,8 @@ from trainables.records import Records
 OPTIONS = "options.json"  # in the study's folder
 
 # By the names that argparse gives them. All others define the study.
-OF_ONE_RUN = {"resume", "mlruns", "address", "profile", "max_hours", "plateau"}  # not kept: each run says its own
+# not kept: each run says its own
+OF_ONE_RUN = {"resume", "mlruns", "address", "profile", "accept_code", "max_hours", "plateau"}
 MAY_CHANGE = {
     "trials", "replicates", "tracking_uri", "gpus_per_trial", "cpus_per_trial", "max_concurrent", "trial_timeout"
 }  # fmt: skip  # kept until given again

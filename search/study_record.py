@@ -12,6 +12,7 @@ from trainables.provenance import git_state, package_version
 from trainables.records import write_whole
 
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "two-phase-search")
+HISTORY = "history"  # in the record: a list with an entry for each run of the study, the first one first
 PLACE = Path(__file__).resolve()
 
 
@@ -35,6 +36,19 @@ def study_record(settings: Settings, study: Study, command: str, typed: str, sum
         **git_state(PLACE),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def history_entry(record: dict[str, Any], typed: str, made_before: int) -> dict[str, Any]:
+    """What `HISTORY` keeps of one run of a study: its command, code, versions, and which trials it made.
+
+    Args:
+        record: as `study_record` makes it.
+        typed: the command of this run.
+        made_before: trials on record when it began.
+    """
+    kept = ("digest", "code", "device", "git_commit", "git_dirty", "started_at")
+    versions = {key: value for key, value in record.items() if key.startswith("version_")}
+    return {"command": typed, **{key: record.get(key) for key in kept}, **versions, "trials_before": made_before}
 
 
 def bigram_figures(about: Mapping[str, Any]) -> tuple[float, float] | None:

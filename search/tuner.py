@@ -18,6 +18,7 @@ from search.ledger import Ledger
 from search.progress import Display
 from search.recorder import Recorder
 from search.searcher import LedgerSearcher, Unpickled
+from trainables.digests import ROOT, TRIAL, code_digest
 from trainables.errors import StoppedError
 from trainables.records import Records
 from trainables.spool import Spool
@@ -80,7 +81,12 @@ def run_trials(
         StoppedError: Ray broke off again and again.
     """
     trainable = tune.with_parameters(
-        train, inputs=[inputs], cache=str(records.cache), threads=resources.threads, gpus=resources.gpus
+        train,
+        inputs=[inputs],
+        cache=str(records.cache),
+        threads=resources.threads,
+        gpus=resources.gpus,
+        code=(code_digest(TRIAL), str(ROOT)),
     )
     restarts = 0
     with display:

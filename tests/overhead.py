@@ -45,6 +45,7 @@ from trainables.two_phase import (
     NO_RESULT,
     PHASE,
     PHASE1_BY,
+    PROVENANCE,
     SERIES,
     STEP,
     TOTAL,
@@ -59,7 +60,7 @@ def at_once(config: dict[str, Any], **_: Any) -> None:
     """A trial that does nothing: three epochs and its figures in two reports."""
     epochs = [(names.EPOCH_VAL_PPL, epoch, 30.0 - epoch) for epoch in (1, 2, 3)]
     report = {PHASE: "phase 2", STEP: 3, TOTAL: 3, NO_RESULT: "", COLLAPSED: "", COMPUTE: "none", DEVICE_NAME: "none"}
-    report |= {PHASE1_BY: "", DOCUMENTS: {}}
+    report |= {PHASE1_BY: "", DOCUMENTS: {}, PROVENANCE: {}}
     tune.report({**report, SERIES: epochs, FINAL: {}})
     figures = FIGURES | {names.VAL_PPL: 20 + config["context_dim"] / 100}
     tune.report({**report, SERIES: [], FINAL: figures})

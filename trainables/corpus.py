@@ -4,6 +4,7 @@
 """
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model.documents import document_text, predicted_bytes, read_documents
+from trainables import digests
 from trainables.artifacts import ArtifactStore, content_key
 from trainables.sources import (
     SPLIT_RULE,
@@ -69,6 +71,12 @@ class Corpus:
     vocab_size: int  # V of the tokenizer; a pretrained table may have more rows
     key: str  # of all that determines the token ids
 
+    @property
+    def content(self) -> str:
+        """Names the token ids of training and validation, whatever made them."""
+        tokens = [split.tokens.tobytes() for split in (self.train, self.validation)]
+        return content_key([hashlib.sha256(each).hexdigest() for each in tokens])
+
 
 def load_corpus(
     data: DataSource,
@@ -89,7 +97,7 @@ def load_corpus(
     assert (bpe_vocab_size is None) == (embedding.kind == "causal_lm")
     tokenizer_identity = {"bpe": bpe_vocab_size} if bpe_vocab_size else {"causal_lm": embedding.fingerprint}
     inputs = {"data": data.fingerprint, "samples": samples, "split": SPLIT_RULE}
-    key = content_key(inputs | {"tokenizer": tokenizer_identity})
+    key = content_key(inputs | {"tokenizer": tokenizer_identity, "code": digests.code_digest(digests.TOKENS)})
 
     def make(folder: Path) -> None:
         # said before the first use: otherwise every later fork of this process prints a warning

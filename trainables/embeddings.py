@@ -22,11 +22,12 @@ from model.seeds import seeded
 from trainables.artifacts import ArtifactStore, content_key
 from trainables.config import BigramConfig
 from trainables.corpus import Corpus
+from trainables.digests import TABLE as TABLE_CODE
+from trainables.digests import code_digest
 from trainables.hub import WEIGHTS, WEIGHTS_INDEX
 from trainables.sources import EmbeddingSource
 
 TABLE, SCORE = "table.safetensors", "score.json"
-BIGRAM_VERSION = 1  # raise when the same settings would give another table: old caches then miss
 INIT_STD = 0.05  # of W
 CHUNK = 1_024  # distinct tokens judged at once: a chunk of (CHUNK, V) log-probabilities is in memory
 
@@ -75,7 +76,12 @@ def load_embedding(
         return Embedding(table, source.spec, None)
     assert bigram is not None
     settings = bigram
-    inputs = {"corpus": corpus.key, "bigram": dataclasses.asdict(settings), "version": BIGRAM_VERSION}
+    inputs = {
+        "tokens": corpus.content,
+        "bigram": dataclasses.asdict(settings),
+        "code": code_digest(TABLE_CODE),
+        "torch": torch.__version__,
+    }  # no device: a table, once made, serves every one
 
     def make(folder: Path) -> None:
         table, score = _train_bigram(corpus, settings, torch.device(device), on_epoch)

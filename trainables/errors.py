@@ -17,6 +17,10 @@ class NoResultError(Exception):
     """A training ended without a model, for a reason of its configuration."""
 
 
+class OtherCodeError(Exception):
+    """A worker runs other code than the study that it works for."""
+
+
 class StoppedError(Exception):
     """What a study runs on has ended it, and why; nothing is wrong with the study."""
 

@@ -16,6 +16,7 @@ from model.seeds import seed_of
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore, content_key
 from trainables.config import RunConfig
+from trainables.digests import PHASE1, code_digest, device_model
 from trainables.phase1 import DivergedError, Phase1Result, Sweep, fit_phase1
 from trainables.progress import Listener, Progress
 
@@ -48,10 +49,12 @@ class SharedPhase1:
         self.config, self.store, self.listen, self.compute, self.again = config, store, listen, compute, again
         self.model, self.train, self.validation = model, train, validation
         # By settings, by content (a table that was made again on other hardware differs in the last digits) and by how
-        # it is computed: a run repeats itself bit by bit, whoever trained its Phase 1.
+        # it is computed (code, torch, device): a run repeats itself bit by bit, whoever trained its Phase 1.
         device = train.device
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.get_num_threads()
-        self.key = content_key([config.phase1_key(), digest, device.type, where, str(compute)])
+        where = [device_model(device), 0 if device.type == "cuda" else torch.get_num_threads()]
+        self.key = content_key(
+            [config.phase1_key(), digest, device.type, where, str(compute), torch.__version__, code_digest(PHASE1)]
+        )
         self.trained_by = ""
         self.train_contexts: StreamContexts | None = None
         self.val_contexts: StreamContexts | None = None

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.entities import PagedList
 
+from trainables.digests import Provenance
 from trainables.metrics import SERIES
 from trainables.mlflow_store import is_outage, open_experiment, reason_of
 from trainables.records import Records
@@ -30,9 +31,18 @@ STUDY_TAG, STUDY_ID_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
 )
 COMPUTE_TAG, DEVICE_TAG, PROFILED_TAG, REPLICATE_TAG = "compute", "device_name", "profiled", "replicate_of"
 PHASE1_TAG = "phase1_trained_by"  # config hash of the run, in this study or another, that trained Phase 1
+DIGEST_TAG = "digest"  # of the code, torch and device that gave the figures (`digests.Provenance`)
 PRUNED_TAG = "pruned"  # why a trial was stopped early: an outcome, so its run ends as FINISHED
 PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
+
+
+def provenance_tags(recorded: dict[str, str] | None) -> dict[str, str]:
+    """What a run's tags say of the code, torch and device behind its figures; nothing where it was not recorded."""
+    if not recorded:
+        return {}
+    made = Provenance(**recorded)
+    return {DIGEST_TAG: made.digest, "code": made.code, "torch": made.torch, "device": made.device}
 
 
 class Tracker:

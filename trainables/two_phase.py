@@ -1,6 +1,7 @@
 """The Ray trainable: one trial is one `pipeline.run`, reported to Tune as it goes. No torch until it runs."""
 
 import math
+import platform
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ from ray import tune
 
 from trainables.config import RunConfig
 from trainables.devices import choose_device, hardware
+from trainables.errors import OtherCodeError
 
 if TYPE_CHECKING:
-    from trainables.pipeline import DocumentLosses
+    from trainables.digests import Provenance
+    from trainables.pipeline import DocumentLosses, Inputs
     from trainables.progress import Progress
     from trainables.sources import DataSource, EmbeddingSource
 
@@ -24,6 +27,7 @@ NO_RESULT = "no_result"  # why the trial ended without one: it diverged, or does
 COLLAPSED = "collapsed"  # why the trial ended before Phase 2; `FINAL` then has Phase 1's figures
 COMPUTE, DEVICE_NAME = "compute", "device_name"  # how this trial's device computes, and what it is
 PHASE1_BY = "phase1_by"  # config hash of the run that trained Phase 1, beside the final figures
+PROVENANCE = "provenance"  # `digests.Provenance` as a dict: code, torch, device, compute
 DOCUMENTS = "documents"  # the validation's `pipeline.DocumentLosses` as a dict, beside the final figures
 
 PROFILE = "profile"  # key beside a trial's configuration: the folder its traces go to
@@ -32,8 +36,8 @@ PROFILE = "profile"  # key beside a trial's configuration: the folder its traces
 class _Reporter:
     """Collects a run's progress and hands it to Tune, never more often than `REPORT_EVERY`."""
 
-    def __init__(self, compute: str, device_name: str) -> None:
-        self._place = {COMPUTE: compute, DEVICE_NAME: device_name}
+    def __init__(self, provenance: "Provenance", device_name: str) -> None:
+        self._place = {COMPUTE: provenance.compute, DEVICE_NAME: device_name, PROVENANCE: vars(provenance)}
         self._points: list[tuple[str, int, float]] = []
         self._sent: dict[str, int] = {}
         self._last = -math.inf
@@ -63,7 +67,34 @@ class _Reporter:
         self._points, self._last = [], time.monotonic()
 
 
-def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str, threads: int, gpus: float) -> None:
+def check_code(code: str, place: str) -> None:
+    """Whether this process runs the code of the process that asked for the trial.
+
+    Args:
+        code: `digests.code_digest` of `digests.TRIAL` there.
+        place: the folder that it lies in there.
+
+    Raises:
+        OtherCodeError: it does not.
+    """
+    from trainables.digests import ROOT, TRIAL, code_digest
+
+    if code_digest(TRIAL) != code:
+        raise OtherCodeError(
+            f"the worker on {platform.node()} runs the code in {ROOT}, this study that in {place}: "
+            "have every host run the same version"
+        )
+
+
+def two_phase(
+    config: dict[str, Any],
+    *,
+    inputs: list[ray.ObjectRef],
+    cache: str,
+    threads: int,
+    gpus: float,
+    code: tuple[str, str],
+) -> None:
     """One trial.
 
     Args:
@@ -72,18 +103,21 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
         cache: folder of shared Phase-1 results.
         threads: CPU threads of the computation; recorded, since the last digits depend on it.
         gpus: what Ray granted.
+        code: as in `check_code`.
     """
+    check_code(*code)
     import torch
 
     from model.compute import Compute
     from trainables.artifacts import ArtifactStore
+    from trainables.digests import Provenance
     from trainables.phase1 import DivergedError
     from trainables.pipeline import CollapsedError, DoesNotFitError, run
     from trainables.traces import Profiler
 
     torch.set_num_threads(threads)
     device = choose_device(gpus)
-    report = _Reporter(str(Compute.of(device)), hardware(gpus))
+    report = _Reporter(Provenance.of(device, Compute.of(device)), hardware(gpus))
     folder = config.pop(PROFILE, None)
     profiler = Profiler(Path(folder), report) if folder else None
     store, listen = ArtifactStore(Path(cache)), profiler or report
@@ -100,6 +134,28 @@ def two_phase(config: dict[str, Any], *, inputs: list[ray.ObjectRef], cache: str
             profiler.stop()
 
 
+def repeat(
+    config: dict[str, Any], inputs: "Inputs", threads: int, gpus: float, code: tuple[str, str]
+) -> tuple[dict[str, float], list[float]]:
+    """Train a trial again, Phase 1 included, and keep nothing: figures and validation losses by document.
+
+    Args:
+        config: a flat `RunConfig`; the others as in `two_phase`.
+    """
+    check_code(*code)
+    import tempfile
+
+    import torch
+
+    from trainables.artifacts import ArtifactStore
+    from trainables.pipeline import run
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory(prefix="repeat-") as scratch:
+        result = run(RunConfig.from_flat(config), inputs, ArtifactStore(Path(scratch)), choose_device(gpus))
+    return result.metrics, result.val_documents.nats
+
+
 def prepare(
     config: RunConfig,
     data: "DataSource",
@@ -107,13 +163,16 @@ def prepare(
     cache: str,
     threads: int,
     gpus: float,
+    code: tuple[str, str],
 ) -> tuple[Any, dict[str, Any]]:
     """Make a study's inputs where trials run; returned to the object store, with what the driver wants to know."""
+    check_code(*code)
     import torch
 
     from model.chunks import out_of_memory
     from model.compute import Compute
     from trainables.artifacts import ArtifactStore
+    from trainables.digests import Provenance
     from trainables.pipeline import prepare_inputs
 
     torch.set_num_threads(threads)
@@ -137,4 +196,5 @@ def prepare(
         "inputs": inputs.digest,
         "hardware": hardware(gpus),
         "compute": str(Compute.of(device)),
+        PROVENANCE: vars(Provenance.of(device, Compute.of(device))),
     }

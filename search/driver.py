@@ -268,13 +268,15 @@ class _StudyRun:
         )  # fmt: skip
 
     def _report(self, ledger: "Ledger", summary: dict[str, Any]) -> list[Path]:
-        from search.leaderboard import as_table, leaderboard, write_results
+        from search.leaderboard import as_table, leaderboard, origins_told, write_results
         from search.study_record import bigram_figures
 
         frame, best = leaderboard(ledger, bigram_figures(summary)), ledger.best()
         if ledger.finished():
             self.console.print()
             self.console.print(as_table(frame, f"{self.name}: best first", best.number if best else None))
+            for line in origins_told(ledger):
+                self.console.print(line, markup=False)
         files = write_results(ledger, frame, self.settings.records.study(self.name), self.command)
         return files + self._write_report(ledger)
 

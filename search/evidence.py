@@ -13,6 +13,7 @@ from search.verdict import Difference, Interval, Losses, differences
 from trainables.records import Records
 
 NO_LOSSES = "no per-document losses"
+OTHER_CODE = "of other code or another device: not compared"
 AHEAD, TIE, BEHIND = "ahead", "tie", "behind"  # of a configuration, seen from the leader
 ON_DOCUMENTS = "on these documents, seeds not tested"
 
@@ -77,23 +78,33 @@ def _losses(found: Configuration, study: str, records: Records) -> Losses | None
     return Losses(np.stack(nats), targets)
 
 
+def comparable(results: Results, evidence: list[Evidence]) -> list[Evidence]:
+    """Those whose figures come from code and devices that give the same as the leader's."""
+    leader = results.leader()
+    if leader is None:
+        return evidence
+    return [e for e in evidence if results.comparable(e.found.first, leader.first)]
+
+
 def compare(results: Results, evidence: list[Evidence]) -> Comparison:
     """The leader against every other configuration."""
     found = results.leader()
     if found is None:
         return Comparison(None, "No trial has finished.", [])
     leader = next(e for e in evidence if e.found.first.number == found.first.number)
-    others = [e for e in evidence if e is not leader]
+    like = comparable(results, evidence)
+    unlike = [Row(e, None, OTHER_CODE) for e in evidence if all(e is not other for other in like)]
+    others = [e for e in like if e is not leader]
     usable = [e for e in (leader, *others) if e.losses is not None]
     if leader.losses is None or len(usable) < 2 or len(leader.losses.targets) < 2:
         headline = f"Lowest validation PPL: {_shown(leader)}; {_why_not(leader, others)}."
-        return Comparison(leader, headline, [Row(other, None, NO_LOSSES) for other in others])
+        return Comparison(leader, headline, [*(Row(other, None, NO_LOSSES) for other in others), *unlike])
     # The leader was chosen among all of them, so all of them count where intervals are widened.
     losses = [e.losses for e in usable if e.losses is not None]
     made = differences(losses, [(0, i) for i in range(1, len(usable))], compared=len(usable))
     known = {e.found.first.number: d for e, d in zip(usable[1:], made, strict=True)}
     rows = [_row(e, known.get(e.found.first.number)) for e in others]
-    return Comparison(leader, _headline(leader, rows), rows)
+    return Comparison(leader, _headline(leader, rows), [*rows, *unlike])
 
 
 def _why_not(leader: Evidence, others: list[Evidence]) -> str:

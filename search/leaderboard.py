@@ -20,6 +20,7 @@ CSV, BEST = "leaderboard.csv", "best.json"
 BIGRAM_ROW = "bigram"
 SAME_MODEL = "same model as"
 SPREAD, SEEDS = "±", "seeds"
+CODE = "code"  # a letter for each `results.Origin`, where there are several
 COLUMNS = (
     "trial",
     "config",
@@ -89,10 +90,15 @@ def leaderboard(results: Results, bigram: tuple[float, float] | None) -> pd.Data
         bigram: the bigram model's validation PPL and accuracy, where the embedding is one.
     """
     rows = [_row(found) for found in results.configurations()]
+    origins = results.origins()
+    if len(origins) > 1:
+        letters = {trial.number: origin.label for origin in origins for trial in origin.trials}
+        rows = [row | {CODE: letters[row["trial"]]} for row in rows]
     if bigram is not None:
         rows.append({"config": BIGRAM_ROW, "val PPL": bigram[0], "val acc %": 100 * bigram[1]})
     replicated = any(row.get(SEEDS, 1) > 1 for row in rows)
-    frame = pd.DataFrame(rows, columns=[*(WITH_SEEDS if replicated else COLUMNS), *CSV_ONLY])
+    shown = [*(WITH_SEEDS if replicated else COLUMNS), *([CODE] if len(origins) > 1 else [])]
+    frame = pd.DataFrame(rows, columns=[*shown, *CSV_ONLY])
     whole = ("trial", "D", "params", "sweeps", "context_layers", "token_layers", *([SEEDS] if replicated else []))
     return frame.astype(dict.fromkeys(whole, "Int64")).sort_values("val PPL", kind="stable", ignore_index=True)
 
@@ -129,7 +135,7 @@ def same_models(frame: pd.DataFrame) -> list[str]:
 def as_table(frame: pd.DataFrame, title: str, best: int | None = None) -> Table:
     """The leaderboard for a terminal of 80 columns or more; the row of trial `best` stands out."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
-    shown = [column for column in frame.columns if column in WITH_SEEDS]
+    shown = [column for column in frame.columns if column in (*WITH_SEEDS, CODE)]
     if SEEDS in shown:
         shown.remove("seconds")  # 80 columns do not hold it as well
     for column in shown:
@@ -173,6 +179,14 @@ def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: 
     }
     write_whole(folder / BEST, json.dumps(content, indent=1) + "\n")
     return [csv, folder / BEST]
+
+
+def origins_told(results: Results) -> list[str]:
+    """What each letter of the leaderboard's `CODE` stands for; empty where all figures can be compared."""
+    found = results.origins()
+    if len(found) < 2:
+        return []
+    return [f"code {o.label}: {len(o.trials)} trial(s), {o.shown}" for o in found]
 
 
 def failures(results: Results) -> list[tuple[int, str, str]]:

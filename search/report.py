@@ -31,11 +31,11 @@ HOW = (
 def write_report(results: "Results", records: Records) -> tuple[list[Path], "Comparison", list["Claim"]]:
     """Write both files into the study's folder; the files, and what the terminal tells of them."""
     from search.claims import evaluate
-    from search.evidence import compare, load_evidence
+    from search.evidence import comparable, compare, load_evidence
     from trainables.records import write_whole
 
     evidence = load_evidence(results, records)
-    comparison, claims = compare(results, evidence), evaluate(evidence)
+    comparison, claims = compare(results, evidence), evaluate(comparable(results, evidence))
     content = _content(results, records, comparison, claims)
     folder = records.study(results.name)
     for name in (HTML, MARKDOWN):
@@ -60,7 +60,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
     """All that the templates show."""
     from plotly.offline import get_plotlyjs
 
-    from search.leaderboard import leaderboard, same_models
+    from search.leaderboard import leaderboard, origins_told, same_models
     from search.plots import all_plots
     from search.study_record import bigram_figures, read_study_record
 
@@ -77,6 +77,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
         "headline": comparison.headline,
         "table": _table(frame, best, comparison),
         "same_models": same_models(frame),
+        "origins": origins_told(results),
         "rows": [_row(row) for row in comparison.rows],
         "several_seeds": any(row.difference and row.difference.seeds_tested for row in comparison.rows),
         "how": HOW,
@@ -110,9 +111,9 @@ def _trial_records(results: "Results", records: Records) -> tuple[dict[int, "Tri
 def _table(frame: Any, best: int | None, comparison: "Comparison") -> dict[str, Any]:
     """The leaderboard as text: headings, and rows with what marks them."""
     from search.evidence import TIE
-    from search.leaderboard import BIGRAM_ROW, WITH_SEEDS, cell, heading
+    from search.leaderboard import BIGRAM_ROW, CODE, WITH_SEEDS, cell, heading
 
-    shown = [column for column in frame.columns if column in WITH_SEEDS]
+    shown = [column for column in frame.columns if column in (*WITH_SEEDS, CODE)]
     tied = {row.other.found.first.number for row in comparison.rows if row.verdict.startswith(TIE)}
     rows = [
         {

@@ -87,16 +87,15 @@ def modules(module: str, root: Path = ROOT) -> list[str]:
         if name in found or _file(root, name) is None:
             continue
         found.add(name)
-        package = name.rpartition(".")[0]
-        open_ones |= _imports(root, name) | ({package} if package else set())  # its __init__ runs first
+        open_ones |= _imports(root, name)
     return sorted(found)
 
 
 def _file(root: Path, module: str) -> Path | None:
     if module.partition(".")[0] not in PACKAGES:
         return None
-    place = root.joinpath(*module.split("."))
-    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+    file = root.joinpath(*module.split(".")).with_suffix(".py")
+    return file if file.is_file() else None  # a package's `__init__` computes nothing
 
 
 def _tree(root: Path, module: str) -> ast.Module:

@@ -1,0 +1,102 @@
+"""The digest of the code behind a result: what changes it, and what it is a part of."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import trainables.shared_phase1
+from trainables.artifacts import ArtifactStore
+from trainables.digests import PACKAGES, PHASE1, ROOT, TABLE, TOKENS, TRIAL, Provenance, code_digest, modules
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The three packages, to be edited."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def edited(root: Path, file: str, before: str, after: str) -> dict[str, bool]:
+    """Which kinds' digests an edit changes."""
+    kinds = (TOKENS, TABLE, PHASE1, TRIAL)
+    code_digest.cache_clear()
+    old = [code_digest(kind, root) for kind in kinds]
+    text = (root / file).read_text()
+    assert before in text
+    (root / file).write_text(text.replace(before, after))
+    code_digest.cache_clear()
+    return {kind: code_digest(kind, root) != was for kind, was in zip(kinds, old, strict=True)}
+
+
+NONE = dict.fromkeys((TOKENS, TABLE, PHASE1, TRIAL), False)
+
+
+def test_a_comment_a_docstring_and_a_plot_change_nothing(copy: Path) -> None:
+    assert edited(copy, "trainables/phase1.py", '"""Phase 1: fit', '# new\n"""Phase one: fit') == NONE
+    assert edited(copy, "model/native.c", "/*", "/* more") == NONE
+    assert edited(copy, "search/plots.py", "import", "import os\nimport") == NONE
+
+
+def test_an_edit_to_a_phase_changes_the_results_it_is_part_of(copy: Path) -> None:
+    assert edited(copy, "trainables/phase1.py", "STATE_STD = 0.01", "STATE_STD = 0.02") == NONE | {
+        PHASE1: True, TRIAL: True
+    }  # fmt: skip
+    assert edited(copy, "trainables/phase2.py", "import math", "import math as math") == NONE | {TRIAL: True}
+
+
+@pytest.mark.parametrize("file", ["model/native.c", "model/triton_kernels.py", "model/losses.py"])
+def test_kernels_and_c_operators_are_part_of_both_phases(copy: Path, file: str) -> None:
+    more = "\nint one_more;\n" if file.endswith(".c") else "\nONE_MORE = 1\n"
+    assert edited(copy, file, (copy / file).read_text(), (copy / file).read_text() + more) == NONE | {
+        PHASE1: True, TRIAL: True
+    }  # fmt: skip
+
+
+def test_what_is_imported_for_type_checkers_alone_does_not_run() -> None:
+    assert "model.generate" not in modules(TRIAL)
+    assert not [name for name in modules(TRIAL) if name.startswith("search")]
+    assert {"model.native", "model.fused", "trainables.phase2", "trainables.corpus"} <= set(modules(TRIAL))
+
+
+def test_a_provenance_is_its_code_torch_device_and_kernels() -> None:
+    one = Provenance(code="c", torch="2.11.0", device="cpu", compute="fp32")
+    others = (
+        Provenance(code="d", torch="2.11.0", device="cpu", compute="fp32"),
+        Provenance(code="c", torch="2.12.0", device="cpu", compute="fp32"),
+        Provenance(code="c", torch="2.11.0", device="gpu", compute="fp32"),
+        Provenance(code="c", torch="2.11.0", device="cpu", compute="bf16"),
+    )
+    assert len({one.digest, *(other.digest for other in others)}) == 5
+
+
+def test_phase_1_is_found_again_by_the_same_code_torch_and_device_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from costless import base_config
+
+    from model.compute import Compute
+    from model.language_model import LanguageModel
+    from trainables.config import RunConfig
+
+    config: RunConfig = base_config(context_dim=8, phase1_max_sweeps=3, contexts_min_rank=0.0)
+    table = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    tokens = torch.arange(40) % 10
+
+    def key(**changes: object) -> str:
+        for name, value in changes.items():
+            monkeypatch.setattr(trainables.shared_phase1, name, lambda *_, value=value: value)
+        model = LanguageModel(config.model_config(10, 4), table, 0)
+        store = ArtifactStore(tmp_path)
+        phase1 = trainables.shared_phase1.SharedPhase1(
+            config, model, tokens, tokens, "d", store, lambda _: None, Compute(), False
+        )
+        monkeypatch.undo()
+        return phase1.key
+
+    version = key()
+    monkeypatch.setattr(torch, "__version__", "0")
+    assert len({version, key(), key(code_digest="x"), key(device_model="y")}) == 4
+    assert key() == version

@@ -15,7 +15,7 @@ from search.ledger import INTERRUPTED, LOST, MAX_FAILURES, Ledger
 from search.progress import Display
 from search.searcher import LedgerSearcher, Unpickled
 from search.trial_records import TrialRecord, write_trial_record
-from trainables.errors import unwritable
+from trainables.errors import OtherCodeError, unwritable
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
 from trainables.spool import Spool
@@ -191,7 +191,8 @@ class Recorder(Unpickled, Callback):
             self._display.lose(number)
             return
         self._fail(number, reason, _story(trial))
-        self._count(number, reason, stop=bool(unwritable(error)))  # a full disk is no trial's own fault
+        # neither a full disk nor a host with another version is a trial's own fault
+        self._count(number, reason, stop=bool(unwritable(error)) or isinstance(error, OtherCodeError))
 
     def _fail(self, number: int, reason: str, details: str) -> None:
         self._keep(number, "failed", reason)

@@ -12,6 +12,9 @@ from search.ledger import Ledger
 from search.options import Settings
 from search.progress import duration
 from search.report import HTML
+from search.results import METRICS, Configuration, trial_config
+from trainables.convergence import shortfall
+from trainables.metrics import CONVERGENCE
 
 if TYPE_CHECKING:  # Ray is not imported where nothing is to run
     from search.cluster import Resources
@@ -28,6 +31,12 @@ def say_prepared(console: Console, settings: Settings, resources: "Resources", s
     what = f"{resources.gpus:g} GPU" if resources.gpus else f"{resources.threads} CPU thread(s)"
     where = f"{summary['hardware']}: {summary['compute']}"
     console.print(f"{resources.max_concurrent} trial(s) at once, {what} each, on {where}\n")
+
+
+def _at_cap(leader: Configuration) -> str:
+    """How far its worst seed came."""
+    seeds = [(trial_config(trial), trial.user_attrs[METRICS]) for trial in leader.trials]
+    return f"its {shortfall(*min(seeds, key=lambda seed: seed[1][CONVERGENCE]))}"
 
 
 def say_end(
@@ -66,6 +75,8 @@ def say_end(
         console.print("[bold]interrupted: the same command continues this study[/]")
     if finished:
         console.print(f"best configuration: {shown / 'studies' / ledger.name / BEST}")
+        if (leader := ledger.leader()) and not leader.converged:
+            console.print(f"[bold]{_at_cap(leader)}[/]")
         if reported:
             console.print(f"the report:         {shown / 'studies' / ledger.name / HTML}")
     if settings.tracking_uri is None:

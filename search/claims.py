@@ -17,7 +17,8 @@ from search.results import METRICS, trial_config
 from search.spaces import CELLS
 from search.verdict import LEVEL, Interval, combined_interval
 from trainables.config import RunConfig
-from trainables.metrics import CONVERGENCE, SWEEPS
+from trainables.convergence import converged
+from trainables.metrics import SWEEPS
 
 SUPPORTED, NOT_SUPPORTED, CONTRADICTED, NOT_TESTED = "supported", "not supported", "contradicted", "not tested here"
 ABOUT_HALF = (1 / 3, 2 / 3)  # of the sweeps
@@ -152,7 +153,7 @@ def _half(evidence: list[Evidence]) -> list[Claim]:
     sweeps: dict[tuple[int, int, int], float] = {}
     for trial in (t for e in evidence for t in e.found.trials):
         config, figures = trial_config(trial), trial.user_attrs[METRICS]
-        if figures[CONVERGENCE] >= config.phase1.converged_share:
+        if converged(config, figures):
             sweeps[config.context_dim, config.seed, config.context_layers] = figures[SWEEPS]
     found = []
     for dim in sorted({key[0] for key in sweeps}):

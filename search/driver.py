@@ -131,6 +131,8 @@ class _StudyRun:
         ledger, folder = self.ledger, self.settings.records.study(self.name)
         refs = None if enough else self._start_preparing()  # on a worker, while MLflow's store is opened here
         with self.console.status("opening the records …"):
+            from search.results import METRICS, trial_config
+            from trainables.convergence import with_converged
             from trainables.spool import Spool
             from trainables.tracking import Tracker
 
@@ -178,8 +180,8 @@ class _StudyRun:
             raise
         finally:  # also where the inputs cannot be made: no run stays open
             files = [str(file) for file in self._report(ledger, summary)] if summary else []
-            best = ledger.best()
-            spool.put("end_study", status=status, figures=best.user_attrs["metrics"] if best else {}, files=files)
+            figures = with_converged(trial_config(best), best.user_attrs[METRICS]) if (best := ledger.best()) else {}
+            spool.put("end_study", status=status, figures=figures, files=files)
             with self.console.status("handing the records to MLflow …"):
                 lacking = spool.close()
             if lacking:

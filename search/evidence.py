@@ -10,6 +10,7 @@ from search.leaderboard import trial_name
 from search.results import HASH, Configuration, Results
 from search.trial_records import read_trial_record
 from search.verdict import Difference, Interval, Losses, differences
+from trainables.convergence import MARK, MARKED
 from trainables.records import Records
 
 NO_LOSSES = "no per-document losses"
@@ -29,6 +30,11 @@ class Evidence:
     def name(self) -> str:
         """For people."""
         return trial_name(self.found.config)
+
+    @property
+    def marked(self) -> str:
+        """Its name, with the mark of one whose Phase 1 did not converge."""
+        return self.name if self.found.converged else f"{self.name}{MARK}"
 
     @property
     def num_seeds(self) -> int:
@@ -124,24 +130,25 @@ def _row(other: Evidence, difference: Difference | None) -> Row:
 
 
 def _shown(evidence: Evidence) -> str:
-    return f"{evidence.name} (val PPL {evidence.found.ppl:.2f})"
+    mark = "" if evidence.found.converged else f", {MARKED}"
+    return f"{evidence.name} (val PPL {evidence.found.ppl:.2f}{mark})"
 
 
 def _headline(leader: Evidence, rows: list[Row]) -> str:
     """Winner or tie in one sentence; never a winner without replicates."""
-    tied = [row.other.name for row in rows if row.verdict == TIE]
-    maybe = [row.other.name for row in rows if row.verdict == f"{TIE} {ON_DOCUMENTS}"]
+    tied = [row.other.marked for row in rows if row.verdict == TIE]
+    maybe = [row.other.marked for row in rows if row.verdict == f"{TIE} {ON_DOCUMENTS}"]
     if leader.num_seeds == 1:
         if maybe:
             return f"{_shown(leader)} is lowest, but not told apart from {_listed(maybe)} {ON_DOCUMENTS}."
         return f"{_shown(leader)} is {AHEAD} {ON_DOCUMENTS}."
     rivals = [row for row in rows if row.difference is not None and row.difference.seeds_tested]
-    better = [row.other.name for row in rows if row.verdict in (AHEAD, f"{AHEAD} {ON_DOCUMENTS}")]
+    better = [row.other.marked for row in rows if row.verdict in (AHEAD, f"{AHEAD} {ON_DOCUMENTS}")]
     if better:
         seeds = f"{leader.num_seeds} seeds"
         return f"{_shown(leader)} is lowest of those with {seeds}; with fewer, {_listed(better)} is lower."
     lower = [
-        row.other.name
+        row.other.marked
         for row in rows
         if row.verdict == f"{TIE} {ON_DOCUMENTS}" and row.other.found.ppl < leader.found.ppl
     ]

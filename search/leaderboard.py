@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from search.results import CONFIG, HASH, METRICS, REASON, SEED, Configuration, R
 from search.trial_records import read_trial_record
 from trainables import metrics as names
 from trainables.config import RunConfig
+from trainables.convergence import MARK
 from trainables.records import write_whole
 
 CSV, BEST = "leaderboard.csv", "best.json"
 BIGRAM_ROW = "bigram"
 SAME_MODEL = "same model as"
+CONVERGED = "converged"
 SPREAD, SEEDS = "±", "seeds"
 CODE = "code"  # a letter for each `results.Origin`, where there are several
 COLUMNS = (
@@ -37,7 +40,7 @@ COLUMNS = (
 WITH_SEEDS = (*COLUMNS[:-2], SPREAD, SEEDS, *COLUMNS[-2:])  # where there are replicates
 
 
-CSV_ONLY = ("context_layers", "token_layers", SAME_MODEL)
+CSV_ONLY = ("context_layers", "token_layers", CONVERGED, SAME_MODEL)
 
 
 def config_name(config: RunConfig) -> str:
@@ -71,6 +74,7 @@ def _row(found: Configuration) -> dict[str, Any]:
         "params": int(figures[names.TOTAL_PARAMS]),
         "sweeps": round(figures[names.SWEEPS]),
         "conv %": 100 * figures[names.CONVERGENCE],
+        CONVERGED: found.converged,
         "ER %": figures[names.VAL_ER],
         "val PPL": found.ppl,
         SPREAD: (max(found.ppls) - min(found.ppls)) / 2 if len(each) > 1 else None,
@@ -100,7 +104,8 @@ def leaderboard(results: Results, bigram: tuple[float, float] | None) -> pd.Data
     shown = [*(WITH_SEEDS if replicated else COLUMNS), *([CODE] if len(origins) > 1 else [])]
     frame = pd.DataFrame(rows, columns=[*shown, *CSV_ONLY])
     whole = ("trial", "D", "params", "sweeps", "context_layers", "token_layers", *([SEEDS] if replicated else []))
-    return frame.astype(dict.fromkeys(whole, "Int64")).sort_values("val PPL", kind="stable", ignore_index=True)
+    frame = frame.astype({**dict.fromkeys(whole, "Int64"), CONVERGED: "boolean"})
+    return frame.sort_values("val PPL", kind="stable", ignore_index=True)
 
 
 def cell(column: str, value: Any) -> str:
@@ -115,6 +120,22 @@ def cell(column: str, value: Any) -> str:
         return f"{value:.0f}"
     forms = {"ER %": "{:.1f}%", "val PPL": "{:.2f}", SPREAD: "{:.2f}", "val acc %": "{:.1f}%", "seconds": "{:.1f}"}
     return forms.get(column, "{}").format(value)
+
+
+def cells(row: Mapping[Any, Any], shown: Iterable[str]) -> list[str]:
+    """A row's values as a person reads them; the share of one whose Phase 1 did not converge is marked."""
+    return [cell(column, row[column]) + (MARK if column == "conv %" and _at_cap(row) else "") for column in shown]
+
+
+def _at_cap(row: Mapping[Any, Any]) -> bool:
+    return not pd.isna(row[CONVERGED]) and not row[CONVERGED]
+
+
+def at_cap_note(frame: pd.DataFrame) -> str:
+    """How many of a leaderboard's rows the mark is on, and what it says; empty where it is on none."""
+    count = sum(map(_at_cap, frame.to_dict("records")))
+    said = f"{MARK} Phase 1 of {count} did not converge: it ended at its cap of sweeps."
+    return said if count else ""
 
 
 def heading(column: str) -> str:
@@ -143,8 +164,9 @@ def as_table(frame: pd.DataFrame, title: str, best: int | None = None) -> Table:
         table.add_column(heading(column), justify=side, no_wrap=True, header_style="bold underline")
     for row in frame.to_dict("records"):
         style = "dim" if row["config"] == BIGRAM_ROW else "bold green" if row["trial"] == best else None
-        table.add_row(*(cell(column, row[column]) for column in shown), style=style)
+        table.add_row(*cells(row, shown), style=style)
     notes = ["n seeds each: mean, ± half their range."] if SEEDS in shown else []
+    notes += [note] if (note := at_cap_note(frame)) else []
     notes += ["Same model: " + "; ".join(named) + "."] if (named := same_models(frame)) else []
     if notes:
         table.caption = " ".join(notes)
@@ -171,6 +193,7 @@ def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: 
         "command": command,
         "config": leader.first.user_attrs[CONFIG],
         "metrics": leader.first.user_attrs[METRICS],
+        CONVERGED: leader.converged,
         "seeds": {
             "count": len(leader.trials),
             "mean_val_ppl": leader.ppl,  # exp of the mean loss; it, not the best seed, made this the leader

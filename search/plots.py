@@ -19,6 +19,7 @@ from search.results import METRICS, REPLICATE_OF, SEED, Configuration, Results, 
 from search.spaces import SEARCHED
 from search.trial_records import TrialRecord
 from trainables import metrics as names
+from trainables.convergence import MARKED, converged
 
 LEAST_FOR_IMPORTANCE = 10  # finished trials; of fewer, the best quarter is a trial or two
 LEAST_FOR_CONTOUR = 6  # different points of a pair
@@ -90,7 +91,14 @@ def all_plots(results: Results, records: dict[int, TrialRecord], bigram_ppl: flo
 
 def _trial_label(results: Results, number: int) -> str:
     trial = results.optuna.get_trials(deepcopy=False)[number]
-    return f"#{number} {trial_name(trial_config(trial), SEED in trial.user_attrs)}"
+    config, figures = trial_config(trial), trial.user_attrs.get(METRICS, {})
+    mark = names.CONVERGENCE in figures and not converged(config, figures)  # one that failed has no figures
+    return f"#{number} {trial_name(config, SEED in trial.user_attrs)}{f', {MARKED}' * mark}"
+
+
+def _label(found: Configuration) -> str:
+    mark = "" if found.converged else f", {MARKED}"
+    return f"#{found.first.number} {trial_name(found.config)}{mark}"
 
 
 def _is_replicate(results: Results, number: int) -> bool:
@@ -137,6 +145,7 @@ def convergence_curves(results: Results, records: dict[int, TrialRecord]) -> Plo
             seen.add(config.phase1_key())
             sweeps, values = zip(*points, strict=True)
             label = f"C{config.context_layers} D{config.context_dim} seed {config.seed}"
+            label += "" if converged(config, {names.CONVERGENCE: values[-1]}) else f", {MARKED}"
             width = 1 if _is_replicate(results, number) else 2
             figure.add_scatter(x=sweeps, y=[100 * v for v in values], name=label, mode="lines", line={"width": width})
     if not figure.data:
@@ -170,7 +179,7 @@ def pareto(configurations: list[Configuration], costs: list[str], shown: str, ti
         axis: what is written under it, if not that.
     """
     points = [(sum(_mean(found, cost) for cost in costs), found.ppl) for found in configurations]
-    labels = [f"#{found.first.number} {trial_name(found.config)}" for found in configurations]
+    labels = list(map(_label, configurations))
     best = front(points)
     figure = go.Figure()
     line = {"x": [points[i][0] for i in best], "y": [points[i][1] for i in best], "hoverinfo": "skip"}
@@ -192,7 +201,7 @@ def efficiency(configurations: list[Configuration], bigram_ppl: float | None) ->
         return Plot(anchor, title, missing="The embedding is no bigram model, so there is no line to gain on.")
     trained = [_mean(f, names.PHASE1_PARAMS) + _mean(f, names.PHASE2_PARAMS) for f in configurations]
     gains = [math.log(bigram_ppl / found.ppl) for found in configurations]
-    labels = [f"#{found.first.number} {trial_name(found.config)}" for found in configurations]
+    labels = list(map(_label, configurations))
     figure = go.Figure()
     figure.add_scatter(
         x=trained, y=[1e6 * gain / count for gain, count in zip(gains, trained, strict=True)], mode="markers",

@@ -85,8 +85,8 @@ class Display:
             return
         running.said = time.monotonic()
 
-    def finish(self, number: int, figures: dict[str, float], may_lead: bool = True) -> None:
-        """A trial ended with a result; a replicate's is none to lead by."""
+    def finish(self, number: int, figures: dict[str, float], may_lead: bool = True, marked: str = "") -> None:
+        """A trial ended with a result; a replicate's is none to lead by; `marked` stands behind its convergence."""
         running = self._running.pop(number)
         self.done += 1
         value = figures[VAL_PPL]
@@ -94,7 +94,8 @@ class Display:
         if first:
             self.best = (value, running.name)
         how = "reused" if figures[PHASE1_SHARED] else "trained"
-        phase1 = f"phase 1 {how}: {figures[SWEEPS]:.0f} sweeps, {math.floor(100 * figures[CONVERGENCE])}% converged"
+        share = f"{math.floor(100 * figures[CONVERGENCE])}%{marked}"
+        phase1 = f"phase 1 {how}: {figures[SWEEPS]:.0f} sweeps, {share} converged"
         again = "; GPU memory full, run again with half at once" if figures.get(ATTEMPTS, 1) > 1 else ""
         mark = "  [bold green]best so far[/]" if first else ""
         text = f"val PPL [bold]{value:.2f}[/]  ({phase1}; {duration(time.monotonic() - running.began)}{again}){mark}"

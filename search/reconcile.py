@@ -8,6 +8,7 @@ from search.leaderboard import trial_name
 from search.ledger import Ledger
 from search.results import COMPUTE, HASH, METRICS, PROVENANCE, REASON, REPLICATE_OF, trial_config
 from search.trial_records import TrialRecord, read_trial_record
+from trainables.convergence import with_converged
 from trainables.records import Records
 from trainables.spool import Spool
 from trainables.tracking import COMPUTE_TAG, DEVICE_TAG, provenance_tags
@@ -43,9 +44,10 @@ def complete_mlflow(ledger: Ledger, spool: Spool, records: Records, runtime: dic
         if failed:
             spool.put("fail_trial", key, reason=kept[REASON], details="")
         elif trial.state == TrialState.PRUNED:
-            spool.put("prune_trial", key, reason=kept[REASON], figures=kept[METRICS])
+            spool.put("prune_trial", key, reason=kept[REASON], figures=with_converged(config, kept[METRICS]))
         else:
             place = {COMPUTE_TAG: kept[COMPUTE]} if kept.get(COMPUTE) else {}
             place |= provenance_tags(kept.get(PROVENANCE))
             place |= {key: left.runtime[key] for key in (DEVICE_TAG,) if key in left.runtime}
-            spool.put("finish_trial", key, figures=kept[METRICS], place=place, phase1_by=left.phase1_by)
+            figures = with_converged(config, kept[METRICS])
+            spool.put("finish_trial", key, figures=figures, place=place, phase1_by=left.phase1_by)

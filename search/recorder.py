@@ -15,6 +15,7 @@ from search.ledger import INTERRUPTED, LOST, MAX_FAILURES, Ledger
 from search.progress import Display
 from search.searcher import LedgerSearcher, Unpickled
 from search.trial_records import TrialRecord, write_trial_record
+from trainables.convergence import MARK, converged, with_converged
 from trainables.errors import OtherCodeError, unwritable
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
@@ -154,6 +155,7 @@ class Recorder(Unpickled, Callback):
             self._fail(number, last[NO_RESULT], "")
         elif last.get(FINAL):
             self._alike = []
+            config = self._searcher.assigned[trial.trial_id].config
             made = last[PROVENANCE]
             place = {COMPUTE_TAG: last[COMPUTE], DEVICE_TAG: last[DEVICE_NAME], **provenance_tags(made)}
             kept = {"metrics": last[FINAL], "runtime": self._runtime | place, "phase1_by": last[PHASE1_BY]}
@@ -163,13 +165,14 @@ class Recorder(Unpickled, Callback):
             self._tracker.put(
                 "finish_trial",
                 self._runs[number],
-                figures=last[FINAL],
+                figures=with_converged(config, last[FINAL]),
                 place=place,
                 phase1_by=last[PHASE1_BY],
                 traces=trial.config.get(PROFILE),
             )
             replicate = self._searcher.assigned[trial.trial_id].replicate_of is not None
-            self._display.finish(number, last[FINAL], may_lead=not replicate)
+            mark = "" if converged(config, last[FINAL]) else MARK
+            self._display.finish(number, last[FINAL], may_lead=not replicate, marked=mark)
         # else it was stopped from outside: `interrupt_open` records it
 
     @_remembered

@@ -60,7 +60,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
     """All that the templates show."""
     from plotly.offline import get_plotlyjs
 
-    from search.leaderboard import leaderboard, origins_told, same_models
+    from search.leaderboard import at_cap_note, leaderboard, origins_told, same_models
     from search.plots import all_plots
     from search.study_record import bigram_figures, read_study_record
 
@@ -76,6 +76,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
         "study": results.name,
         "headline": comparison.headline,
         "table": _table(frame, best, comparison),
+        "at_cap": at_cap_note(frame),
         "same_models": same_models(frame),
         "origins": origins_told(results),
         "rows": [_row(row) for row in comparison.rows],
@@ -111,13 +112,13 @@ def _trial_records(results: "Results", records: Records) -> tuple[dict[int, "Tri
 def _table(frame: Any, best: int | None, comparison: "Comparison") -> dict[str, Any]:
     """The leaderboard as text: headings, and rows with what marks them."""
     from search.evidence import TIE
-    from search.leaderboard import BIGRAM_ROW, CODE, WITH_SEEDS, cell, heading
+    from search.leaderboard import BIGRAM_ROW, CODE, WITH_SEEDS, cells, heading
 
     shown = [column for column in frame.columns if column in (*WITH_SEEDS, CODE)]
     tied = {row.other.found.first.number for row in comparison.rows if row.verdict.startswith(TIE)}
     rows = [
         {
-            "cells": [cell(column, row[column]) for column in shown],
+            "cells": cells(row, shown),
             "kind": "line" if row["config"] == BIGRAM_ROW else "best" if row["trial"] == best else "",
             "tied": row["config"] != BIGRAM_ROW and row["trial"] in tied,
         }
@@ -134,7 +135,7 @@ def _row(row: Any) -> dict[str, str]:
     """One comparison with the leader as text."""
     from search.evidence import TIE, absolute, percent
 
-    told = {"name": row.other.name, "seeds": str(row.other.num_seeds), "verdict": row.verdict}
+    told = {"name": row.other.marked, "seeds": str(row.other.num_seeds), "verdict": row.verdict}
     difference = row.difference
     blank = dict.fromkeys(("documents", "ppl", "only_seeds", "combined"), "–")
     if difference is None:
@@ -183,6 +184,8 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
     from rich.markup import escape
     from rich.table import Table
 
+    from trainables.convergence import MARK, MARKED
+
     console.print(f"\n[bold]{escape(comparison.headline)}[/]")
     shown = [row for row in comparison.rows if row.difference is not None][:RUNNERS_UP]
     if shown:
@@ -195,6 +198,9 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
             both = row["combined"]
             table.add_row(row["name"], *(escape(text) for text in (row["documents"], both, row["verdict"])))
         console.print(table)
+    seen = [comparison.leader, *(row.other for row in shown)]
+    if any(each is not None and not each.found.converged for each in seen):
+        console.print(f"[bold]{MARK} {MARKED}: it ended at its cap of sweeps[/]")
     console.print("[dim]claims of the earlier reports[/]")
     for claim in claims:
         where = f" ({claim.where})" if claim.where else ""

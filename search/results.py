@@ -11,6 +11,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from trainables.config import RunConfig
+from trainables.convergence import converged
 from trainables.digests import Provenance
 
 # User attributes of an Optuna trial.
@@ -42,6 +43,11 @@ class Configuration:
     def config(self) -> RunConfig:
         """With the first trial's seed."""
         return trial_config(self.first)
+
+    @property
+    def converged(self) -> bool:
+        """Whether Phase 1 converged with each seed."""
+        return all(converged(trial_config(t), t.user_attrs[METRICS]) for t in self.trials)
 
     @property
     def ppls(self) -> list[float]:

@@ -125,6 +125,7 @@ def test_a_row_says_what_was_run_and_what_came_back(ledger: Ledger) -> None:
         "val PPL": 20.0,
         "val acc %": 24.1,
         "seconds": 12.34,
+        "converged": True,
         "context_layers": 2,
         "token_layers": 2,
         "same model as": "",

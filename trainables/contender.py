@@ -22,6 +22,7 @@ from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.baselines import fit_baseline
 from trainables.config import RunConfig
+from trainables.convergence import with_converged
 from trainables.devices import choose_device
 from trainables.errors import NoResultError
 from trainables.judge import Judgement, judge_splits, judged_metrics
@@ -151,7 +152,7 @@ def _two_phase(kind: str, config: RunConfig, inputs: Inputs, device: str, listen
 
     with tempfile.TemporaryDirectory() as scratch:
         result = run(config, inputs, ArtifactStore(Path(scratch)), device, on_progress)
-    model, figures = result.model, result.metrics
+    model, figures = result.model, with_converged(config, result.metrics)
 
     def state_bytes(tokens: Tensor) -> list[int]:
         """All that the next position needs of those before is the last one's final context."""

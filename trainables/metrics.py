@@ -2,6 +2,7 @@
 
 SWEEPS = "phase1/sweeps"
 CONVERGENCE = "phase1/convergence"  # share of converged positions at the last sweep
+CONVERGED = "phase1/converged"  # 1 or 0, in MLflow alone: trainables.convergence derives it
 TRAIN_ER = "phase1/train_er"  # effective rank of the exact contexts, per cent of D
 VAL_ER = "phase1/val_er"
 PHASE1_SECONDS = "phase1/seconds"  # of the run that trained it, also where it was reused

@@ -8,6 +8,8 @@ from typing import Any
 
 from model.checkpoint import CONFIG, DIGEST
 from model.config import RUN
+from trainables.config import RunConfig
+from trainables.convergence import converged
 from trainables.corpus import Corpus
 from trainables.judge import Judgement
 from trainables.provenance import git_state, package_version
@@ -18,7 +20,7 @@ PLACE = Path(__file__).resolve()
 
 
 def run_record(
-    config: dict[str, Any],
+    config: RunConfig,
     metrics: dict[str, float],
     corpus: Corpus,
     chat: bool,
@@ -30,7 +32,6 @@ def run_record(
     """The content of `run.json`.
 
     Args:
-        config: a flat `RunConfig`.
         chat: whether the corpus is conversations.
         judged: by split, validation and test.
         trial: study, study_id, number, hash and mlflow_run of the trial that the configuration comes from.
@@ -39,8 +40,9 @@ def run_record(
     """
     splits = {"validation": corpus.validation, "test": corpus.test}
     return {
-        "config": config,
+        "config": config.flat(),
         "metrics": metrics,
+        "converged": converged(config, metrics),
         **git_state(PLACE),
         "versions": {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}},
         "trial": trial,

@@ -113,6 +113,7 @@ def _train(settings: Settings, folder: ModelFolder) -> None:
 
 def _say_end(settings: Settings, record: dict[str, Any], comparison: str, console: "Console") -> None:
     from trainables import metrics as names
+    from trainables.convergence import shortfall
     from trainables.train_view import result_table
 
     metrics, folder = record["metrics"], shlex.quote(str(settings.out))
@@ -122,6 +123,8 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: str, consol
     # a reused Phase 1 counts in full, as on a study's leaderboard
     seconds = metrics[names.PHASE1_SECONDS] + metrics[names.PHASE2_SECONDS]
     console.print(f"\n{metrics[names.TOTAL_PARAMS]:,.0f} parameters, {epochs}, {seconds:.1f} s in both phases")
+    if short := shortfall(settings.config, metrics):
+        console.print(f"[bold]{short}[/]")
     if comparison:
         console.print(comparison)
     console.print(f"model:         {folder}", soft_wrap=True)

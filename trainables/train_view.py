@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from trainables import metrics as names
+from trainables.config import RunConfig
+from trainables.convergence import MARKED, converged
 from trainables.judge import SPLITS, against, interval_metrics
 from trainables.metrics import judged
 from trainables.progress import Progress as Step
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
 class View:
     """Follows one run; `with` it while it goes."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, config: RunConfig) -> None:
+        self.console, self._config = console, config
         columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*columns, TextColumn("{task.fields[latest]}"), console=console)
         self._tasks: dict[str, TaskID] = {}
-        self._phase = self._latest = ""
+        self._phase = self._latest = self._mark = ""
 
     def __enter__(self) -> "View":
         if self.console.is_terminal:
@@ -44,8 +46,9 @@ class View:
             self._phase, self._latest = step.phase, ""
             self._tasks[step.phase] = self._bars.add_task(step.phase, total=step.total, latest="")
         if names.SWEEP_CONVERGENCE in step.series:
-            converged = math.floor(100 * step.series[names.SWEEP_CONVERGENCE])
-            self._latest = f"{step.step} sweeps, {converged}% converged"
+            share = step.series[names.SWEEP_CONVERGENCE]
+            self._latest = f"{step.step} sweeps, {math.floor(100 * share)}% converged"
+            self._mark = "" if converged(self._config, {names.CONVERGENCE: share}) else f" ({MARKED})"
         elif names.EPOCH_VAL_PPL in step.series:
             train, val = step.series[names.EPOCH_TRAIN_PPL], step.series[names.EPOCH_VAL_PPL]
             self._latest = f"train PPL {train:.2f}, val PPL {val:.2f}"
@@ -60,7 +63,7 @@ class View:
         task = self._bars.tasks[self._tasks[self._phase]]
         self._bars.update(task.id, total=max(task.completed, 1), completed=max(task.completed, 1))
         if self._phase == "phase 1" and not self.console.is_terminal:
-            self.console.print(f"phase 1: {self._latest}")
+            self.console.print(f"phase 1: {self._latest}{self._mark}")
 
     def end(self) -> None:
         """All phases have ended."""
@@ -96,6 +99,9 @@ def result_table(metrics: dict[str, float]) -> Table:
     return table
 
 
+_YES_NO = {1.0: "yes", 0.0: "no"}
+
+
 def contest_table(contenders: "Sequence[Contender]") -> Table:
     """One column for each model, one row for each figure; in Markdown's form."""
     table = Table(box=box.MARKDOWN)
@@ -122,6 +128,7 @@ def contest_table(contenders: "Sequence[Contender]") -> Table:
     row("parameters trained", names.TRAINED_PARAMS)
     table.add_row("learning rate", *map(_rate, contenders))
     row("epochs", names.EPOCHS)
+    table.add_row("Phase 1 converged", *(_YES_NO.get(m.get(names.CONVERGED, math.nan), "–") for m in known))
     row("seconds of one training", names.TOTAL_SECONDS, "{:.1f}")
     row("training tokens/s", names.TOKENS_PER_SECOND)
     row("peak memory, MB", names.PEAK_BYTES, scale=1e6)

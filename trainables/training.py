@@ -13,6 +13,7 @@ from model.compute import Compute
 from model.errors import user_errors
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
+from trainables.convergence import with_converged
 from trainables.devices import choose_device, hardware
 from trainables.epoch_file import EpochFile
 from trainables.errors import NoResultError
@@ -106,7 +107,7 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     made = folder.work / MADE
     save_model(result.model.cpu(), made, inputs.corpus.tokenizer_json)
     record = run_record(
-        settings.config.flat(),
+        settings.config,
         metrics,
         inputs.corpus,
         is_chat(settings.data),
@@ -116,7 +117,9 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
         mlflow.run_id,
     )
     tags = {COMPUTE_TAG: place.compute, FOLDER_TAG: str(folder.path.resolve())}
-    mlflow.leave(metrics, tags, folder.work / MLFLOW)  # first: killed from here on, the same command completes the run
+    mlflow.leave(
+        with_converged(settings.config, metrics), tags, folder.work / MLFLOW
+    )  # first: killed from here on, the same command completes the run
     folder.finish(made, seal({**record, "identity": folder.identity}, made))
     if mlflow.finish_later(folder.work / MLFLOW):
         folder.clear()
@@ -207,7 +210,7 @@ def _fit(
     console: Console,
 ) -> RunResult:
     """The run itself, shown and told to MLflow as it goes."""
-    with View(console) as view:
+    with View(console, settings.config) as view:
         points: list[tuple[str, int, float]] = []
 
         def listen(step: Progress) -> None:

@@ -25,6 +25,7 @@ from search.results import (
     COMPUTE,
     CONFIG,
     DEFINITION,
+    ENDED,
     HASH,
     INTERRUPTED,
     LOST,
@@ -44,7 +45,7 @@ from search.results import (
 )
 from search.samplers import make_sampler
 from search.spaces import NO_SCHEDULER, Study, differences
-from search.standing import ENDED, Ending, Standing
+from search.standing import Ending, Standing
 from search.storage import WriteThrough
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL

@@ -1,5 +1,6 @@
 """One driver per study."""
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -9,6 +10,29 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from model.errors import BadInputError
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds this lock file; nothing is made or written. A lock that cannot be read counts as held."""
+    try:
+        file = os.open(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a driver holds the study of this folder now."""
+    # without a holder's name there is no driver, and one that begins just now is not disturbed
+    return (folder / "driver").exists() and is_held(folder / ".lock")
 
 
 @contextmanager

@@ -5,8 +5,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from search.leaderboard import trial_name
-from search.ledger import Ledger
-from search.results import COMPUTE, HASH, METRICS, PROVENANCE, REASON, REPLICATE_OF, trial_config
+from search.results import COMPUTE, HASH, METRICS, PROVENANCE, REASON, REPLICATE_OF, Results, trial_config
 from search.trial_records import TrialRecord, read_trial_record
 from trainables.convergence import with_converged
 from trainables.records import Records
@@ -14,7 +13,7 @@ from trainables.spool import Spool
 from trainables.tracking import COMPUTE_TAG, DEVICE_TAG, provenance_tags
 
 
-def complete_mlflow(ledger: Ledger, spool: Spool, records: Records, runtime: dict[str, Any]) -> None:
+def complete_mlflow(ledger: Results, spool: Spool, records: Records, runtime: dict[str, Any]) -> None:
     """End MLflow's runs of trials that ended in the ledger, or make them.
 
     It lacks them where a driver was killed between the two, or where the study's runs go to another store than before.

@@ -25,6 +25,7 @@ RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next
 ACCEPTED = "accepted"  # as DEFINITION: digests that the study was told to go on with
 SAME_RESULTS = "same_results"  # as DEFINITION: lists of digests that were seen to give the same figures
 INTERRUPTED, LOST = "interrupted", "the worker process died"  # the reasons of trials that are asked for again
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
 
 
@@ -148,6 +149,10 @@ class Results:
     def replicates(self, *states: TrialState) -> list[FrozenTrial]:
         """Further seeds of configurations that were finished; no interrupted ones."""
         return [t for t in self._trials(*states) if REPLICATE_OF in t.user_attrs and not self._cut_off(t)]
+
+    def made_with_replicates(self) -> list[FrozenTrial]:
+        """All trials that have ended for good, further seeds included."""
+        return self._made(*ENDED) + self.replicates(*ENDED)
 
     def _same_results(self, digest: str) -> frozenset[str]:
         """All digests that count as this one."""

@@ -9,11 +9,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.budgets import Budgets
 from search.replicates import most_replicates, open_replicates
-from search.results import HASH, REPLICATE_OF, SUMMARY, TOLD, Results
+from search.results import ENDED, HASH, REPLICATE_OF, SUMMARY, TOLD, Results
 from search.spaces import Point, Study
 from trainables.config import RunConfig
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 Ending = tuple[str, int | None]  # MLflow's parent run, and when it ended last
 
 
@@ -37,10 +36,6 @@ class Standing(Results):
     def made(self) -> int:
         """How many configurations have ended."""
         return len(self._made(*ENDED))
-
-    def made_with_replicates(self) -> list[FrozenTrial]:
-        """All trials that have ended for good, further seeds included."""
-        return self._made(*ENDED) + self.replicates(*ENDED)
 
     def ended(self) -> list[tuple[float | None, bool]]:
         """What `Budgets` looks at: of each trial with an outcome its value, if finished, and if it was proposed."""

@@ -33,6 +33,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def matches_manifest(folder: Path) -> bool:
+    """Whether an artefact's folder holds what its manifest says, byte by byte."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        present = {p.name: file_sha256(p) for p in folder.iterdir() if p.name != MANIFEST}
+        return bool(manifest == {"name": folder.name, "files": present})
+    except (OSError, ValueError):
+        return False
+
+
 class ArtifactStore:
     """Artefacts under one folder, shared by processes (file locks) and by studies."""
 
@@ -94,12 +104,7 @@ class ArtifactStore:
     def _intact(folder: Path) -> bool:
         if not folder.exists():
             return False
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            present = {p.name: file_sha256(p) for p in folder.iterdir() if p.name != MANIFEST}
-            intact = bool(manifest == {"name": folder.name, "files": present})
-        except (OSError, ValueError):
-            intact = False
+        intact = matches_manifest(folder)
         if not intact:
             log.warning("cached %s does not match its manifest: it is made again", folder.name)
         return intact

@@ -1,0 +1,199 @@
+"""Hold everything under a records folder against each other, and say in plain words what is wrong.
+
+Ends with 0 if nothing is, 1 if anything is, 2 if there is no such folder. Looking writes nothing.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.command_line import Parser
+from trainables.records import DEFAULT_ROOT, Records
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+    from search.findings import Finding, Skipped
+    from search.results import Results
+
+OK, WRONG, BAD_INPUT = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What a look at a records folder found."""
+
+    findings: list["Finding"] = field(default_factory=list)
+    skipped: list["Skipped"] = field(default_factory=list)
+    studies: list[str] = field(default_factory=list)
+    runs: dict[str, list["Run"]] = field(default_factory=dict)  # of MLflow, by study
+    again: dict[str, set[str]] = field(default_factory=dict)  # hashes of runs to be told again, by study
+    ailing: dict[str, set[str]] = field(default_factory=dict)  # kinds of repairable findings, by study
+
+
+def examine(records: Records) -> Diagnosis:
+    """Check every study, the cache and the registry."""
+    from search.findings import Finding, snapshots
+    from search.store_checks import check_cache, check_registry
+
+    seen = Diagnosis()
+    try:
+        with snapshots(records.optuna_database, records.mlflow_database) as (optuna_copy, mlflow_copy):
+            _examine_databases(seen, records, optuna_copy, mlflow_copy)
+            if mlflow_copy is not None:
+                seen.findings.extend(check_registry(_client(mlflow_copy)))
+    except Exception as error:  # whatever a damaged database makes Optuna, MLflow or SQLAlchemy raise
+        what = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+        remedy = "bring optuna.db or mlflow.db back from a backup; a lost mlflow.db is made again by --repair"
+        found = Finding(kind="database", where=str(records.root), what=what, remedy=remedy, repairable=False)
+        seen.findings.append(found)
+    seen.findings.extend(check_cache(records.cache))
+    return seen
+
+
+def _client(database: Path) -> "MlflowClient":
+    from mlflow.tracking import MlflowClient
+
+    from trainables import mlflow_store  # noqa: F401  (it quiets MLflow's loggers)
+
+    return MlflowClient(f"sqlite:///{database}")
+
+
+def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, runs: Path | None) -> None:
+    from search.findings import Finding, Skipped
+    from search.lock import is_running
+    from search.results import known_studies, load_results
+
+    client = _client(runs) if runs is not None else None
+    for name in known_studies(ledgers) if ledgers is not None else []:
+        seen.studies.append(name)
+        if is_running(records.study(name)):
+            seen.skipped.append(Skipped(where=f"study {name}", why="it is running: look again when it has ended"))
+            continue
+        assert ledgers is not None
+        _examine_study(seen, load_results(name, ledgers), records, client)
+    for folder in sorted(records.studies.glob("*/")):
+        if folder.name not in seen.studies and (any(folder.glob("trials/*.json")) or (folder / "best.json").exists()):
+            what, remedy = "has results of a study that is in no ledger", "bring back the optuna.db that has it"
+            where = str(folder)
+            seen.findings.append(Finding(kind="ledger", where=where, what=what, remedy=remedy, repairable=False))
+
+
+def _examine_study(seen: Diagnosis, results: "Results", records: Records, client: "MlflowClient | None") -> None:
+    from search.findings import Skipped
+    from search.study_checks import (
+        MLFLOW,
+        check_leaderboard,
+        check_mlflow,
+        check_trial_files,
+        elsewhere,
+        read_runs,
+    )
+
+    name = results.name
+    found = check_trial_files(results, records)
+    seen.runs[name] = runs = read_runs(client, name) if client is not None else []
+    if away := elsewhere(results, runs, records):
+        seen.skipped.append(Skipped(where=f"study {name}", why=away))
+    else:
+        of_runs, seen.again[name] = check_mlflow(results, runs, records)
+        found += of_runs
+    found += check_leaderboard(results, records)
+    seen.findings.extend(found)
+    kinds = {finding.kind for finding in found if finding.repairable}
+    # telling MLflow again beside two runs of one trial would write into one of them
+    if any(finding.kind == MLFLOW and not finding.repairable for finding in found):
+        kinds -= {MLFLOW}
+    seen.ailing[name] = kinds
+
+
+def repair(seen: Diagnosis, records: Records) -> list["Skipped"]:
+    """Mend what can be; what could not, and why."""
+    from model.errors import BadInputError
+    from search.findings import Skipped
+    from search.lock import study_lock
+    from search.mending import mend_cache
+    from search.results import load_results
+    from search.store_checks import CACHE
+
+    skipped = []
+    for name, kinds in seen.ailing.items():
+        if not kinds:
+            continue
+        try:
+            with study_lock(records.study(name)):
+                _mend_study(seen, load_results(name, records.optuna_database), kinds, records)
+        except (BadInputError, ValueError, OSError) as error:
+            skipped.append(Skipped(where=f"study {name}", why=f"not mended: {error}"))
+    mend_cache([finding for finding in seen.findings if finding.kind == CACHE])
+    return skipped
+
+
+def _mend_study(seen: Diagnosis, results: "Results", kinds: set[str], records: Records) -> None:
+    from search.mending import mend_leaderboard, mend_mlflow, mend_trial_files
+    from search.study_checks import LEADERBOARD, MLFLOW, TRIAL_FILE
+
+    runs = seen.runs[results.name]
+    if TRIAL_FILE in kinds:
+        mend_trial_files(results, runs, records)
+    if MLFLOW in kinds:
+        mend_mlflow(results, runs, seen.again[results.name], records, lambda said: print(said, file=sys.stderr))
+    if LEADERBOARD in kinds:
+        mend_leaderboard(results, records)
+
+
+def _print(seen: Diagnosis, mended: list["Finding"]) -> None:
+    from rich.markup import escape
+
+    from trainables.console import open_console
+
+    console = open_console()
+    for finding in mended:
+        console.print(f"[green]mended[/] {finding.kind}: {escape(f'{finding.where}: {finding.what}')}", soft_wrap=True)
+    for finding in seen.findings:
+        console.print(f"[red]{finding.kind}[/] {escape(f'{finding.where}: {finding.what}')}", soft_wrap=True)
+        console.print(f"  [dim]{escape(finding.remedy)}[/]", soft_wrap=True)
+    for left in seen.skipped:
+        console.print(f"[yellow]skipped[/] {escape(f'{left.where}: {left.why}')}", soft_wrap=True)
+    count = len(seen.findings)
+    told = f"{count} thing{'s are' if count != 1 else ' is'} wrong" if count else "nothing is wrong"
+    console.print(f"[bold]{len(seen.studies)} studies: {told}[/]")
+
+
+def main() -> int:
+    """Check a records folder, and mend it if asked to."""
+    parser = Parser(description=__doc__, allow_abbrev=False)
+    root = "as given to the studies (default: %(default)s)"
+    parser.add_argument("--mlruns", type=Path, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
+    parser.add_argument("--repair", action="store_true", help="mend what can be, from the ledger; deletes no result")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    args = parser.parse_args()
+    if not args.mlruns.is_dir():
+        print(f"error: there is no folder {args.mlruns}/: give --mlruns", file=sys.stderr)
+        return BAD_INPUT
+    records = Records.at(args.mlruns)
+    seen, mended = examine(records), []
+    if args.repair and any(finding.repairable for finding in seen.findings):
+        before = seen.findings
+        failed = repair(seen, records)
+        seen = examine(records)
+        seen.skipped.extend(failed)
+        mended = [finding for finding in before if finding not in seen.findings]
+    if args.json:
+        told = {
+            "studies": seen.studies,
+            "findings": [asdict(finding) for finding in seen.findings],
+            "skipped": [asdict(left) for left in seen.skipped],
+            "mended": [asdict(finding) for finding in mended],
+        }
+        print(json.dumps(told, indent=1))
+    else:
+        _print(seen, mended)
+    return WRONG if seen.findings else OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

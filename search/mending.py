@@ -1,0 +1,109 @@
+"""A records folder mended from the ledger. No result is deleted; what is removed can be made again."""
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from mlflow.entities import Run
+from mlflow.utils.file_utils import local_file_uri_to_path
+
+from search.findings import Finding
+from search.leaderboard import leaderboard, write_results
+from search.reconcile import complete_mlflow
+from search.results import HASH, METRICS, SUMMARY, Results
+from search.store_checks import artefact_lock
+from search.study_checks import trial_file_wrong
+from search.study_record import bigram_figures, read_study_record
+from trainables.records import Records
+from trainables.spool import Spool
+from trainables.tracking import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_ID_TAG, Tracker
+
+LONG = 600.0  # seconds that MLflow may take for one operation
+
+
+def mend_trial_files(results: Results, runs: list[Run], records: Records) -> None:
+    """Bring back trial files of which MLflow has a whole copy; a damaged one is kept beside it."""
+    artifacts = {run.data.tags[HASH_TAG]: run.info.artifact_uri for run in runs if HASH_TAG in run.data.tags}
+    for trial in results.made_with_replicates():
+        key = trial.user_attrs[HASH]
+        if not artifacts.get(key, "").startswith("file:") or not trial_file_wrong(trial, results.name, records):
+            continue
+        path = records.trial_record(results.name, key)
+        copy = Path(local_file_uri_to_path(artifacts[key])) / path.name
+        if not copy.is_file():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = path.with_name(f"{path.name}.damaged")
+        if path.exists():
+            path.replace(kept)
+        shutil.copyfile(copy, path)
+        if trial_file_wrong(trial, results.name, records):  # the copy is no better
+            path.unlink()
+            if kept.exists():
+                kept.replace(path)
+
+
+def mend_mlflow(
+    results: Results, runs: list[Run], again: set[str], records: Records, say: Callable[[str], None]
+) -> None:
+    """Restore a deleted parent run, tell MLflow what it lacks, and make all runs children of the parent.
+
+    Args:
+        runs: all of the experiment, as they were read.
+        again: hashes of configurations whose runs say something else than the ledger.
+
+    Raises:
+        ValueError: MLflow refuses its store, or did not take all.
+    """
+    mine = [r for r in runs if r.data.tags.get(STUDY_ID_TAG) == results.study_id]
+    parents = [r for r in mine if r.data.tags.get(ROLE_TAG) == "study"]
+    if parents and all(r.info.lifecycle_stage == "deleted" for r in parents):
+        from mlflow.tracking import MlflowClient
+
+        MlflowClient(records.tracking_uri).restore_run(parents[-1].info.run_id)
+    before = parents[-1].info.status if parents else "FINISHED"
+    tracker = Tracker(records, results.name, results.study_id)
+    spool = Spool(tracker, records.journal(results.name, None), say)
+    assert spool.ended is not None
+    spool.ended = {status: hashes - again for status, hashes in spool.ended.items()}
+    spool.start()
+    spool.put("start_study", params=read_study_record(records.study_record(results.name)))
+    summary = results.optuna.user_attrs.get(SUMMARY, {})
+    complete_mlflow(results, spool, records, {name: summary[name] for name in ("threads", "gpus") if name in summary})
+    best = results.best()
+    status = "KILLED" if before == "RUNNING" else before  # its driver is gone
+    spool.put("end_study", status=status, figures=best.user_attrs[METRICS] if best else {}, files=[])
+    if spool.close(LONG):
+        raise ValueError(f"MLflow did not take all of study {results.name!r}: run it again")
+    for run in mine:
+        if run.info.lifecycle_stage == "active" and run.data.tags.get(PARENT_TAG, tracker.parent) != tracker.parent:
+            tracker.client.set_tag(run.info.run_id, PARENT_TAG, tracker.parent)
+
+
+def mend_leaderboard(results: Results, records: Records) -> None:
+    """Write `leaderboard.csv` and `best.json` as the ledger has them; a `best.json` of nothing is moved aside."""
+    board = leaderboard(results, bigram_figures(results.optuna.user_attrs.get(SUMMARY, {})))
+    about = read_study_record(records.study_record(results.name))
+    write_results(results, board, records.study(results.name), about.get("command", ""))
+    best = records.study(results.name) / "best.json"
+    if results.leader() is None and best.exists():
+        best.replace(best.with_name("best.json.stale"))
+
+
+def mend_cache(findings: list[Finding]) -> None:
+    """Remove the cache entries, scratch folders and locks that were found; none that a process now works on."""
+    for finding in findings:
+        path = Path(finding.where)
+        own = artefact_lock(path)
+        made = not own.exists()
+        with contextlib.suppress(Timeout, OSError), FileLock(own).acquire(timeout=0):  # what stays is found again
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            if made:
+                own.unlink(missing_ok=True)
+            elif not path.with_name(own.name[1:-5]).exists():
+                own.unlink(missing_ok=True)  # of an entry that is gone; held, so nobody else has it

@@ -59,6 +59,8 @@ def test_imports_point_from_search_over_trainables_to_model(package: str, above:
                 "trainables.model_runs",
                 "trainables.registry",
                 "model.registered",
+                # which hold MLflow's store against the ledger
+                *(f"search.{m}" for m in ("doctor", "store_checks", "study_checks", "mending")),
             },
         ),
         ("datasets", {"trainables.corpus"}),

@@ -79,6 +79,8 @@ def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None],
             from search.ledger import Ledger
 
             ledger = Ledger(study, name, settings.records.optuna_database, settings.replicates)
+        if said := ledger.left_alone():
+            console.print(said)
         keep_options(folder)
         enough = ledger.nothing_to_run(settings.budgets)
         if not enough and resources is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -52,6 +53,7 @@ from trainables.metrics import VAL_PPL
 
 MAX_LOSSES = 3  # a configuration whose worker died so often is failed
 MAX_FAILURES = 3  # times that a configuration is run to fail alike, before a study goes on without it
+ENDED_ELSEWHERE = "another process has ended this trial in the database: it is run again"
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
 
 
@@ -98,10 +100,8 @@ class Ledger(Standing):
 
     def interrupt(self, number: int, reason: str = INTERRUPTED) -> None:
         """A trial that was cut off, and those that wait for its value: failed; `_queue` asks for it again."""
-        own_hash = self._trial(number).user_attrs.get(HASH, "")
         self._tell(number, None, TrialState.FAIL, {REASON: reason})
-        for waiting in self._parked.pop(own_hash, []):
-            self._tell(waiting, None, TrialState.FAIL, {REASON: INTERRUPTED})
+        self._release(number)
 
     def lose(self, number: int) -> str | None:
         """A trial whose worker died: it is asked for again, or failed after `MAX_LOSSES` times; then, why."""
@@ -263,7 +263,11 @@ class Ledger(Standing):
 
     def epoch(self, number: int, epoch: int, value: float) -> str:
         """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
-        self.storage.set_trial_intermediate_value(number, epoch, value)
+        try:
+            self.storage.set_trial_intermediate_value(number, epoch, value)
+        except UpdateFinishedTrialError:
+            self._take_end(number)
+            return ENDED_ELSEWHERE
         if self._judge is None:
             return ""
         trial = self._trial(number)
@@ -286,13 +290,36 @@ class Ledger(Standing):
         if not self._parked:
             return
         known = self._trial(number)
-        for parked in self._parked.pop(known.user_attrs[HASH], []):
-            self._answer(parked, known)
+        for parked in self._parked.pop(known.user_attrs.get(HASH, ""), []):
+            if self._cut_off(known):
+                self._tell(parked, None, TrialState.FAIL, {REASON: INTERRUPTED})
+            else:
+                self._answer(parked, known)
 
     def _trial(self, number: int) -> FrozenTrial:
         return self.storage.get_trial(number)
 
     def _tell(self, number: int, value: float | None, state: TrialState, attrs: dict[str, Any]) -> None:
-        for key, attr in attrs.items():
-            self.storage.set_trial_user_attr(number, key, attr)
-        self.optuna.tell(number, value, state=state)
+        try:
+            for key, attr in attrs.items():
+                self.storage.set_trial_user_attr(number, key, attr)
+            self.optuna.tell(number, value, state=state)
+        except UpdateFinishedTrialError:
+            self._take_end(number)
+
+    def _take_end(self, number: int) -> None:
+        """The database refuses what is told of a trial: another process has ended it, so it is asked for again."""
+        if number in self.storage.ended_elsewhere:
+            return
+        if self.has_ended(number):
+            raise ValueError(f"trial {number} has ended already")
+        self.storage.take_end(number)
+
+    def left_alone(self) -> str:
+        """What another program has done to this study in the database, in one sentence; empty where nothing."""
+        said = []
+        if self.storage.foreign:
+            said.append(f"{self.storage.foreign} trial(s) were put into it, which are left alone")
+        if self.storage.ended_elsewhere:
+            said.append(f"{len(self.storage.ended_elsewhere)} of its own were ended without figures and are run again")
+        return f"another program wrote into this study: {' and '.join(said)}" if said else ""

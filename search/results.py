@@ -91,6 +91,16 @@ def digest_of(trial: FrozenTrial) -> str:
     return Provenance(**recorded).digest if recorded else ""
 
 
+def is_ours(trial: FrozenTrial) -> bool:
+    """Whether this program made a trial; Optuna's own commands can put others into the study."""
+    return bool(trial.user_attrs.keys() & {HASH, RETRY_OF, REPLICATE_OF})
+
+
+def ended_elsewhere(trial: FrozenTrial) -> bool:
+    """Whether a trial was ended by another process, through plain Optuna: it has none of the figures of an end here."""
+    return trial.state.is_finished() and not trial.user_attrs.keys() & {METRICS, REASON, REPEAT_OF}
+
+
 def sorted_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Best first."""
     return sorted(trials, key=lambda t: (t.value, t.number))
@@ -132,7 +142,9 @@ class Results:
 
     def _cut_off(self, trial: FrozenTrial) -> bool:
         """Whether a trial is to be asked for again."""
-        return trial.user_attrs.get(REASON) in (INTERRUPTED, LOST) or trial.number in self._again
+        if trial.user_attrs.get(REASON) in (INTERRUPTED, LOST) or trial.number in self._again:
+            return True
+        return ended_elsewhere(trial)
 
     def finished(self) -> list[FrozenTrial]:
         """Trials with a result."""

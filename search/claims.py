@@ -12,12 +12,13 @@ import numpy as np
 from scipy import stats
 
 from model.modes import CONTEXT_MODES
-from search.evidence import NO_LOSSES, ON_DOCUMENTS, Evidence, percent
+from search.evidence import NO_LOSSES, ON_DOCUMENTS, Evidence, documents, percent
 from search.results import METRICS, trial_config
 from search.spaces import CELLS
-from search.verdict import LEVEL, Interval, combined_interval
+from search.verdict import combined_interval
 from trainables.config import RunConfig
 from trainables.convergence import converged
+from trainables.intervals import LEVEL, Interval
 from trainables.metrics import SWEEPS
 
 SUPPORTED, NOT_SUPPORTED, CONTRADICTED, NOT_TESTED = "supported", "not supported", "contradicted", "not tested here"
@@ -119,19 +120,21 @@ def _beats(one: Evidence, others: list[Evidence], loses: bool = False) -> tuple[
     """
     sign = -1 if loses else 1
 
-    def interval(other: Evidence, compared: int) -> Interval:
+    def interval(other: Evidence, comparisons: int) -> Interval:
         assert one.losses is not None
         assert other.losses is not None
-        plain = combined_interval(one.losses, other.losses, compared)
+        plain = combined_interval(one.losses, other.losses, comparisons)
         low, high = sorted((sign * plain.low, sign * plain.high))
         return Interval(sign * plain.value, low, high)
 
     detail = "; ".join(
         f"{_short(other, one)} against {_short(one, other)}: {percent(_less(one, other))}" for other in others
     )
-    if all(interval(other, 2).low > 0 for other in others):
+    assert one.losses is not None
+    detail = f"{detail}; {documents(one.losses.num_units)}"
+    if all(interval(other, 1).low > 0 for other in others):
         return SUPPORTED, detail
-    if any(interval(other, len(others) + 1).high < 0 for other in others):
+    if any(interval(other, len(others)).high < 0 for other in others):
         return CONTRADICTED, detail
     return NOT_SUPPORTED, detail
 

@@ -9,8 +9,9 @@ import numpy as np
 from search.leaderboard import trial_name
 from search.results import HASH, Configuration, Results
 from search.trial_records import read_trial_record
-from search.verdict import Difference, Interval, Losses, differences
+from search.verdict import Difference, Losses, all_pairs, differences
 from trainables.convergence import MARK, MARKED
+from trainables.intervals import FEW, FEW_UNITS, Interval
 from trainables.records import Records
 
 NO_LOSSES = "no per-document losses"
@@ -59,6 +60,16 @@ class Comparison:
     headline: str  # one sentence
     rows: list[Row]
 
+    @property
+    def over(self) -> str:
+        """What the intervals are over, in a sentence; "" where there are none."""
+        known = [row.difference for row in self.rows if row.difference is not None]
+        if not known:
+            return ""
+        number = f"Intervals over {documents(known[0].num_units)}."
+        tested = any(difference.seeds_tested for difference in known)
+        return number if tested else f"{number} One seed: this is about these trained models only."
+
 
 def load_evidence(results: Results, records: Records) -> list[Evidence]:
     """All finished configurations, by mean loss."""
@@ -76,7 +87,7 @@ def _losses(found: Configuration, study: str, records: Records) -> Losses | None
     targets = np.empty(0)
     for trial, ppl in zip(found.trials, found.ppls, strict=True):
         record = read_trial_record(records.trial_record(study, trial.user_attrs[HASH]))
-        known = record.document_losses(ppl) if record else None
+        known = record.unit_losses(ppl) if record else None
         if known is None or (nats and not np.array_equal(known[1], targets)):
             return None
         nats.append(known[0])
@@ -107,7 +118,7 @@ def compare(results: Results, evidence: list[Evidence]) -> Comparison:
         return Comparison(leader, headline, [*(Row(other, None, NO_LOSSES) for other in others), *unlike])
     # The leader was chosen among all of them, so all of them count where intervals are widened.
     losses = [e.losses for e in usable if e.losses is not None]
-    made = differences(losses, [(0, i) for i in range(1, len(usable))], compared=len(usable))
+    made = differences(losses, [(0, i) for i in range(1, len(usable))], all_pairs(len(usable)))
     known = {e.found.first.number: d for e, d in zip(usable[1:], made, strict=True)}
     rows = [_row(e, known.get(e.found.first.number)) for e in others]
     return Comparison(leader, _headline(leader, rows), [*rows, *unlike])
@@ -181,6 +192,11 @@ def percent(interval: Interval) -> str:
 
 def _plain(value: float) -> str:
     return f"{value:+.1f}" if value < 1_000 else ">+1000"  # two seeds can say next to nothing
+
+
+def documents(number: int) -> str:
+    """How many independent documents an interval is over, and whether they are few."""
+    return f"{number} documents" + (f", {FEW}" if number < FEW_UNITS else "")
 
 
 def absolute(interval: Interval) -> str:

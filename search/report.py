@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 HTML, MARKDOWN = "report.html", "report.md"
 RUNNERS_UP = 5  # shown on the terminal
 HOW = (
-    "Differences are in PPL, per cent of the leader's, with 95 % intervals. Documents: validation documents resampled, "
-    "the same for both sides. Seeds: these documents, other seeds (Welch). Both: documents, and seeds where both sides "
-    "have several, widened since the leader is the best of many (Tukey's range, Games and Howell); it decides the "
-    "verdict."
+    "Differences are in PPL, per cent of the leader's, with 95 % intervals. Documents: over validation documents, the "
+    "same for both sides, equal ones counted once (jackknife, Student's t). Seeds: these documents, other seeds "
+    "(Welch). Both: documents, and seeds where both sides have several, widened since the leader is the best of many "
+    "(Bonferroni over all pairs); it decides the verdict."
 )
 
 
@@ -81,7 +81,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
         "origins": origins_told(results),
         "rows": [_row(row) for row in comparison.rows],
         "several_seeds": any(row.difference and row.difference.seeds_tested for row in comparison.rows),
-        "how": HOW,
+        "how": f"{HOW} {comparison.over}".strip(),
         "claims": claims,
         "plots": all_plots(results, seen, bigram[0] if bigram else None),
         "unreadable": unreadable,
@@ -198,6 +198,7 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
             both = row["combined"]
             table.add_row(row["name"], *(escape(text) for text in (row["documents"], both, row["verdict"])))
         console.print(table)
+        console.print(f"[dim]{comparison.over}[/]", soft_wrap=True)
     seen = [comparison.leader, *(row.other for row in shown)]
     if any(each is not None and not each.found.converged for each in seen):
         console.print(f"[bold]{MARK} {MARKED}: it ended at its cap of sweeps[/]")

@@ -75,7 +75,7 @@ def trial_file_wrong(trial: FrozenTrial, study: str, records: Records) -> str:
     if record.metrics and (other := same(trial.user_attrs[METRICS], record.metrics)):
         return f"{path.name} has other figures than the ledger: {', '.join(other)}"
     try:
-        adds_up = record.document_losses(trial.value) is not None
+        adds_up = record.unit_losses(trial.value) is not None
     except (TypeError, ValueError):  # no numbers
         adds_up = False
     return "" if adds_up else f"{path.name}: its losses by document do not add up to the ledger's {trial.value:.6g}"

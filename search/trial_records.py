@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from trainables.intervals import merged
 from trainables.records import write_whole
 
 Points = list[tuple[int, float]]  # (step, value)
@@ -30,6 +31,7 @@ class TrialRecord:
     series: dict[str, Points] = field(default_factory=dict)  # by the names of trainables.metrics
     nats: list[float] = field(default_factory=list)  # summed over the document's targets
     targets: list[int] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)  # as `trainables.corpus.Split.units`; [] each document its own
     config: dict[str, Any] = field(default_factory=dict)  # a flat `RunConfig`, to train the same again
     runtime: dict[str, Any] = field(default_factory=dict)  # where it finished: device_name, threads, gpus, compute
     metrics: dict[str, float] = field(default_factory=dict)  # where it finished
@@ -44,18 +46,20 @@ class TrialRecord:
         """A copy of a trial that has ended; `result` are further fields of one that finished."""
         return replace(self, status=status, reason=reason, **(result or {}))
 
-    def document_losses(self, ppl: float) -> tuple[np.ndarray, np.ndarray] | None:
-        """Sums of nats and numbers of targets, or None where they do not add up to the log of `ppl`.
+    def unit_losses(self, ppl: float) -> tuple[np.ndarray, np.ndarray] | None:
+        """Sums of nats and numbers of targets by unit, or None where they do not add up to the log of `ppl`.
 
         Returns:
-            (documents,) float64, (documents,) float64
+            (units,) float64, (units,) float64; a unit without a target is left out
         """
         nats, targets = np.asarray(self.nats, np.float64), np.asarray(self.targets, np.float64)
-        if nats.ndim != 1 or nats.shape != targets.shape or not targets.sum() > 0:
+        units = np.asarray(self.units or range(len(targets)))
+        if nats.ndim != 1 or not nats.shape == targets.shape == units.shape or not targets.sum() > 0:
             return None
         if not math.isclose(nats.sum() / targets.sum(), math.log(ppl), rel_tol=0, abs_tol=1e-6):
             return None
-        return nats, targets
+        nats, targets = merged(units, np.stack([nats, targets]))
+        return nats[targets > 0], targets[targets > 0]
 
 
 def write_trial_record(path: Path, record: TrialRecord) -> None:

@@ -1,59 +1,70 @@
 """Which configuration is better, and how sure is that: pure functions on arrays.
 
-A configuration is its validation losses summed by document, one row for each seed it was run with. Configurations of
-a study are judged on the same documents, so differences are taken document by document.
+A configuration is its validation losses summed by unit (documents that are independent of each other,
+`trainables.intervals`), one row for each seed it was run with. Configurations of a study are judged on the same
+documents, so differences are taken unit by unit.
 
-Two things could have been others: the documents and the seeds. With K seeds s and n documents d the loss of a
-configuration is modelled as mean + document_d + seed_s + interaction_sd, and the variance of a difference in mean
+Two things could have been others: the documents and the seeds. With K seeds s and n units d the loss of a
+configuration is modelled as mean + unit_d + seed_s + interaction_sd, and the variance of a difference in mean
 loss as the sum of what each adds:
 
-    documents   from the differences of the losses averaged over seeds, document by document
+    documents   the jackknife's, from the differences of the losses averaged over seeds
     seeds       s_a²/K_a + s_b²/K_b, as in Welch's test; left out, and said so, where a configuration has one seed
     interaction of both, which the two above count twice: taken off once
 
-Variances are added since a two-level bootstrap is wrong for few seeds: drawn with replacement, two seeds show on
-average half of their variance. The interval is Student's t with Welch and Satterthwaite's degrees of freedom. Two
-configurations that share Phase 1 share part of a seed's luck; treated as independent, their interval is, if anything,
-too wide. The leader is the best of many, so its comparisons are corrected: their intervals take Tukey's studentised
-range over all that were compared in place of t (Games and Howell), which holds for every pair at once, whichever leads;
-with few documents a little less often than 95 times in 100.
+The interval is Student's t with Welch and Satterthwaite's degrees of freedom. Two configurations that share Phase 1
+share part of a seed's luck; treated as independent, their interval is, if anything, too wide. The leader is the best of
+many, so its comparisons are corrected: all pairs count (Bonferroni), whichever leads. With two
+or three seeds each a pair's own spread of seeds is small by chance too often among so many: there it is no less than
+that of all compared configurations together. The studentised range is
+narrower, but takes one variance for all pairs; each pair has its own here, and with few documents it errs too often.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from scipy import stats
 
-from trainables.bootstrap import LEVEL, Interval, percentiles, resampled_sums
+from trainables.intervals import Interval, Part, documents_part, half_width, ratio
 
 
 @dataclass(frozen=True, eq=False)
 class Losses:
     """One configuration's validation losses."""
 
-    nats: np.ndarray  # (seeds, documents) summed over each document's targets
-    targets: np.ndarray  # (documents,) how many
+    nats: np.ndarray  # (..., seeds, units) summed over each unit's targets
+    targets: np.ndarray  # (..., units) how many
+
+    @property
+    def num_seeds(self) -> int:
+        """K."""
+        return int(self.nats.shape[-2])
+
+    @property
+    def num_units(self) -> int:
+        """How many independent documents there are."""
+        return int(self.nats.shape[-1])
 
     @property
     def by_seed(self) -> np.ndarray:
-        """Mean loss of each seed, nats.  # (seeds,)"""
-        by_seed: np.ndarray = self.nats.sum(axis=1) / self.targets.sum()
+        """Mean loss of each seed, nats.  # (..., seeds)"""
+        by_seed: np.ndarray = self.nats.sum(axis=-1) / self.targets.sum(axis=-1)[..., None]
         return by_seed
 
     @property
-    def mean(self) -> float:
-        """Mean loss over seeds, nats: the log of the geometric mean PPL."""
-        return float(self.by_seed.mean())
+    def mean(self) -> np.ndarray:
+        """Mean loss over seeds, nats: the log of the geometric mean PPL.  # (...)"""
+        mean: np.ndarray = self.by_seed.mean(axis=-1)
+        return mean
 
     def influence(self) -> np.ndarray:
-        """What each document adds to each seed's mean loss, centred: linearised, times the number of documents.
+        """What each unit adds to each seed's mean loss, centred: linearised, times the number of units.
 
-        # (seeds, documents)
+        # (..., seeds, units)
         """
-        share = self.targets / self.targets.mean()
-        influence: np.ndarray = self.nats / self.targets.mean() - share * self.by_seed[:, None]
+        mean = self.targets.mean(axis=-1, keepdims=True)
+        share = (self.targets / mean)[..., None, :]
+        influence: np.ndarray = self.nats / mean[..., None, :] - share * self.by_seed[..., None]
         return influence
 
 
@@ -61,11 +72,12 @@ class Losses:
 class Difference:
     """Configuration b minus a, in mean loss unless said otherwise; below zero b is better."""
 
-    documents: Interval  # over documents alone, by bootstrap
+    documents: Interval  # over documents alone
     documents_ppl: Interval  # the same in PPL
     seeds: Interval | None  # over seeds alone (Welch); None where one of both has a single seed
     combined: Interval  # over documents, and seeds where both have several; corrected where asked for
     num_seeds: tuple[int, int]
+    num_units: int  # independent documents
 
     @property
     def seeds_tested(self) -> bool:
@@ -73,95 +85,98 @@ class Difference:
         return self.seeds is not None
 
 
-def bootstrap(configurations: list[Losses], seed: int = 0) -> np.ndarray:
-    """Mean losses on resampled documents; every configuration sees the same ones.  # (RESAMPLES, configurations)"""
-    averaged = [losses.nats.mean(axis=0) for losses in configurations]  # (documents,) each
-    drawn = resampled_sums(np.stack([*averaged, configurations[0].targets], axis=1), seed)
-    means: np.ndarray = drawn[:, :-1] / drawn[:, -1:]
-    return means
+def documents_intervals(a: Losses, b: Losses) -> tuple[Interval, Interval]:
+    """b minus a over documents alone, in mean loss and in PPL."""
+    (_, of_a), (_, of_b) = (ratio(x.nats.mean(axis=0), x.targets) for x in (a, b))
+    found = []
+    for value, without in (
+        (b.mean - a.mean, of_b - of_a),
+        (np.exp(b.mean) - np.exp(a.mean), np.exp(of_b) - np.exp(of_a)),
+    ):
+        half = half_width([documents_part(np.asarray(value), without, a.targets)])
+        found.append(Interval(float(value), float(value - half), float(value + half)))
+    return found[0], found[1]
 
 
-def documents_intervals(a: Losses, b: Losses, drawn_a: np.ndarray, drawn_b: np.ndarray) -> tuple[Interval, Interval]:
-    """b minus a over documents, in mean loss and in PPL: percentiles of the bootstrap."""
-    loss = percentiles(b.mean - a.mean, drawn_b - drawn_a)
-    ppl = percentiles(float(np.exp(b.mean) - np.exp(a.mean)), np.exp(drawn_b) - np.exp(drawn_a))
-    return loss, ppl
-
-
-def _welch(parts: list[tuple[float, float]]) -> tuple[float, float]:
-    """Sum of independent variances and its degrees of freedom, from (variance, degrees of freedom) of each."""
-    total = sum(variance for variance, _ in parts)
-    spread = sum(variance**2 / freedom for variance, freedom in parts)
-    return total, total**2 / spread if spread > 0 else float(parts[0][1])
-
-
-def _seed_parts(a: Losses, b: Losses) -> list[tuple[float, float]]:
-    return [(float(x.by_seed.var(ddof=1)) / len(x.nats), len(x.nats) - 1.0) for x in (a, b)]
+def _seed_parts(a: Losses, b: Losses) -> list[Part]:
+    return [Part(x.by_seed.var(axis=-1, ddof=1) / x.num_seeds, np.asarray(x.num_seeds - 1.0)) for x in (a, b)]
 
 
 def seeds_interval(a: Losses, b: Losses) -> Interval | None:
     """b minus a over seeds, these documents taken as given: Welch's t. None where one has a single seed."""
-    if min(len(a.nats), len(b.nats)) < 2:
+    if min(a.num_seeds, b.num_seeds) < 2:
         return None
-    return _student(b.mean - a.mean, *_welch(_seed_parts(a, b)), compared=2)
+    value, half = b.mean - a.mean, half_width(_seed_parts(a, b))
+    return Interval(float(value), float(value - half), float(value + half))
 
 
-def combined_interval(a: Losses, b: Losses, compared: int = 2) -> Interval:
+def combined_interval(a: Losses, b: Losses, comparisons: int = 1, pooled: Part | None = None) -> Interval:
     """b minus a over documents and seeds (this module's head says how).
 
     Args:
-        compared: how many configurations were looked at to choose these two; above 2 the interval is wider, so that
-            the intervals of all pairs hold at once with 95 %.
+        comparisons: how many intervals are to hold at once with 95 %; of a leader, `all_pairs`.
+        pooled: of all compared configurations, `pooled_seeds`: the least that seeds are taken to vary.
 
     Raises:
-        ValueError: fewer than two documents.
+        ValueError: fewer than two units of documents.
     """
-    number = len(a.targets)
-    if number < 2:
-        raise ValueError(f"an interval needs at least 2 validation documents, not {number}")
-    each = b.influence().mean(axis=0) - a.influence().mean(axis=0)  # (documents,)
-    documents = (float(each.var(ddof=1)) / number, number - 1.0)
-    if min(len(a.nats), len(b.nats)) < 2:
-        return _student(b.mean - a.mean, *documents, compared)
-    parts = [documents, *_seed_parts(a, b)]
-    total, freedom = _welch(parts)
-    seeds = parts[1][0] + parts[2][0]
+    value, half = combined(a, b, comparisons, pooled)
+    return Interval(float(value), float(value - half), float(value + half))
+
+
+def combined(a: Losses, b: Losses, comparisons: int = 1, pooled: Part | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """As `combined_interval`, its middle and half its width; of arrays with leading axes one for each.  # (...)"""
+    if a.num_units < 2:
+        raise ValueError(f"an interval needs at least 2 validation documents, not {a.num_units}")
+    value, without = ratio(b.nats.mean(axis=-2) - a.nats.mean(axis=-2), a.targets)
+    documents = documents_part(value, without, a.targets)
+    if min(a.num_seeds, b.num_seeds) < 2:
+        return value, half_width([documents], comparisons)
+    parts = _seed_parts(a, b)
+    seeds = parts[0].variance + parts[1].variance
+    if pooled is not None:
+        seeds = np.maximum(seeds, pooled.variance * (1 / a.num_seeds + 1 / b.num_seeds))
+        parts = [Part(seeds, pooled.freedom)]
     # Each of the two is at most the whole: never below either, whatever the estimate of the interaction.
-    variance = max(total - _interaction(a) - _interaction(b), documents[0], seeds)
-    return _student(b.mean - a.mean, variance, freedom, compared)
+    whole = documents.variance + seeds - _interaction(a) - _interaction(b)
+    variance = np.maximum(whole, np.maximum(documents.variance, seeds))
+    return value, half_width([documents, *parts], comparisons, variance)
 
 
-def _interaction(losses: Losses) -> float:
-    """Variance of a mean loss that comes from seeds doing differently on different documents."""
+def _interaction(losses: Losses) -> np.ndarray:
+    """Variance of a mean loss that comes from seeds doing differently on different documents.  # (...)"""
     influence = losses.influence()
-    seeds, number = influence.shape
-    rest = influence - influence.mean(axis=0)
-    return float((rest**2).sum() / ((seeds - 1) * (number - 1)) / (seeds * number))
+    seeds, number = influence.shape[-2:]
+    rest = influence - influence.mean(axis=-2, keepdims=True)
+    found: np.ndarray = (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (number - 1)) / (seeds * number)
+    return found
 
 
-def _student(value: float, variance: float, freedom: float, compared: int) -> Interval:
-    half = _quantile(compared, math.floor(10 * freedom) / 10) * variance**0.5
-    return Interval(value, value - half, value + half)
+def pooled_seeds(configurations: Sequence[Losses]) -> Part | None:
+    """How much mean loss varies from seed to seed, over all configurations with several; None where none has."""
+    several = [losses for losses in configurations if losses.num_seeds > 1]
+    if not several:
+        return None
+    freedom = sum(losses.num_seeds - 1 for losses in several)
+    squares = sum(losses.by_seed.var(axis=-1) * losses.num_seeds for losses in several)
+    return Part(np.asarray(squares / freedom), np.asarray(float(freedom)))
 
 
-@cache  # a tenth of a second each: hence the rounded degrees of freedom, downwards
-def _quantile(compared: int, freedom: float) -> float:
-    if compared > 2:
-        return float(stats.studentized_range.ppf(LEVEL, compared, freedom)) / 2**0.5
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+def all_pairs(compared: int) -> int:
+    """How many comparisons a leader is the outcome of that was chosen by looking at `compared` configurations."""
+    return compared * (compared - 1) // 2
 
 
-def differences(configurations: list[Losses], pairs: list[tuple[int, int]], compared: int) -> list[Difference]:
+def differences(configurations: list[Losses], pairs: list[tuple[int, int]], comparisons: int) -> list[Difference]:
     """The differences `b - a` of pairs (a, b), by index; all on the same documents.
 
     Args:
-        compared: as in `combined_interval`.
+        comparisons: as in `combined_interval`.
     """
-    drawn = bootstrap(configurations)
-    found = []
+    found, pooled = [], pooled_seeds(configurations) if comparisons > 1 else None
     for i, j in pairs:
         a, b = configurations[i], configurations[j]
-        loss, ppl = documents_intervals(a, b, drawn[:, i], drawn[:, j])
-        sizes = (len(a.nats), len(b.nats))
-        found.append(Difference(loss, ppl, seeds_interval(a, b), combined_interval(a, b, compared), sizes))
+        loss, ppl = documents_intervals(a, b)
+        sizes, both = (a.num_seeds, b.num_seeds), combined_interval(a, b, comparisons, pooled)
+        found.append(Difference(loss, ppl, seeds_interval(a, b), both, sizes, a.num_units))
     return found

@@ -15,11 +15,11 @@ from mlflow.tracking import MlflowClient
 from trainables import contender as contender_module
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
-from trainables.bootstrap import Interval
 from trainables.config import RunConfig
 from trainables.contender import TWO_PHASE, Contender, contend
 from trainables.contest import FURTHER, LEARNING_RATES, best_of_rates, contenders
 from trainables.errors import NoResultError
+from trainables.intervals import Interval
 from trainables.judge import Judgement, against, judge_splits
 from trainables.metrics import judged
 from trainables.model_runs import EXPERIMENT
@@ -96,7 +96,8 @@ def test_every_training_is_timed_behind_an_untimed_one_of_one_epoch(
 
 
 def made_up(rate: float, ppl: float) -> Contender:
-    nothing = Judgement(*[Interval(1.0, 1.0, 1.0)] * 4, nats=torch.ones(1).numpy(), targets=torch.ones(1).numpy())
+    one = torch.ones(1).numpy()
+    nothing = Judgement(*[Interval(1.0, 1.0, 1.0)] * 4, nats=one, targets=one, units=one)
     return Contender("gru", "H8", rate, (rate,), {names.VAL_PPL: ppl}, nothing, [])
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_config
 from tokenizers import Tokenizer
 
 from model.text_model import TextModel
 from trainables.artifacts import ArtifactStore
-from trainables.corpus import Split
+from trainables.corpus import Corpus, Split
 from trainables.judge import judge, judge_splits, yardsticks
 from trainables.ngrams import bigram_losses, unigram_losses
 from trainables.pipeline import prepare_inputs, run
@@ -46,33 +47,35 @@ def test_figures_are_those_of_all_targets() -> None:
         assert interval.low < interval.value < interval.high
     names = set(found.metrics("test"))
     assert {"test/ppl", "test/ppl_low", "test/top5_high", "test/bits_per_byte"} < names
-    assert len(names) == 12
+    assert found.metrics("test")["test/documents"] == 40
+    assert len(names) == 13
 
 
 def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
     """Documents differ in how hard they are; the truth is the mean loss over all documents there could be."""
     rng, covered, split = np.random.default_rng(3), 0, None
-    for _ in range(50):
+    for _ in range(400):
         sizes = np.full(60, 20)
-        split = Split(np.zeros(1200, np.int32), np.cumsum([0, *sizes[:-1]]), sizes)
+        split = Split(np.arange(1200, dtype=np.int32), np.cumsum([0, *sizes[:-1]]), sizes)
         hard = np.repeat(rng.normal(3, 0.5, 60), 20)[1:] + rng.normal(0, 1, 1199)
         nothing = np.zeros(1199, bool)
         interval = judge(split, hard, nothing, nothing).ppl
         covered += interval.low <= math.exp(3) <= interval.high
-    assert 44 <= covered <= 50
+    assert 0.925 <= covered / 400 <= 0.975
 
 
 def test_one_document_has_figures_without_intervals() -> None:
     split = stream(1)
     metrics = judge(split, *made_up(split)).metrics("test")
-    assert set(metrics) == {"test/ppl", "test/accuracy", "test/top5", "test/bits_per_byte"}
+    assert set(metrics) == {"test/ppl", "test/accuracy", "test/top5", "test/bits_per_byte", "test/documents"}
     assert all(map(math.isfinite, metrics.values()))
 
 
 def test_a_first_document_of_one_token_has_no_part() -> None:
-    split = Split(np.zeros(9, np.int32), np.array([0, 1, 5]), np.array([100, 4, 4]))
+    split = Split(np.arange(9, dtype=np.int32), np.array([0, 1, 5]), np.array([100, 4, 4]))
     found = judge(split, np.full(8, 2.0), np.ones(8, bool), np.ones(8, bool))
     assert found.targets.tolist() == [0, 4, 4]
+    assert found.num_units == 2
     assert found.ppl.low == pytest.approx(math.exp(2)) == pytest.approx(found.ppl.high)
     assert found.bits_per_byte.value == pytest.approx(16 / math.log(2) / 8)
 
@@ -94,6 +97,36 @@ def test_bits_per_byte_are_those_of_the_same_documents_as_text(tmp_path: Path) -
         assert score.bytes == split.document_bytes.sum()
         assert score.tokens == judgement.targets.sum()
         assert score.bits_per_byte == pytest.approx(judgement.bits_per_byte.value, rel=1e-5)
+
+
+def test_documents_written_twenty_times_say_no_more_than_once() -> None:
+    once = stream(8)
+    starts, sizes = (
+        np.array([0, *np.cumsum(np.tile(once.document_bytes // 2, 20))[:-1]]),
+        np.tile(once.document_bytes, 20),
+    )
+    often = Split(np.tile(once.tokens, 20), starts, sizes)
+    assert len(np.unique(often.units)) == len(np.unique(once.units))
+    losses = np.random.default_rng(0).exponential(2.0, len(once.tokens))
+    each, nothing = np.tile(losses, 20)[1:], np.zeros(len(often.tokens) - 1, bool)
+    found = judge(often, each, nothing, nothing)
+    reference = judge(once, losses[1:], nothing[: len(losses) - 1], nothing[: len(losses) - 1])
+    assert found.metrics("test")["test/documents"] == reference.num_units == 8
+    width, expected = (math.log(x.ppl.high / x.ppl.low) for x in (found, reference))
+    assert width == pytest.approx(expected, rel=0.1)  # the very first token is a target in all but one
+
+
+@pytest.mark.parametrize(("rank", "hit"), [(4, 1.0), (5, 0.0)])
+def test_a_target_of_rank_five_is_the_last_hit_of_top_five(rank: int, hit: float) -> None:
+    """Ranks count from 0."""
+    split = stream(5)
+    corpus = Corpus(split, split, split, "", VOCAB, "")
+
+    def evaluate(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        number = len(tokens) - 1
+        return torch.ones(number), torch.zeros(number, dtype=torch.bool), torch.full((number,), rank)
+
+    assert judge_splits(corpus, "cpu", evaluate)["test"].top5.value == hit
 
 
 def kneser_ney(train: list[int], first: int, target: int) -> float:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from model.modes import same_model_modes
 from search import claims
 from search.claims import evaluate
-from search.evidence import AHEAD, BEHIND, NO_LOSSES, ON_DOCUMENTS, TIE, Comparison, compare, load_evidence
+from search.evidence import AHEAD, BEHIND, NO_LOSSES, ON_DOCUMENTS, TIE, Comparison, Evidence, compare, load_evidence
 from search.leaderboard import BEST
 from search.ledger import Ledger
 from search.plots import contour_pairs, front, readable_study
@@ -22,6 +23,7 @@ from search.report import HTML, MARKDOWN, write_report
 from search.spaces import Study, asym_layers, context_modes
 from search.study_record import git_state, read_study_record, write_study_record
 from search.trial_records import TrialRecord, write_trial_record
+from search.verdict import Losses
 from trainables import metrics as names
 from trainables.config import BigramConfig, RunConfig
 from trainables.records import Records
@@ -170,6 +172,31 @@ def test_a_claim_that_lies_on_the_other_side_is_contradicted(records: Records) -
     said = judged(ledger, records)[1]
     assert said[claims.LAYERWISE] == claims.CONTRADICTED
     assert said[claims.FIRST_CELL] == said[claims.AVOID] == said[claims.HALF] == claims.NOT_TESTED
+
+
+def test_a_contradiction_by_one_of_several_needs_more_than_its_own_interval(records: Records) -> None:
+    """Three others: below zero at 95 % for itself, but not where three intervals are to hold at once."""
+    rng = np.random.default_rng(0)
+    targets = np.full(20, 100.0)
+    noise = rng.normal(0, 1, 20)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    ledger = run(asym_layers(BASE, (8, 16), "random", 4), records, lambda c: 3.0)
+    found = load_evidence(ledger, records)[:4]
+
+    def cells(t: float) -> dict[tuple[int, int], Evidence]:
+        """The first of the cells is above another by `t` standard errors, and the other two equal to it."""
+        first = 3.0 * targets
+        other = first - (t / 20**0.5 + noise) * targets
+        losses = {(1, 1): first, (1, 2): other, (2, 1): first, (2, 2): first}
+        return {
+            cell: Evidence(e.found, Losses(nats[None], targets))
+            for e, (cell, nats) in zip(found, losses.items(), strict=True)
+        }
+
+    assert stats.t.ppf(0.975, 19) < 2.3 < stats.t.ppf(1 - 0.025 / 3, 19) < 2.8
+    said = {t: claims._judge(claims.FIRST_CELL, "", claims._first_cell, cells(t)).verdict for t in (2.3, 2.8)}
+    assert said[2.3].startswith(claims.NOT_SUPPORTED)
+    assert said[2.8].startswith(claims.CONTRADICTED)
 
 
 CELL_LOSSES = {

@@ -248,7 +248,7 @@ def test_replicates_follow_the_study_and_are_on_record_everywhere(chat_file: Pat
         record = read_trial_record(records.trial_record("small", t.user_attrs[HASH]))
         assert record is not None
         assert t.value is not None
-        assert record.document_losses(t.value) is not None
+        assert record.unit_losses(t.value) is not None
         assert [step for step, _ in record.series[names.EPOCH_VAL_PPL]] == [1]
     _, children, client = mlflow_runs(root)
     tags = {run.data.tags[TRIAL_TAG]: run.data.tags.get(REPLICATE_TAG) for run in children}

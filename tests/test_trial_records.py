@@ -29,10 +29,22 @@ def test_a_record_comes_back_as_it_was_written(record: TrialRecord, tmp_path: Pa
 
 
 def test_losses_by_document_add_up_to_the_perplexity(record: TrialRecord) -> None:
-    losses = record.document_losses(PPL)
+    losses = record.unit_losses(PPL)
     assert losses is not None
     assert losses[0].sum() / losses[1].sum() == pytest.approx(math.log(PPL), abs=1e-12)
-    assert record.document_losses(PPL * 1.001) is None
+    assert record.unit_losses(PPL * 1.001) is None
+
+
+def test_equal_documents_are_one_unit_and_an_old_record_has_one_for_each(record: TrialRecord) -> None:
+    ended = record.ended(
+        "finished", result={"nats": [0.0, 1.0, 2.0, 3.0], "targets": [0, 1, 1, 2], "units": [0, 1, 2, 1]}
+    )
+    losses = ended.unit_losses(math.exp(1.5))
+    assert losses is not None
+    assert [each.tolist() for each in losses] == [[4.0, 2.0], [3.0, 1.0]]
+    old = record.unit_losses(PPL)
+    assert old is not None
+    assert old[1].tolist() == [1.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +78,7 @@ def test_losses_that_fit_nothing_are_none(record: TrialRecord, tmp_path: Path, d
     path.write_text(json.dumps(json.loads(path.read_text()) | documents))
     read = read_trial_record(path)
     assert read is not None
-    assert read.document_losses(PPL) is None
+    assert read.unit_losses(PPL) is None
 
 
 def test_a_failed_trial_keeps_its_curves_and_its_reason() -> None:
@@ -74,4 +86,4 @@ def test_a_failed_trial_keeps_its_curves_and_its_reason() -> None:
     running.add([("sweep/loss", 2, -1.0)])
     ended = running.ended("failed", "diverged")
     assert (ended.status, ended.reason, ended.series) == ("failed", "diverged", {"sweep/loss": [(2, -1.0)]})
-    assert ended.document_losses(5.0) is None
+    assert ended.unit_losses(5.0) is None

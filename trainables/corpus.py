@@ -7,7 +7,8 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ class Split:
     tokens: np.ndarray  # (N,) int32
     document_starts: np.ndarray  # (num_documents,) int64, ascending; the first is 0
     document_bytes: np.ndarray  # (num_documents,) int64, UTF-8 bytes of the text, the stream's first token left out
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """Which documents are one unit of what chance has drawn: those of the same tokens have one number.
+
+        # (num_documents,) int64, the number of the first document of its kind
+        """
+        first: dict[bytes, int] = {}
+        documents = np.split(self.tokens, self.document_starts[1:])
+        return np.asarray([first.setdefault(each.tobytes(), i) for i, each in enumerate(documents)], dtype=np.int64)
 
     def by_document(self, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Losses of the targets `tokens[1:]`, summed over the document that each target lies in.
@@ -113,7 +124,7 @@ def load_corpus(
             split = (_encode_joined if joined else _encode)(tokenizer, documents[name])
             if len(split.tokens) < 2:
                 raise ValueError(f"too little text in {data.spec}: the {name} split has fewer than 2 tokens")
-            arrays |= {f"{name}.{field}": array for field, array in vars(split).items()}
+            arrays |= {f"{name}.{field}": array for field, array in asdict(split).items()}
         save_file(arrays, folder / TOKENS)
         tokenizer.save(str(folder / TOKENIZER), pretty=False)
 

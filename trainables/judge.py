@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.bootstrap import Interval, percentiles, resampled_sums
 from trainables.corpus import Corpus, Split
+from trainables.intervals import Interval, merged, ratio_interval, transformed
 from trainables.metrics import judged
 from trainables.ngrams import bigram_losses, unigram_losses
 
 SPLITS = ("validation", "test")  # what a finished model is judged on
+UNITS = "documents"  # of a judged split: how many independent ones its intervals are over
 TOP = 5  # a target among the so many most likely tokens is a hit of `top5`
 
 
@@ -27,13 +28,19 @@ class Judgement:
     bits_per_byte: Interval  # loss in bits, by the UTF-8 bytes of the targets (`model.documents.predicted_bytes`)
     nats: np.ndarray  # (documents,) summed over each document's targets
     targets: np.ndarray  # (documents,)
+    units: np.ndarray  # (documents,) as `corpus.Split.units`
+
+    @property
+    def num_units(self) -> int:
+        """How many independent documents the intervals are over."""
+        return len(np.unique(self.units[self.targets > 0]))
 
     def metrics(self, split: str) -> dict[str, float]:
         """All figures by name (`metrics.judged`), with their intervals' ends where there are any."""
         found: dict[str, float] = {}
         for field in fields(self)[:4]:
             found |= interval_metrics(split, field.name, getattr(self, field.name))
-        return found
+        return found | {judged(split, UNITS): float(self.num_units)}
 
 
 def interval_metrics(split: str, figure: str, interval: Interval) -> dict[str, float]:
@@ -45,7 +52,7 @@ def interval_metrics(split: str, figure: str, interval: Interval) -> dict[str, f
 def judge(split: Split, losses: np.ndarray, correct: np.ndarray, top5: np.ndarray) -> Judgement:
     """Judge a model by what it made of each target `tokens[1:]` of `split`.
 
-    Documents are drawn with replacement, with the same draws for every figure and every model on the same split.
+    Intervals are over documents; those of the same tokens count as one.
     Without a target (a stream's first document, if it is one token long) a document is no part of the figures.
 
     Args:
@@ -55,15 +62,28 @@ def judge(split: Split, losses: np.ndarray, correct: np.ndarray, top5: np.ndarra
     """
     nats, targets = split.by_document(losses)
     counts = [split.by_document(each)[0] for each in (correct, top5)]
-    ratios = _Ratios(np.stack([nats, *counts, targets, split.document_bytes], axis=1)[targets > 0])
+    each = _by_unit(split.units, np.stack([nats, *counts, split.document_bytes]), targets)
+    loss, right, near = (ratio_interval(each[i], each[-1]) for i in range(3))
     return Judgement(
-        ppl=ratios.interval(0, 3, np.exp),
-        accuracy=ratios.interval(1, 3),
-        top5=ratios.interval(2, 3),
-        bits_per_byte=ratios.interval(0, 4, lambda per_byte: per_byte / math.log(2)),
+        ppl=transformed(loss, math.exp),
+        accuracy=transformed(right, _share),
+        top5=transformed(near, _share),
+        bits_per_byte=transformed(ratio_interval(each[0], each[3]), lambda per_byte: per_byte / math.log(2)),
         nats=nats,
         targets=targets,
+        units=split.units,
     )
+
+
+def _by_unit(units: np.ndarray, columns: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Columns and, as the last, targets, by unit; units without a target left out.  # (columns + 1, units)"""
+    each = merged(units, np.concatenate([columns, targets[None]]).astype(np.float64))
+    return each[:, each[-1] > 0]
+
+
+def _share(value: float) -> float:
+    """An end of a share's interval, no less than none and no more than all."""
+    return value if math.isnan(value) else min(max(value, 0.0), 1.0)
 
 
 def judge_splits(
@@ -97,12 +117,9 @@ def judged_metrics(judged: dict[str, Judgement], corpus: Corpus, vocab_size: int
 
 
 def against(first: Judgement, other: Judgement) -> Interval:
-    """By how much the PPL of `other` is above that of `first`, as a share, on the same resampled documents."""
-    columns = np.stack([other.nats - first.nats, first.targets], axis=1)[first.targets > 0]
-    if len(columns) < 2:
-        return Interval(other.ppl.value / first.ppl.value - 1, math.nan, math.nan)
-    drawn = resampled_sums(columns)
-    return percentiles(other.ppl.value / first.ppl.value - 1, np.expm1(drawn[:, 0] / drawn[:, 1]))
+    """By how much the PPL of `other` is above that of `first`, as a share, document by document."""
+    difference, targets = _by_unit(first.units, (other.nats - first.nats)[None], first.targets)
+    return transformed(ratio_interval(difference, targets), math.expm1)
 
 
 def yardsticks(train: Split, split: Split, vocab_size: int) -> dict[str, Interval]:
@@ -113,22 +130,5 @@ def yardsticks(train: Split, split: Split, vocab_size: int) -> dict[str, Interva
     """
     each = {"unigram": unigram_losses, "bigram": bigram_losses}
     losses = [split.by_document(of(train.tokens, split.tokens, vocab_size)) for of in each.values()]
-    targets = losses[0][1]
-    ratios = _Ratios(np.stack([*(nats for nats, _ in losses), targets], axis=1)[targets > 0])
-    return {name: ratios.interval(column, 2, np.exp) for column, name in enumerate(each)}
-
-
-class _Ratios:
-    """Ratios of sums over documents, all on the same draws."""
-
-    def __init__(self, columns: np.ndarray) -> None:
-        """`columns`: what each document adds to each sum.  # (documents, columns)"""
-        self.total = columns.sum(axis=0, dtype=np.float64, keepdims=True)
-        self.drawn = resampled_sums(columns) if len(columns) > 1 else None
-
-    def interval(self, above: int, below: int, of: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Interval:
-        """`of` the ratio of two columns' sums."""
-        value = float(of(self.total[0, above : above + 1] / self.total[0, below])[0])
-        if self.drawn is None:
-            return Interval(value, math.nan, math.nan)
-        return percentiles(value, of(self.drawn[:, above] / self.drawn[:, below]))
+    *sums, sizes = _by_unit(split.units, np.stack([nats for nats, _ in losses]), losses[0][1])
+    return {name: transformed(ratio_interval(of, sizes), math.exp) for name, of in zip(each, sums, strict=True)}

@@ -54,6 +54,7 @@ class DocumentLosses:
 
     nats: list[float]
     targets: list[int]
+    units: list[int]  # documents of one number are one unit of what chance has drawn (`Split.units`)
 
 
 @dataclass(frozen=True)
@@ -202,5 +203,5 @@ def _attempt(
     if unusable:
         raise DivergedError(f"diverged: {', '.join(unusable)} not finite")
     nats, targets = inputs.corpus.validation.by_document(result.val_losses.cpu().numpy())
-    losses = DocumentLosses(nats.tolist(), targets.tolist())
+    losses = DocumentLosses(nats.tolist(), targets.tolist(), inputs.corpus.validation.units.tolist())
     return RunResult(model, figures, losses, compute, phase1.trained_by, config.contexts.tolerance)

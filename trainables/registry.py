@@ -31,7 +31,7 @@ from model import served
 from model.checkpoint import CONFIG, DIGEST, TOKENIZER, WEIGHTS
 from model.config import RUN
 from model.text_model import load_text_model
-from trainables.bootstrap import percentiles, resampled_sums
+from trainables.intervals import FEW, FEW_UNITS, merged, ratio_interval
 from trainables.mlflow_store import open_experiment
 from trainables.records import Records
 from trainables.run_record import MODEL_DIGEST, read_record
@@ -78,6 +78,7 @@ class _Validation:
     digest: str  # of the tokens and the tokenizer
     nats: np.ndarray  # (documents,) summed over each document's targets
     targets: np.ndarray  # (documents,) how many
+    units: np.ndarray  # (documents,) as `corpus.Split.units`
 
     @classmethod
     def read(cls, folder: Path) -> "_Validation":
@@ -90,10 +91,11 @@ class _Validation:
             found = read_record(folder)["validation"]
             nats, targets = (np.asarray(found[name], dtype=np.float64) for name in ("nats", "targets"))
             digest = found["digest"]
-            of_form = isinstance(digest, str) and nats.ndim == 1 and nats.shape == targets.shape
+            units = np.asarray(found.get("units", range(len(targets))))  # without: each document its own
+            of_form = isinstance(digest, str) and nats.ndim == 1 and nats.shape == targets.shape == units.shape
             if not (of_form and np.isfinite(nats).all() and targets.sum() > 0):
-                raise ValueError("digest, nats and targets are of the wrong form")
-            return cls(digest, nats, targets)
+                raise ValueError("digest, nats, targets and units are of the wrong form")
+            return cls(digest, nats, targets, units)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{folder / RUN} does not say how the model did in validation: {reason}") from error
@@ -130,8 +132,8 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
 
     A model that is a version already, file by file, stays that one.
 
-    Better means that the 95 % interval of the difference in validation loss, by a paired bootstrap over documents,
-    lies below zero.
+    Better means that the 95 % interval of the difference in validation loss, taken document by document, lies
+    below zero.
 
     Args:
         folder: a model folder with `run.json`.
@@ -235,14 +237,16 @@ def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) ->
         raise ValueError(INCOMPARABLE.format(other))
     if not comparable:
         return True, f"forced: cannot be compared with {other}"
-    number = len(ours.targets)
-    # the targets are the same: the difference in mean loss is the mean of the differences
-    each = np.stack([ours.nats - theirs.nats, ours.targets], axis=1)  # (documents, 2)
-    drawn = resampled_sums(each)
-    loss = percentiles(float(each[:, 0].sum() / each[:, 1].sum()), drawn[:, 0] / drawn[:, 1])
+    difference, targets = merged(ours.units, np.stack([ours.nats - theirs.nats, ours.targets]))
+    known = targets > 0
+    number, loss = int(known.sum()), ratio_interval(difference[known], targets[known])
     value, low, high = (100 * np.expm1(x) for x in (loss.value, loss.low, loss.high))
-    shown = f"PPL {value:+.1f} % [{low:+.1f}, {high:+.1f}] against {other}, {number} documents"
-    better = loss.high < 0 and number > 1  # one document gives no interval
+    if number < 2:
+        shown = f"PPL {value:+.1f} % against {other}; 1 independent document gives no interval"
+    else:
+        rough = f", {FEW}" if number < FEW_UNITS else ""
+        shown = f"PPL {value:+.1f} % [{low:+.1f}, {high:+.1f}] against {other}, {number} documents{rough}"
+    better = loss.high < 0  # never with NaN
     if better:
         return True, f"better: {shown}"
     return force, f"{'forced' if force else 'not better'}: {shown}"

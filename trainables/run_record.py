@@ -55,6 +55,7 @@ def run_record(
                 "digest": stream_digest(splits[name].tokens.tobytes(), corpus.tokenizer_json),
                 "nats": judgement.nats.tolist(),
                 "targets": judgement.targets.tolist(),
+                "units": judgement.units.tolist(),
             }
             for name, judgement in judged.items()
         },

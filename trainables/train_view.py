@@ -12,7 +12,8 @@ from rich.table import Table
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.convergence import MARKED, converged
-from trainables.judge import SPLITS, against, interval_metrics
+from trainables.intervals import FEW, FEW_UNITS
+from trainables.judge import SPLITS, UNITS, against, interval_metrics
 from trainables.metrics import judged
 from trainables.progress import Progress as Step
 
@@ -96,10 +97,19 @@ def result_table(metrics: dict[str, float]) -> Table:
     )
     for name, (form, *rest) in rows:
         table.add_row(name, *(_shown(form, metrics, split, *rest) for split in SPLITS))
+    table.add_row("independent documents", *(_documents(metrics, split) for split in SPLITS))
     return table
 
 
 _YES_NO = {1.0: "yes", 0.0: "no"}
+
+
+def _documents(metrics: dict[str, float], split: str) -> str:
+    """How many documents the intervals of a split are over, and whether they are few."""
+    number = metrics.get(judged(split, UNITS))
+    if number is None:
+        return "–"
+    return f"{number:.0f}, {FEW}" if 1 < number < FEW_UNITS else f"{number:.0f}"
 
 
 def contest_table(contenders: "Sequence[Contender]") -> Table:
@@ -125,6 +135,7 @@ def contest_table(contenders: "Sequence[Contender]") -> Table:
     interval_row("test accuracy, %", "accuracy", "{:.1f}", 100)
     interval_row("test top-5, %", "top5", "{:.1f}", 100)
     interval_row("test bits per byte", "bits_per_byte", "{:.3f}")
+    table.add_row("test documents", *(_documents(m, "test") for m in known))
     row("parameters trained", names.TRAINED_PARAMS)
     table.add_row("learning rate", *map(_rate, contenders))
     row("epochs", names.EPOCHS)

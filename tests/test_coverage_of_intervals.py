@@ -1,0 +1,42 @@
+"""The measurement of tests/coverage_of_intervals.py in small: a percentile bootstrap would not pass it."""
+
+import coverage_of_intervals as measured
+import pytest
+
+STUDIES = 2_000
+
+
+def noise(share: float, studies: int = STUDIES) -> float:
+    """Three standard errors of a share of so many studies."""
+    return 3 * float((share * (1 - share) / studies) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "documents", "least"),
+    [
+        ("normal", 10, 0.94), ("normal", 20, 0.94), ("normal", 100, 0.94),
+        *((kind, 100, 0.92) for kind in measured.GENERATORS[1:]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_an_interval_holds_the_truth_as_often_as_it_says(kind: str, documents: int, least: float, seeds: int) -> None:
+    assert measured.coverage(kind, STUDIES, documents, seeds) >= least - noise(least)
+
+
+def test_with_ten_documents_a_percentile_bootstrap_holds_too_seldom() -> None:
+    """What the test above is there to find."""
+    assert measured.old_coverage("normal", STUDIES // 4, 10) < 0.94 - noise(0.94, STUDIES // 4)
+
+
+@pytest.mark.parametrize(("configurations", "documents", "seeds"), [(12, 10, 1), (48, 20, 1), (12, 100, 2)])
+def test_of_equal_configurations_one_is_seldom_called_behind(configurations: int, documents: int, seeds: int) -> None:
+    assert measured.family_error(500, configurations, documents, seeds) <= 0.05 + noise(0.05, 500)
+
+
+def test_an_equal_model_seldom_becomes_champion() -> None:
+    assert measured.false_better("normal", STUDIES, 10) <= 0.025 + noise(0.025)
+
+
+def test_intervals_are_no_wider_than_they_must_be() -> None:
+    assert measured.width(500, 20) <= 1.25
+    assert measured.power(STUDIES, 20, old=False) > 0.5

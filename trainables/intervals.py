@@ -1,0 +1,121 @@
+"""Intervals over documents: what a figure would have been on other documents of the same kind.
+
+A figure is a ratio of sums over documents: nats by targets. Its variance is that of the delete-one jackknife, its
+quantile Student's t, with as many degrees of freedom as documents of equal length would have that weigh as much
+together. Documents that are no independent draws are one unit, their sums added, before any variance is taken.
+
+Every function takes leading axes, one result for each.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+FEW_UNITS = 20  # under so many an interval is rough
+FEW = "so few that the interval is rough"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def covers_zero(self) -> bool:
+        """Whether no difference is among what is plausible."""
+        return self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One independent part of an estimate's variance."""
+
+    variance: np.ndarray  # (...)
+    freedom: np.ndarray  # (...) degrees of freedom
+
+
+def merged(units: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Each document's figures added up over the documents of its unit, by ascending unit.
+
+    Args:
+        units: whose equal numbers are one unit.  # (documents,) integers
+        columns: # (..., documents)
+
+    # (..., units)
+    """
+    order = np.argsort(units, kind="stable")
+    starts = np.flatnonzero(np.diff(units[order], prepend=units[order][:1] - 1))
+    found: np.ndarray = np.add.reduceat(columns[..., order], starts, axis=-1)
+    return found
+
+
+def ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A ratio of sums over units, and what it is without each of them.
+
+    Args:
+        sums: # (..., units)
+        sizes: positive, at least two.  # (..., units)
+
+    # (...) and (..., units)
+    """
+    whole, size = sums.sum(axis=-1), sizes.sum(axis=-1)
+    without = (whole[..., None] - sums) / (size[..., None] - sizes)
+    return whole / size, without
+
+
+def documents_part(value: np.ndarray, without: np.ndarray, sizes: np.ndarray) -> Part:
+    """The jackknife's variance of an estimate over units.
+
+    Args:
+        value: the estimate.  # (...)
+        without: what it is without each unit.  # (..., units)
+        sizes: of the units, which weigh them.  # (..., units)
+    """
+    number = without.shape[-1]
+    # about the estimate itself, not the mean of `without`: never smaller, which few units of unequal size need
+    variance = (number - 1) / number * ((without - value[..., None]) ** 2).sum(axis=-1)
+    equal = sizes.sum(axis=-1) ** 2 / (sizes**2).sum(axis=-1)  # units of one size that weigh as much together
+    return Part(variance, np.broadcast_to(np.maximum(equal - 1, 1), variance.shape))
+
+
+def half_width(parts: Sequence[Part], comparisons: int = 1, variance: np.ndarray | None = None) -> np.ndarray:
+    """Half of an interval of independent parts: Student's t with Welch and Satterthwaite's degrees of freedom.
+
+    Args:
+        comparisons: how many intervals are to hold at once with 95 % (Bonferroni).
+        variance: the whole's where it isn't the parts' sum.  # (...)
+
+    # (...)
+    """
+    total = np.sum([part.variance for part in parts], axis=0)
+    spread = np.sum([part.variance**2 / part.freedom for part in parts], axis=0)
+    known = spread > 0
+    freedom = np.where(known, total**2 / np.where(known, spread, 1), parts[0].freedom)
+    quantile = stats.t.ppf(1 - (1 - LEVEL) / 2 / comparisons, freedom)
+    half: np.ndarray = quantile * np.sqrt(total if variance is None else variance)
+    return half
+
+
+def ratio_interval(sums: np.ndarray, sizes: np.ndarray) -> Interval:
+    """A ratio of sums with its interval over units; NaN ends where there is one unit.
+
+    Args:
+        sums: # (units,)
+        sizes: positive.  # (units,)
+    """
+    if len(sizes) < 2:
+        return Interval(float(sums.sum() / sizes.sum()), np.nan, np.nan)
+    value, without = ratio(sums, sizes)
+    half = float(half_width([documents_part(value, without, sizes)]))
+    return Interval(float(value), float(value) - half, float(value) + half)
+
+
+def transformed(interval: Interval, of: Callable[[float], float]) -> Interval:
+    """The interval of a growing function of an estimate."""
+    return Interval(*(float(of(end)) for end in (interval.value, interval.low, interval.high)))

@@ -15,6 +15,7 @@ from search.report import HTML
 from search.results import METRICS, Configuration, trial_config
 from trainables.convergence import shortfall
 from trainables.metrics import CONVERGENCE
+from trainables.overlap import SEQUENCES, told
 
 if TYPE_CHECKING:  # Ray is not imported where nothing is to run
     from search.cluster import Resources
@@ -25,6 +26,7 @@ def say_prepared(console: Console, settings: Settings, resources: "Resources", s
     splits = {"train": "training", "val": "validation", "test": "test"}
     tokens = ", ".join(f"{summary[f'{key}_tokens']:,} {name}" for key, name in splits.items())
     console.print(f"data {settings.data.spec}: {tokens} tokens")
+    console.print(f"{SEQUENCES}: {told(summary)}")
     bigram = f", validation PPL {summary['bigram_val_ppl']:.2f}" if summary["bigram_val_ppl"] else ""
     size = f"V={summary['vocab_size']:,}, E={summary['embedding_dim']}"
     console.print(f"embedding {settings.embedding.spec}: {size}{bigram}")

@@ -63,6 +63,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
     from search.leaderboard import at_cap_note, leaderboard, origins_told, same_models
     from search.plots import all_plots
     from search.study_record import bigram_figures, read_study_record
+    from trainables.overlap import SEQUENCES, told
 
     about = read_study_record(records.study_record(results.name))
     bigram = bigram_figures(about)
@@ -88,6 +89,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
         "ended": _ended(results),
         "counts": _counts(results),
         "about": about,
+        "overlap": (SEQUENCES, told(about)),
         "versions": {key.removeprefix("version_"): about[key] for key in sorted(about) if key.startswith("version_")},
         "plotly": get_plotlyjs(),
     }

@@ -25,9 +25,11 @@ from model.config import RUN
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.config import RunConfig
+from trainables.convergence import MARKED
 from trainables.mlflow_store import open_experiment
 from trainables.model_folder import WORK, ModelFolder
 from trainables.model_runs import EXPERIMENT, FOLDER_TAG
+from trainables.overlap import SEQUENCES
 from trainables.pipeline import Inputs, run
 from trainables.records import Records
 from trainables.tracking import HASH_TAG, REASON_TAG
@@ -136,10 +138,19 @@ def test_a_training_is_the_pipelines_run_judged_saved_and_on_record(
     epochs = client.get_metric_history(found.info.run_id, names.EPOCH_VAL_PPL)
     assert [point.step for point in epochs] == [1, 2]
 
-    capsys.readouterr()
+    # its Phase 1 ends at its cap of 6 sweeps
+    assert figures[names.CONVERGENCE] < run_config(chat_file).phase1.converged_share
+    assert record["converged"] is False
+    assert found.data.metrics[names.CONVERGED] == 0.0
+    overlap = chat_inputs.corpus.overlap
+    assert record["overlap"] == {"words": 12, **overlap}
+    printed = capsys.readouterr().out
+    assert f"% converged ({MARKED})" in printed
+    assert f"{SEQUENCES}: validation {100 * overlap['validation']:.1f} %, test" in printed
     assert train(monkeypatch, config_file) == 0  # nothing is left to do
     printed = capsys.readouterr().out
     assert "trained already" in printed
+    assert "Phase 1 did not converge: " in printed
     for word in ("top-5 accuracy", "bits per byte", "bigrams", "parameters", "python model/generate.py", "--chat"):
         assert word in printed
     assert f", {figures[names.PHASE1_SECONDS] + figures[names.PHASE2_SECONDS]:.1f} s in both phases" in printed

@@ -5,9 +5,10 @@
 
 import glob
 import hashlib
+import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from model.documents import document_text, predicted_bytes, read_documents
 from trainables import digests
 from trainables.artifacts import ArtifactStore, content_key
+from trainables.overlap import WORDS, shares_in_training
 from trainables.sources import (
     SPLIT_RULE,
     SPLITS,
@@ -30,7 +32,7 @@ from trainables.sources import (
     split_of,
 )
 
-TOKENS, TOKENIZER = "tokens.safetensors", "tokenizer.json"
+TOKENS, TOKENIZER, OVERLAP = "tokens.safetensors", "tokenizer.json", "overlap.json"
 ULTRACHAT_VALIDATION, ULTRACHAT_TEST = range(50_000, 50_020), range(51_000, 51_100)  # rows of train_sft
 BATCH = 1_000  # documents encoded at once: an encoding takes far more memory than its ids
 
@@ -81,6 +83,7 @@ class Corpus:
     tokenizer_json: str  # a serialised `tokenizers.Tokenizer`
     vocab_size: int  # V of the tokenizer; a pretrained table may have more rows
     key: str  # of all that determines the token ids
+    overlap: dict[str, float | None] = field(default_factory=dict)  # by split: trainables.overlap's shares
 
     @property
     def content(self) -> str:
@@ -110,9 +113,10 @@ def load_corpus(
     inputs = {"data": data.fingerprint, "samples": samples, "split": SPLIT_RULE}
     key = content_key(inputs | {"tokenizer": tokenizer_identity, "code": digests.code_digest(digests.TOKENS)})
 
+    # said before the first use: otherwise every later fork of this process prints a warning
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
     def make(folder: Path) -> None:
-        # said before the first use: otherwise every later fork of this process prints a warning
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         documents = _documents(data, samples)
         if bpe_vocab_size:
             tokenizer = _train_bpe(documents["train"], bpe_vocab_size)
@@ -133,7 +137,29 @@ def load_corpus(
     fields = ("tokens", "document_starts", "document_bytes")
     splits = {name: Split(**{field: arrays[f"{name}.{field}"] for field in fields}) for name in SPLITS}
     text = (folder / TOKENIZER).read_text(encoding="utf-8")
-    return Corpus(**splits, tokenizer_json=text, vocab_size=Tokenizer.from_str(text).get_vocab_size(), key=key)
+    tokenizer = Tokenizer.from_str(text)
+    overlap = _overlap(splits, tokenizer, key, store)
+    return Corpus(**splits, tokenizer_json=text, vocab_size=tokenizer.get_vocab_size(), key=key, overlap=overlap)
+
+
+def _overlap(splits: dict[str, Split], tokenizer: Tokenizer, key: str, store: ArtifactStore) -> dict[str, float | None]:
+    """The shares of validation and test; an artefact of its own, so that token ids made before it was are used on."""
+
+    def make(folder: Path) -> None:
+        train, *others = (_texts(tokenizer, splits[name]) for name in SPLITS)
+        shares = shares_in_training(train, dict(zip(SPLITS[1:], others, strict=True)))
+        (folder / OVERLAP).write_text(json.dumps(shares))
+
+    folder, _ = store.get_or_make("overlap", content_key({"corpus": key, "words": WORDS}), make)
+    shares: dict[str, float | None] = json.loads((folder / OVERLAP).read_text())
+    return shares
+
+
+def _texts(tokenizer: Tokenizer, split: Split) -> list[str]:
+    """The documents' texts, from their token ids."""
+    documents = np.split(split.tokens, split.document_starts[1:])
+    texts: list[str] = tokenizer.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=False)
+    return texts
 
 
 def _documents(data: DataSource, samples: int | None) -> dict[str, list[str]]:

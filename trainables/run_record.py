@@ -12,6 +12,7 @@ from trainables.config import RunConfig
 from trainables.convergence import converged
 from trainables.corpus import Corpus
 from trainables.judge import Judgement
+from trainables.overlap import WORDS
 from trainables.provenance import git_state, package_version
 
 PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "two-phase-search")
@@ -48,6 +49,7 @@ def run_record(
         "trial": trial,
         "mlflow_run": mlflow_run,
         "chat": chat,
+        "overlap": {"words": WORDS, **corpus.overlap},
         "computed": computed,
         # by document, so that models that were judged on the same ones can be compared document by document
         **{

@@ -20,6 +20,7 @@ from trainables.errors import NoResultError
 from trainables.judge import judge_splits, judged_metrics
 from trainables.model_folder import ModelFolder
 from trainables.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
+from trainables.overlap import SEQUENCES, told
 from trainables.phase1 import DivergedError
 from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, RunResult, prepare_inputs, run
 from trainables.progress import Progress
@@ -176,6 +177,8 @@ def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console
     corpus = inputs.corpus
     sizes = [f"{len(getattr(corpus, split).tokens):,} {split}" for split in ("train", "validation", "test")]
     console.print(f"data {settings.data.spec}: {', '.join(sizes)} tokens")
+    shares = {"val_overlap": corpus.overlap.get("validation"), "test_overlap": corpus.overlap.get("test")}
+    console.print(f"{SEQUENCES}: {told(shares)}")
     console.print(f"on {place.device_name}, {place.threads} CPU thread(s): {place.compute}")
     then = settings.chosen.runtime
     now = {"device_name": place.device_name, "threads": place.threads, "compute": place.compute}

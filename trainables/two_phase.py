@@ -189,6 +189,8 @@ def prepare(
         "train_tokens": len(corpus.train.tokens),
         "val_tokens": len(corpus.validation.tokens),
         "test_tokens": len(corpus.test.tokens),
+        "val_overlap": corpus.overlap.get("validation"),
+        "test_overlap": corpus.overlap.get("test"),
         "vocab_size": vocab_size,
         "embedding_dim": embedding_dim,
         "bigram_val_ppl": bigram.val_ppl if bigram else None,

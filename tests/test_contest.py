@@ -1,6 +1,7 @@
 """A two-phase model beside its yardsticks, from the command line of trainables/train.py to a table and MLflow."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -196,6 +197,8 @@ def test_a_configuration_beside_a_yardstick(
             assert 0 < figures[names.PEAK_BYTES] < 1e9
         assert f"{figures[names.state_bytes(1_000)]:,.0f}" in shown
         assert len(client.get_metric_history(each.info.run_id, names.EPOCH_VAL_PPL)) == 1
+    assert runs[0].data.metrics[names.CONVERGED] == 0.0  # 6 sweeps are its cap
+    assert re.search(r"\| Phase 1 converged +\| +no \| +– \|", shown)
     assert runs[1].data.params["learning_rates_tried"].count(",") == 1
 
 

@@ -23,6 +23,7 @@ from search.results import REPLICATE_OF
 from search.trial_records import read_trial_record
 from trainables import metrics as names
 from trainables.config import RunConfig
+from trainables.convergence import converged
 from trainables.devices import hardware
 from trainables.records import Records
 from trainables.sources import split_of
@@ -75,12 +76,15 @@ def test_optuna_and_mlflow_agree_trial_by_trial(finished: tuple[Path, str]) -> N
         config = RunConfig.from_flat(trial.user_attrs[CONFIG])
         assert {key: str(value) for key, value in config.flat().items()}.items() <= run.data.params.items()
         assert config.config_hash() == trial.user_attrs[HASH]
+        assert run.data.metrics[names.CONVERGED] == float(converged(config, figures))
         sweeps = client.get_metric_history(run.info.run_id, names.SWEEP_CONVERGENCE)
         assert [m.step for m in sweeps] == list(range(2, int(figures[names.SWEEPS]) + 1))
         assert sweeps[-1].value == pytest.approx(figures[names.CONVERGENCE])
         epochs = client.get_metric_history(run.info.run_id, names.EPOCH_VAL_PPL)
         assert min(m.value for m in epochs) == pytest.approx(trial.value)
     assert not by_hash
+    assert names.CONVERGED in parent.data.metrics
+    assert {"val_overlap", "test_overlap"} <= parent.data.params.keys()
 
 
 def test_how_trials_compute_is_shown_once_and_recorded(finished: tuple[Path, str]) -> None:

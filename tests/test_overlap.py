@@ -19,6 +19,7 @@ from search.study_record import write_study_record
 from trainables import corpus as corpora
 from trainables.artifacts import ArtifactStore
 from trainables.corpus import Corpus, load_corpus
+from trainables.digests import TRIAL, code_digest
 from trainables.overlap import SEQUENCES, WORDS, shares_in_training, told
 from trainables.records import Records
 from trainables.sources import resolve_data, resolve_embedding, split_of
@@ -151,7 +152,7 @@ def test_the_report_tells_it(tmp_path: Path, known: dict[str, float], expected: 
 
 def test_a_studys_summary_has_it_and_its_first_lines_say_it(half: Path, tmp_path: Path) -> None:
     data, embedding = resolve_data(str(half), None), resolve_embedding("bigram")
-    _, summary = prepare(run_config(half), data, embedding, str(tmp_path / "cache"), 1, 0)
+    _, summary = prepare(run_config(half), data, embedding, str(tmp_path / "cache"), 1, 0, (code_digest(TRIAL), "here"))
     assert (summary["val_overlap"], summary["test_overlap"]) == (0.5, 0.5)
     settings: Any = SimpleNamespace(data=data, embedding=embedding)
     resources: Any = SimpleNamespace(gpus=0, threads=1, max_concurrent=2)

@@ -37,11 +37,13 @@ class Diagnosis:
 def examine(records: Records) -> Diagnosis:
     """Check every study, the cache and the registry."""
     from search.findings import Finding, snapshots
+    from search.storage import no_collection
     from search.store_checks import check_cache, check_registry
 
     seen = Diagnosis()
     try:
-        with snapshots(records.optuna_database, records.mlflow_database) as (optuna_copy, mlflow_copy):
+        copies = snapshots(records.optuna_database, records.mlflow_database)
+        with no_collection(), copies as (optuna_copy, mlflow_copy):
             _examine_databases(seen, records, optuna_copy, mlflow_copy)
             if mlflow_copy is not None:
                 seen.findings.extend(check_registry(_client(mlflow_copy)))

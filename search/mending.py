@@ -57,14 +57,15 @@ def mend_mlflow(
     Raises:
         ValueError: MLflow refuses its store, or did not take all.
     """
-    mine = [r for r in runs if r.data.tags.get(STUDY_ID_TAG) == results.study_id]
+    study_id = results.study_id  # a query each time
+    mine = [r for r in runs if r.data.tags.get(STUDY_ID_TAG) == study_id]
     parents = [r for r in mine if r.data.tags.get(ROLE_TAG) == "study"]
     if parents and all(r.info.lifecycle_stage == "deleted" for r in parents):
         from mlflow.tracking import MlflowClient
 
         MlflowClient(records.tracking_uri).restore_run(parents[-1].info.run_id)
     before = parents[-1].info.status if parents else "FINISHED"
-    tracker = Tracker(records, results.name, results.study_id)
+    tracker = Tracker(records, results.name, study_id)
     spool = Spool(tracker, records.journal(results.name, None), say)
     assert spool.ended is not None
     spool.ended = {status: hashes - again for status, hashes in spool.ended.items()}

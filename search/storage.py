@@ -41,7 +41,7 @@ def _as_seen(trial: FrozenTrial) -> FrozenTrial:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Python looks for garbage while much is made; where all of it stays, that takes a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -73,7 +73,7 @@ class WriteThrough(InMemoryStorage):
             super().set_study_user_attr(study, key, value)
         for key, value in database.get_study_system_attrs(self._stored).items():
             super().set_study_system_attr(study, key, value)
-        with _no_collection():
+        with no_collection():
             for trial in database.get_all_trials(self._stored, deepcopy=False):
                 self._take_in(trial)
 

@@ -5,15 +5,11 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from model.checkpoint import CONFIG, TOKENIZER, WEIGHTS
-from model.config import RUN
 from search.findings import Finding
 from search.lock import is_held
 from trainables.artifacts import matches_manifest
-from trainables.registry import FOLDER
 
 CACHE, REGISTRY = "cache", "registry"
-FILES = ("MLmodel", *(f"data/{FOLDER}/{name}" for name in (WEIGHTS, CONFIG, TOKENIZER, RUN)))
 
 
 def artefact_lock(path: Path) -> Path:
@@ -59,6 +55,10 @@ def check_registry(client: MlflowClient) -> list[Finding]:
 
 
 def _version_wrong(client: MlflowClient, name: str, version: str) -> str:
+    from model.checkpoint import CONFIG, TOKENIZER, WEIGHTS  # torch takes seconds: only where a model is registered
+    from model.config import RUN
+    from trainables.registry import FOLDER
+
     try:
         place = client.get_model_version_download_uri(name, version)
         if place.startswith("models:/"):
@@ -69,5 +69,6 @@ def _version_wrong(client: MlflowClient, name: str, version: str) -> str:
     if "://" in place:
         return ""  # on a server
     folder = Path(place)
-    missing = [file for file in FILES if not (folder / file).is_file()]
+    wanted = ("MLmodel", *(f"data/{FOLDER}/{file}" for file in (WEIGHTS, CONFIG, TOKENIZER, RUN)))
+    missing = [file for file in wanted if not (folder / file).is_file()]
     return f"{folder} lacks {', '.join(missing)}" if missing else ""

@@ -110,7 +110,8 @@ def elsewhere(results: Results, runs: Iterable[Run], records: Records) -> str:
 
 def check_mlflow(results: Results, runs: list[Run], records: Records) -> tuple[list[Finding], set[str]]:
     """Runs that are missing, doubled or say something else than the ledger; hashes of those to be told again."""
-    mine = [r for r in runs if r.data.tags.get(STUDY_ID_TAG) == results.study_id]
+    study_id = results.study_id  # a query each time
+    mine = [r for r in runs if r.data.tags.get(STUDY_ID_TAG) == study_id]
     alive = [r for r in mine if r.info.lifecycle_stage == "active"]
     by_hash: dict[str, list[Run]] = defaultdict(list)
     for run in alive:

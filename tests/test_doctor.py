@@ -18,6 +18,7 @@ from search.lock import study_lock
 from search.mending import mend_leaderboard, mend_mlflow
 from search.results import HASH, load_results
 from search.spaces import context_modes
+from search.trial_records import TrialRecord, write_trial_record
 from trainables.records import Records
 from trainables.tracking import HASH_TAG, PARENT_TAG, STUDY_ID_TAG
 
@@ -29,8 +30,10 @@ STUDY = "made-up"
 def healthy(earlier_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A records folder with a study of costless trials that ended."""
     records = Records.at(Path(shutil.copytree(earlier_records, tmp_path_factory.mktemp("healthy") / "mlruns")))
-    ledger = run(context_modes(BASE, (16,)), records, modes)
-    assert len(ledger.finished()) >= 4
+    ledger = run(context_modes(BASE, (16,)), records, modes, fails=lambda config: config.context_mode == "final_only")
+    (failed,) = ledger.failed()
+    left = TrialRecord(failed.user_attrs[HASH], failed.number, BASE.seed).ended("failed", "diverged")
+    write_trial_record(records.trial_record(STUDY, left.config_hash), left)
     results = load_results(STUDY, records.optuna_database)
     mend_mlflow(results, [], set(), records, pytest.fail)
     mend_leaderboard(results, records)

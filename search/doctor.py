@@ -13,11 +13,9 @@ from model.command_line import Parser
 from trainables.records import DEFAULT_ROOT, Records
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
-    from mlflow.tracking import MlflowClient
-
     from search.findings import Finding, Skipped
     from search.results import Results
+    from trainables.mlflow_store import StoredRun, StoreView
 
 OK, WRONG, BAD_INPUT = 0, 1, 2
 
@@ -29,7 +27,7 @@ class Diagnosis:
     findings: list["Finding"] = field(default_factory=list)
     skipped: list["Skipped"] = field(default_factory=list)
     studies: list[str] = field(default_factory=list)
-    runs: dict[str, list["Run"]] = field(default_factory=dict)  # of MLflow, by study
+    runs: dict[str, list["StoredRun"]] = field(default_factory=dict)  # of MLflow, by study
     again: dict[str, set[str]] = field(default_factory=dict)  # hashes of runs to be told again, by study
     ailing: dict[str, set[str]] = field(default_factory=dict)  # kinds of repairable findings, by study
 
@@ -46,7 +44,7 @@ def examine(records: Records) -> Diagnosis:
         with no_collection(), copies as (optuna_copy, mlflow_copy):
             _examine_databases(seen, records, optuna_copy, mlflow_copy)
             if mlflow_copy is not None:
-                seen.findings.extend(check_registry(_client(mlflow_copy)))
+                seen.findings.extend(check_registry(_view(mlflow_copy)))
     except Exception as error:  # whatever a damaged database makes Optuna, MLflow or SQLAlchemy raise
         what = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
         remedy = "bring optuna.db or mlflow.db back from a backup; a lost mlflow.db is made again by --repair"
@@ -56,12 +54,10 @@ def examine(records: Records) -> Diagnosis:
     return seen
 
 
-def _client(database: Path) -> "MlflowClient":
-    from mlflow.tracking import MlflowClient
+def _view(database: Path) -> "StoreView":
+    from trainables.mlflow_store import StoreView
 
-    from trainables import mlflow_store  # noqa: F401  (it quiets MLflow's loggers)
-
-    return MlflowClient(f"sqlite:///{database}")
+    return StoreView(f"sqlite:///{database}")
 
 
 def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, runs: Path | None) -> None:
@@ -69,14 +65,14 @@ def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, 
     from search.lock import is_running
     from search.results import known_studies, load_results
 
-    client = _client(runs) if runs is not None else None
+    store = _view(runs) if runs is not None else None
     for name in known_studies(ledgers) if ledgers is not None else []:
         seen.studies.append(name)
         if is_running(records.study(name)):
             seen.skipped.append(Skipped(where=f"study {name}", why="it is running: look again when it has ended"))
             continue
         assert ledgers is not None
-        _examine_study(seen, load_results(name, ledgers), records, client)
+        _examine_study(seen, load_results(name, ledgers), records, store)
     for folder in sorted(records.studies.glob("*/")):
         if folder.name not in seen.studies and (any(folder.glob("trials/*.json")) or (folder / "best.json").exists()):
             what, remedy = "has results of a study that is in no ledger", "bring back the optuna.db that has it"
@@ -84,7 +80,7 @@ def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, 
             seen.findings.append(Finding(kind="ledger", where=where, what=what, remedy=remedy, repairable=False))
 
 
-def _examine_study(seen: Diagnosis, results: "Results", records: Records, client: "MlflowClient | None") -> None:
+def _examine_study(seen: Diagnosis, results: "Results", records: Records, store: "StoreView | None") -> None:
     from search.findings import Skipped
     from search.study_checks import (
         MLFLOW,
@@ -92,12 +88,11 @@ def _examine_study(seen: Diagnosis, results: "Results", records: Records, client
         check_mlflow,
         check_trial_files,
         elsewhere,
-        read_runs,
     )
 
     name = results.name
     found = check_trial_files(results, records)
-    seen.runs[name] = runs = read_runs(client, name) if client is not None else []
+    seen.runs[name] = runs = store.runs(name) if store is not None else []
     if away := elsewhere(results, runs, records):
         seen.skipped.append(Skipped(where=f"study {name}", why=away))
     else:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from mlflow.entities import Run
-from mlflow.utils.file_utils import local_file_uri_to_path
 
 from search.findings import Finding
 from search.leaderboard import leaderboard, write_results
@@ -16,6 +14,7 @@ from search.results import HASH, METRICS, SUMMARY, Results
 from search.store_checks import artefact_lock
 from search.study_checks import trial_file_wrong
 from search.study_record import bigram_figures, read_study_record
+from trainables.mlflow_store import StoredRun, StoreView
 from trainables.records import Records
 from trainables.spool import Spool
 from trainables.tracking import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_ID_TAG, Tracker
@@ -23,15 +22,17 @@ from trainables.tracking import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_ID_TAG, Tr
 LONG = 600.0  # seconds that MLflow may take for one operation
 
 
-def mend_trial_files(results: Results, runs: list[Run], records: Records) -> None:
+def mend_trial_files(results: Results, runs: list[StoredRun], records: Records) -> None:
     """Bring back trial files of which MLflow has a whole copy; a damaged one is kept beside it."""
-    artifacts = {run.data.tags[HASH_TAG]: run.info.artifact_uri for run in runs if HASH_TAG in run.data.tags}
+    last = sorted(runs, key=lambda run: not run.deleted)  # of two runs the one that is not deleted
+    folders = {run.tags[HASH_TAG]: run.folder for run in last if HASH_TAG in run.tags}
     for trial in results.made_with_replicates():
         key = trial.user_attrs[HASH]
-        if not artifacts.get(key, "").startswith("file:") or not trial_file_wrong(trial, results.name, records):
+        folder = folders.get(key)
+        if folder is None or not trial_file_wrong(trial, results.name, records):
             continue
         path = records.trial_record(results.name, key)
-        copy = Path(local_file_uri_to_path(artifacts[key])) / path.name
+        copy = folder / path.name
         if not copy.is_file():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def mend_trial_files(results: Results, runs: list[Run], records: Records) -> Non
 
 
 def mend_mlflow(
-    results: Results, runs: list[Run], again: set[str], records: Records, say: Callable[[str], None]
+    results: Results, runs: list[StoredRun], again: set[str], records: Records, say: Callable[[str], None]
 ) -> None:
     """Restore a deleted parent run, tell MLflow what it lacks, and make all runs children of the parent.
 
@@ -58,13 +59,11 @@ def mend_mlflow(
         ValueError: MLflow refuses its store, or did not take all.
     """
     study_id = results.study_id  # a query each time
-    mine = [r for r in runs if r.data.tags.get(STUDY_ID_TAG) == study_id]
-    parents = [r for r in mine if r.data.tags.get(ROLE_TAG) == "study"]
-    if parents and all(r.info.lifecycle_stage == "deleted" for r in parents):
-        from mlflow.tracking import MlflowClient
-
-        MlflowClient(records.tracking_uri).restore_run(parents[-1].info.run_id)
-    before = parents[-1].info.status if parents else "FINISHED"
+    mine = [r for r in runs if r.tags.get(STUDY_ID_TAG) == study_id]
+    parents = [r for r in mine if r.tags.get(ROLE_TAG) == "study"]
+    if parents and all(r.deleted for r in parents):
+        StoreView(records.tracking_uri).restore(parents[-1].run_id)
+    before = parents[-1].status if parents else "FINISHED"
     tracker = Tracker(records, results.name, study_id)
     spool = Spool(tracker, records.journal(results.name, None), say)
     assert spool.ended is not None
@@ -79,8 +78,8 @@ def mend_mlflow(
     if spool.close(LONG):
         raise ValueError(f"MLflow did not take all of study {results.name!r}: run it again")
     for run in mine:
-        if run.info.lifecycle_stage == "active" and run.data.tags.get(PARENT_TAG, tracker.parent) != tracker.parent:
-            tracker.client.set_tag(run.info.run_id, PARENT_TAG, tracker.parent)
+        if not run.deleted and run.tags.get(PARENT_TAG, tracker.parent) != tracker.parent:
+            tracker.client.set_tag(run.run_id, PARENT_TAG, tracker.parent)
 
 
 def mend_leaderboard(results: Results, records: Records) -> None:

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-
 from search.findings import Finding
 from search.lock import is_held
 from trainables.artifacts import matches_manifest
+from trainables.mlflow_store import StoreView
 
 CACHE, REGISTRY = "cache", "registry"
 
@@ -38,37 +36,24 @@ def check_cache(cache: Path) -> list[Finding]:
     return found
 
 
-def check_registry(client: MlflowClient) -> list[Finding]:
+def check_registry(store: StoreView) -> list[Finding]:
     """Registered versions of which files are missing, where they lie on this machine."""
     found = []
-    token = None
-    while token != "":
-        page = client.search_model_versions(page_token=token)
-        for version in page:
-            what = _version_wrong(client, version.name, version.version)
-            if what:
-                where = f"{version.name} version {version.version}"
-                remedy = "bring the files back from a backup, or register the model's folder again and delete this one"
-                found.append(Finding(kind=REGISTRY, where=where, what=what, remedy=remedy, repairable=False))
-        token = page.token or ""
+    for name, version, folder in store.version_folders():
+        missing = _missing(folder) if folder is not None else []
+        if missing:
+            what = f"{folder} lacks {', '.join(missing)}"
+            remedy = "bring the files back from a backup, or register the model's folder again and delete this version"
+            where = f"{name} version {version}"
+            found.append(Finding(kind=REGISTRY, where=where, what=what, remedy=remedy, repairable=False))
     return found
 
 
-def _version_wrong(client: MlflowClient, name: str, version: str) -> str:
+def _missing(folder: Path) -> list[str]:
+    """Files that a registered version must have, and `folder` has not."""
     from model.checkpoint import CONFIG, TOKENIZER, WEIGHTS  # torch takes seconds: only where a model is registered
     from model.config import RUN
     from trainables.registry import FOLDER
 
-    try:
-        place = client.get_model_version_download_uri(name, version)
-        if place.startswith("models:/"):
-            place = client.get_logged_model(place.removeprefix("models:/")).artifact_location
-    except MlflowException as error:
-        return f"MLflow does not know where its files are: {str(error).splitlines()[0]}"
-    place = place.removeprefix("file://")
-    if "://" in place:
-        return ""  # on a server
-    folder = Path(place)
     wanted = ("MLmodel", *(f"data/{FOLDER}/{file}" for file in (WEIGHTS, CONFIG, TOKENIZER, RUN)))
-    missing = [file for file in wanted if not (folder / file).is_file()]
-    return f"{folder} lacks {', '.join(missing)}" if missing else ""
+    return [file for file in wanted if not (folder / file).is_file()]

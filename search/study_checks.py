@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mlflow.entities import Run, ViewType
-from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
 from search.findings import Finding
@@ -15,13 +13,13 @@ from search.leaderboard import BEST, CSV, leaderboard
 from search.results import CONFIG, HASH, METRICS, SUMMARY, TOLD, Results
 from search.study_record import bigram_figures
 from search.trial_records import read_trial_record
+from trainables.mlflow_store import StoredRun
 from trainables.records import Records
 from trainables.spool import read_journal
 from trainables.tracking import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_ID_TAG
 
 TRIAL_FILE, MLFLOW, LEADERBOARD = "trial file", "mlflow", "leaderboard"
 STATUS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-PAGE = 1_000  # runs per query
 AT_ONCE = "--repair does it"
 
 
@@ -81,26 +79,12 @@ def trial_file_wrong(trial: FrozenTrial, study: str, records: Records) -> str:
     return "" if adds_up else f"{path.name}: its losses by document do not add up to the ledger's {trial.value:.6g}"
 
 
-def read_runs(client: MlflowClient, study: str) -> list[Run]:
-    """All runs of a study's experiment, deleted ones too; none where there is no experiment."""
-    experiment = client.get_experiment_by_name(study)
-    found: list[Run] = []
-    token = None
-    while experiment is not None and token != "":
-        page = client.search_runs(
-            [experiment.experiment_id], run_view_type=ViewType.ALL, page_token=token, max_results=PAGE
-        )
-        found += page
-        token = page.token or ""
-    return found
-
-
-def elsewhere(results: Results, runs: Iterable[Run], records: Records) -> str:
+def elsewhere(results: Results, runs: Iterable[StoredRun], records: Records) -> str:
     """Why this store does not have to have the study's runs: they went to another; empty if they went here."""
     others = list(records.study(results.name).glob("mlflow-*.journal"))
     if not others:
         return ""
-    here = {run.info.run_id for run in runs}
+    here = {run.run_id for run in runs}
     told = results.optuna.user_attrs.get(TOLD, [""])[0]
     own = records.journal(results.name, None).exists()
     if told in here or (not told and own):
@@ -108,15 +92,15 @@ def elsewhere(results: Results, runs: Iterable[Run], records: Records) -> str:
     return "its runs went to another tracking server: what MLflow has of it is not checked"
 
 
-def check_mlflow(results: Results, runs: list[Run], records: Records) -> tuple[list[Finding], set[str]]:
+def check_mlflow(results: Results, runs: list[StoredRun], records: Records) -> tuple[list[Finding], set[str]]:
     """Runs that are missing, doubled or say something else than the ledger; hashes of those to be told again."""
     study_id = results.study_id  # a query each time
-    mine = [r for r in runs if r.data.tags.get(STUDY_ID_TAG) == study_id]
-    alive = [r for r in mine if r.info.lifecycle_stage == "active"]
-    by_hash: dict[str, list[Run]] = defaultdict(list)
+    mine = [r for r in runs if r.tags.get(STUDY_ID_TAG) == study_id]
+    alive = [r for r in mine if not r.deleted]
+    by_hash: dict[str, list[StoredRun]] = defaultdict(list)
     for run in alive:
-        if HASH_TAG in run.data.tags:
-            by_hash[run.data.tags[HASH_TAG]].append(run)
+        if HASH_TAG in run.tags:
+            by_hash[run.tags[HASH_TAG]].append(run)
     found, again = _check_parents(results, mine), set()
     for trial in results.made_with_replicates():
         key, where = trial.user_attrs[HASH], f"study {results.name}, trial {trial.number}"
@@ -129,43 +113,43 @@ def check_mlflow(results: Results, runs: list[Run], records: Records) -> tuple[l
             again |= set() if doubled else {key}
     known = {trial.user_attrs.get(HASH) for trial in results.optuna.get_trials(deepcopy=False)}
     for key, left in by_hash.items():
-        where = f"study {results.name}, run {left[0].info.run_id}"
+        where = f"study {results.name}, run {left[0].run_id}"
         if key not in known:
             what, remedy = "is of no trial of the ledger", "delete it in MLflow's UI, or bring its optuna.db back"
             found.append(Finding(kind=MLFLOW, where=where, what=what, remedy=remedy, repairable=False))
     return found + _check_journal(results, records), again
 
 
-def _run_wrong(trial: FrozenTrial, runs: list[Run]) -> str:
+def _run_wrong(trial: FrozenTrial, runs: list[StoredRun]) -> str:
     if not runs:
         return "MLflow has no run of it"
     if len(runs) > 1:
-        return f"MLflow has {len(runs)} runs of it: {', '.join(run.info.run_id for run in runs)}"
+        return f"MLflow has {len(runs)} runs of it: {', '.join(run.run_id for run in runs)}"
     wanted = "FAILED" if trial.state == TrialState.FAIL else "FINISHED"
-    if runs[0].info.status != wanted:
-        return f"MLflow's run has ended as {runs[0].info.status}, by the ledger it is {wanted}"
-    other = same(trial.user_attrs.get(METRICS, {}), runs[0].data.metrics)
+    if runs[0].status != wanted:
+        return f"MLflow's run has ended as {runs[0].status}, by the ledger it is {wanted}"
+    other = same(trial.user_attrs.get(METRICS, {}), runs[0].metrics)
     return f"MLflow's run has other figures than the ledger: {', '.join(other)}" if other else ""
 
 
-def _check_parents(results: Results, runs: list[Run]) -> list[Finding]:
+def _check_parents(results: Results, runs: list[StoredRun]) -> list[Finding]:
     """The study's own run: there must be one, ended, and all others its children."""
     where = f"study {results.name}"
 
     def of(what: str, remedy: str = AT_ONCE, repairable: bool = True) -> Finding:
         return Finding(kind=MLFLOW, where=where, what=what, remedy=remedy, repairable=repairable)
 
-    parents = [r for r in runs if r.data.tags.get(ROLE_TAG) == "study"]
-    active = [r for r in parents if r.info.lifecycle_stage == "active"]
+    parents = [r for r in runs if r.tags.get(ROLE_TAG) == "study"]
+    active = [r for r in parents if not r.deleted]
     if len(active) > 1:
         return [of(f"MLflow has {len(active)} parent runs of it", "delete all but one in MLflow's UI", False)]
     if not active:
         return [of("its parent run in MLflow is deleted" if parents else "MLflow has no parent run of it")]
     found = []
-    if active[0].info.status == "RUNNING":
+    if active[0].status == "RUNNING":
         found.append(of("MLflow says that it is running, and no driver is"))
-    children = [r for r in runs if r.info.lifecycle_stage == "active" and PARENT_TAG in r.data.tags]
-    strays = sum(r.data.tags[PARENT_TAG] != active[0].info.run_id for r in children)
+    children = [r for r in runs if not r.deleted and PARENT_TAG in r.tags]
+    strays = sum(r.tags[PARENT_TAG] != active[0].run_id for r in children)
     if strays:
         found.append(of(f"{strays} runs in MLflow are children of another or a deleted parent"))
     return found

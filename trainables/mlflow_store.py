@@ -1,10 +1,13 @@
-"""MLflow's store: opened or made, and which of its errors pass."""
+"""MLflow's store: opened or made, looked at as a whole, and which of its errors pass."""
 
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
 from filelock import FileLock
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     INTERNAL_ERROR,
@@ -85,3 +88,82 @@ def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tu
     if urlparse(found.artifact_location).scheme == "file":
         check_folder(Path(local_file_uri_to_path(found.artifact_location)), "MLflow's artifacts")
     return client, found.experiment_id, False
+
+
+PAGE = 1_000  # runs per query
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """One run as a store has it."""
+
+    run_id: str
+    status: str
+    deleted: bool
+    tags: dict[str, str]
+    metrics: dict[str, float]  # last values
+    folder: Path | None  # of its files; None: not on this machine
+
+    @classmethod
+    def of(cls, run: Run) -> "StoredRun":
+        """What is looked at of MLflow's own."""
+        return cls(
+            run_id=run.info.run_id,
+            status=run.info.status,
+            deleted=run.info.lifecycle_stage != "active",
+            tags=run.data.tags,
+            metrics=run.data.metrics,
+            folder=_local(run.info.artifact_uri),
+        )
+
+
+def _local(uri: str) -> Path | None:
+    """The folder of a place on this machine."""
+    return Path(local_file_uri_to_path(uri)) if urlparse(uri).scheme in ("", "file") else None
+
+
+class StoreView:
+    """A whole store, read with few queries."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._client = MlflowClient(tracking_uri)
+
+    def runs(self, experiment: str) -> list[StoredRun]:
+        """All runs of an experiment, deleted ones too; none where there is no such experiment."""
+        known = self._client.get_experiment_by_name(experiment)
+        found: list[StoredRun] = []
+        token = None
+        while known is not None and token != "":
+            page = self._client.search_runs(
+                [known.experiment_id], run_view_type=ViewType.ALL, page_token=token, max_results=PAGE
+            )
+            found += map(StoredRun.of, page)
+            token = page.token or ""
+        return found
+
+    def version_folders(self) -> Iterator[tuple[str, str, Path | None]]:
+        """Every registered version: its name and number, and its files' folder; None: not on this machine.
+
+        A version of which MLflow has lost the place has a folder that cannot be.
+        """
+        token = None
+        while token != "":
+            page = self._client.search_model_versions(page_token=token)
+            for version in page:
+                yield version.name, str(version.version), self._folder_of(version.name, version.version)
+            token = page.token or ""
+
+    def _folder_of(self, name: str, version: str) -> Path | None:
+        place = self._client.get_model_version_download_uri(name, version)
+        if place.startswith("models:/"):
+            try:
+                place = self._client.get_logged_model(place.removeprefix("models:/")).artifact_location
+            except MlflowException as error:
+                if is_outage(error):
+                    raise
+                return Path(place)
+        return _local(place)
+
+    def restore(self, run_id: str) -> None:
+        """Bring a deleted run back."""
+        self._client.restore_run(run_id)

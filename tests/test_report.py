@@ -15,7 +15,18 @@ from scipy import stats
 from model.modes import same_model_modes
 from search import claims
 from search.claims import evaluate
-from search.evidence import AHEAD, BEHIND, NO_LOSSES, ON_DOCUMENTS, TIE, Comparison, Evidence, compare, load_evidence
+from search.evidence import (
+    AHEAD,
+    BEHIND,
+    NO_LOSSES,
+    ON_DOCUMENTS,
+    TIE,
+    Comparison,
+    Evidence,
+    compare,
+    documents,
+    load_evidence,
+)
 from search.leaderboard import BEST
 from search.ledger import Ledger
 from search.plots import contour_pairs, front, readable_study
@@ -113,6 +124,18 @@ def test_without_replicates_nobody_is_called_a_winner(records: Records) -> None:
     assert "inner" not in comparison.headline
     assert {row.verdict for row in comparison.rows} == {f"{BEHIND} {ON_DOCUMENTS}"}
     assert said[claims.LAYERWISE] == f"{claims.SUPPORTED} {ON_DOCUMENTS}"
+
+
+def test_the_number_of_documents_stands_beside_the_intervals(records: Records) -> None:
+    ledger = run(context_modes(BASE, (16,)), records, modes)
+    expected = "Intervals over 60 documents. One seed: this is about these trained models only."
+    assert judged(ledger, records)[0].over == expected
+    write_report(ledger, records)
+    for name in (HTML, MARKDOWN):
+        assert expected in (records.study(ledger.name) / name).read_text()
+    few = documents(19)
+    assert few.startswith("19 documents, ")
+    assert documents(20) == "20 documents"
 
 
 def test_with_replicates_there_is_a_winner(records: Records) -> None:

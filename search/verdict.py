@@ -12,12 +12,12 @@ loss as the sum of what each adds:
     seeds       s_a²/K_a + s_b²/K_b, as in Welch's test; left out, and said so, where a configuration has one seed
     interaction of both, which the two above count twice: taken off once
 
-The interval is Student's t with Welch and Satterthwaite's degrees of freedom. Two configurations that share Phase 1
-share part of a seed's luck; treated as independent, their interval is, if anything, too wide. The leader is the best of
-many, so its comparisons are corrected: all pairs count (Bonferroni), whichever leads. With two
-or three seeds each a pair's own spread of seeds is small by chance too often among so many: there it is no less than
-that of all compared configurations together. The studentised range is
-narrower, but takes one variance for all pairs; each pair has its own here, and with few documents it errs too often.
+The interval is Student's t: half of it is that of the documents and that of the seeds (Welch's), squares added. Two
+configurations that share Phase 1 share part of a seed's luck; treated as independent, their interval is, if anything,
+too wide. The leader is the best of many, so its comparisons are corrected: all pairs count (Bonferroni), whichever
+leads. With two or three seeds each a pair's own spread of seeds is small by chance too often among so many: there it
+is no less than that of all compared configurations together. The studentised range is narrower, but takes one variance
+for all pairs; each pair has its own here, and with few documents it errs too often.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainables.intervals import Interval, Part, documents_part, half_width, ratio
+from trainables.intervals import Interval, Part, added, documents_part, half_width, ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,15 +98,16 @@ def documents_intervals(a: Losses, b: Losses) -> tuple[Interval, Interval]:
     return found[0], found[1]
 
 
-def _seed_parts(a: Losses, b: Losses) -> list[Part]:
-    return [Part(x.by_seed.var(axis=-1, ddof=1) / x.num_seeds, np.asarray(x.num_seeds - 1.0)) for x in (a, b)]
+def _seeds_part(a: Losses, b: Losses) -> Part:
+    each = [Part(x.by_seed.var(axis=-1, ddof=1) / x.num_seeds, np.asarray(x.num_seeds - 1.0)) for x in (a, b)]
+    return added(each)
 
 
 def seeds_interval(a: Losses, b: Losses) -> Interval | None:
     """b minus a over seeds, these documents taken as given: Welch's t. None where one has a single seed."""
     if min(a.num_seeds, b.num_seeds) < 2:
         return None
-    value, half = b.mean - a.mean, half_width(_seed_parts(a, b))
+    value, half = b.mean - a.mean, half_width([_seeds_part(a, b)])
     return Interval(float(value), float(value - half), float(value + half))
 
 
@@ -132,15 +133,14 @@ def combined(a: Losses, b: Losses, comparisons: int = 1, pooled: Part | None = N
     documents = documents_part(value, without, a.targets)
     if min(a.num_seeds, b.num_seeds) < 2:
         return value, half_width([documents], comparisons)
-    parts = _seed_parts(a, b)
-    seeds = parts[0].variance + parts[1].variance
+    seeds = _seeds_part(a, b)
     if pooled is not None:
-        seeds = np.maximum(seeds, pooled.variance * (1 / a.num_seeds + 1 / b.num_seeds))
-        parts = [Part(seeds, pooled.freedom)]
+        least = pooled.variance * (1 / a.num_seeds + 1 / b.num_seeds)
+        seeds = Part(np.maximum(seeds.variance, least), pooled.freedom)
     # Each of the two is at most the whole: never below either, whatever the estimate of the interaction.
-    whole = documents.variance + seeds - _interaction(a) - _interaction(b)
-    variance = np.maximum(whole, np.maximum(documents.variance, seeds))
-    return value, half_width([documents, *parts], comparisons, variance)
+    whole = documents.variance + seeds.variance - _interaction(a) - _interaction(b)
+    variance = np.maximum(whole, np.maximum(documents.variance, seeds.variance))
+    return value, half_width([documents, seeds], comparisons, variance)
 
 
 def _interaction(losses: Losses) -> np.ndarray:

@@ -84,8 +84,19 @@ def documents_part(value: np.ndarray, without: np.ndarray, sizes: np.ndarray) ->
     return Part(variance, np.broadcast_to(np.maximum(equal - 1, 1), variance.shape))
 
 
+def added(parts: Sequence[Part]) -> Part:
+    """The sum of independent parts of one kind, with Welch and Satterthwaite's degrees of freedom."""
+    total = np.sum([part.variance for part in parts], axis=0)
+    spread = np.sum([part.variance**2 / part.freedom for part in parts], axis=0)
+    known = spread > 0
+    return Part(total, np.where(known, total**2 / np.where(known, spread, 1), parts[0].freedom))
+
+
 def half_width(parts: Sequence[Part], comparisons: int = 1, variance: np.ndarray | None = None) -> np.ndarray:
-    """Half of an interval of independent parts: Student's t with Welch and Satterthwaite's degrees of freedom.
+    """Half of an interval of independent parts: each with its own quantile of Student's t, their squares added.
+
+    One number of degrees of freedom for the sum would be that of the part which is larger by chance; far out, where
+    several comparisons are to hold, intervals would then be too narrow.
 
     Args:
         comparisons: how many intervals are to hold at once with 95 % (Bonferroni).
@@ -94,11 +105,11 @@ def half_width(parts: Sequence[Part], comparisons: int = 1, variance: np.ndarray
     # (...)
     """
     total = np.sum([part.variance for part in parts], axis=0)
-    spread = np.sum([part.variance**2 / part.freedom for part in parts], axis=0)
-    known = spread > 0
-    freedom = np.where(known, total**2 / np.where(known, spread, 1), parts[0].freedom)
-    quantile = stats.t.ppf(1 - (1 - LEVEL) / 2 / comparisons, freedom)
-    half: np.ndarray = quantile * np.sqrt(total if variance is None else variance)
+    tail = (1 - LEVEL) / 2 / comparisons
+    squares = np.sum([stats.t.isf(tail, part.freedom) ** 2 * part.variance for part in parts], axis=0)
+    if variance is not None:
+        squares = squares * np.where(total > 0, variance / np.where(total > 0, total, 1), 1)
+    half: np.ndarray = np.sqrt(squares)
     return half
 
 

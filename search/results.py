@@ -98,7 +98,8 @@ def is_ours(trial: FrozenTrial) -> bool:
 
 def ended_elsewhere(trial: FrozenTrial) -> bool:
     """Whether a trial was ended by another process, through plain Optuna: it has none of the figures of an end here."""
-    return trial.state.is_finished() and not trial.user_attrs.keys() & {METRICS, REASON, REPEAT_OF}
+    attrs = trial.user_attrs  # asked of every trial on record for every trial that is handed out
+    return METRICS not in attrs and REASON not in attrs and REPEAT_OF not in attrs and trial.state.is_finished()
 
 
 def sorted_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -137,7 +138,7 @@ class Results:
         return [
             t
             for t in self._trials(*states)
-            if not t.user_attrs.keys() & {REPEAT_OF, REPLICATE_OF} and not self._cut_off(t)
+            if REPEAT_OF not in t.user_attrs and REPLICATE_OF not in t.user_attrs and not self._cut_off(t)
         ]
 
     def _cut_off(self, trial: FrozenTrial) -> bool:

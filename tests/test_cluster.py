@@ -100,7 +100,7 @@ def test_a_node_that_dies_costs_a_study_nothing_but_time(two_nodes: Cluster, cha
     def trains(node: ray._private.node.Node) -> bool:
         return any(line.startswith("ray::ImplicitFunc.train") for line in descendants(raylet(node)).values())
 
-    options = ("--epochs", "40", "--trials", "4", "--address", two_nodes.address)
+    options = ("--epochs", "80", "--trials", "4", "--address", two_nodes.address)
     line = command("search/asym_layers.py", chat_file, tmp_path, *options)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_for(process, "2 trial(s) at once")

@@ -211,16 +211,16 @@ import trainables.spool, trainables.two_phase
 from search.driver import main
 from search.spaces import context_modes
 
-def broken(config, *, inputs, cache, threads, gpus):
+def broken(config, *, cache, **rest):
     raise RuntimeError(f"bug at {time.time()}")
 
-def stuck(config, *, inputs, cache, threads, gpus):
+def stuck(config, *, cache, **rest):
     os.kill(os.getpid(), signal.SIGSTOP)
 
-def full(config, *, inputs, cache, threads, gpus):
+def full(config, *, cache, **rest):
     raise OSError(28, os.strerror(28), cache)
 
-def tight(config, *, inputs, cache, threads, gpus):
+def tight(config, **rest):
     import torch, trainables.pipeline, trainables.two_phase
     fit = trainables.pipeline.fit_phase2
     def fit_phase2(model, *rest):
@@ -229,7 +229,7 @@ def tight(config, *, inputs, cache, threads, gpus):
         return fit(model, *rest)
     trainables.pipeline.fit_phase2 = fit_phase2
     try:
-        trainables.two_phase.two_phase(config, inputs=inputs, cache=cache, threads=threads, gpus=gpus)
+        trainables.two_phase.two_phase(config, **rest)
     finally:
         trainables.pipeline.fit_phase2 = fit
 

@@ -21,6 +21,7 @@ from trainables import pipeline as pipeline_module
 from trainables import shared_phase1 as shared_phase1_module
 from trainables import two_phase as two_phase_module
 from trainables.artifacts import ArtifactStore
+from trainables.digests import TRIAL, code_digest
 from trainables.pipeline import DoesNotFitError, Inputs, run
 from trainables.two_phase import FINAL, NO_RESULT, SERIES, two_phase
 
@@ -65,7 +66,8 @@ def reports(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], inputs: Inp
     sent: list[Any] = []
     monkeypatch.setattr(tune, "report", sent.append)
     monkeypatch.setattr(ray, "get", lambda ref: ref)
-    two_phase(config, inputs=[inputs], cache=str(cache), threads=1, gpus=0)  # type: ignore[list-item]
+    code = (code_digest(TRIAL), "here")
+    two_phase(config, inputs=[inputs], cache=str(cache), threads=1, gpus=0, code=code)  # type: ignore[list-item]
     return sent
 
 

@@ -19,7 +19,7 @@ FINAL = {
     value
     for key, value in vars(names).items()
     if key.isupper() and isinstance(value, str) and not value.startswith(names.SERIES)
-} - {names.TRAINED_PARAMS, names.TOKENS_PER_SECOND, names.PEAK_BYTES}  # fmt: skip
+} - {names.CONVERGED, names.TRAINED_PARAMS, names.TOKENS_PER_SECOND, names.PEAK_BYTES}  # fmt: skip
 
 
 def untimed(metrics: dict[str, float]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from model.errors import BadInputError, told, user_errors
+from model.output import open_standard_files, print_in_any_encoding
 
 if TYPE_CHECKING:
     from model.text_model import TextModel
@@ -50,6 +51,11 @@ def open_model(args: argparse.Namespace) -> "TextModel":
 
 def run(main: Callable[[], None]) -> int:
     """Call `main`; the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C, 1 where nobody reads on."""
+    if sys.stdout is None:  # what is printed is the result
+        print("error: standard output is closed", file=sys.stderr)
+        return 2
+    open_standard_files()
+    print_in_any_encoding()
     try:
         main()
         sys.stdout.flush()

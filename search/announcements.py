@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 from rich.console import Console
-from rich.markup import escape
 
 from search.leaderboard import BEST, failures
 from search.ledger import Ledger
@@ -62,7 +61,7 @@ def say_end(
     """
     failed = failures(ledger)
     for number, config, reason in failed:
-        console.print(f"[red]trial {number} ({config}) failed: {escape(reason)}[/]")
+        console.print(f"trial {number} ({config}) failed: {reason}", style="red")
     if profiled:
         console.print("traces of the first trial that ran: its run's artifacts in MLflow, folder profile/")
     shown = settings.shown_root
@@ -72,13 +71,13 @@ def say_end(
     console.print(f"\n{counted} in all; {ran} ran now, in {duration(seconds)}")
     enough = settings.budgets.used_up(ledger.ended()) if ledger.open_trials() or ledger.open_replicates() else ""
     if enough and ran:
-        console.print(f"[bold]stopped: {enough}[/]")
+        console.print(f"stopped: {enough}", style="bold")
     if cut_off:
-        console.print("[bold]interrupted: the same command continues this study[/]")
+        console.print("interrupted: the same command continues this study", style="bold")
     if finished:
         console.print(f"best configuration: {shown / 'studies' / ledger.name / BEST}")
         if (leader := ledger.leader()) and not leader.converged:
-            console.print(f"[bold]{_at_cap(leader)}[/]")
+            console.print(_at_cap(leader), style="bold")
         if reported:
             console.print(f"the report:         {shown / 'studies' / ledger.name / HTML}")
     if settings.tracking_uri is None:

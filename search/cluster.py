@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainables.digests import ROOT
+from trainables.digests import ROOT, TRIAL, code_digest
 
 START_ATTEMPTS = 3  # at starting Ray on this machine
+HOSTS_ANSWER_WITHIN = 60  # seconds; a worker process that imports Ray on a busy host takes several
 
 _leaving = False  # whether processes that are forked now leave this process's group
 
@@ -101,6 +103,39 @@ def _groups_of_their_own() -> Iterator[None]:
         yield
     finally:
         _leaving = False
+
+
+def check_hosts() -> None:
+    """Whether every machine of the cluster runs this process's code. One that joins later is found out by its trials.
+
+    Raises:
+        ValueError: one does not, or does not answer.
+    """
+
+    def probe(code: str, place: str) -> str:
+        # local to this function, so that Ray sends it as it is: a host that lacks the project can still say so
+        import platform
+        import sys
+
+        try:
+            from trainables.two_phase import check_code
+
+            check_code(code, place)
+        except Exception as error:
+            return f"{platform.node()}, {sys.executable}: {type(error).__name__}: {error}"
+        return ""
+
+    task = ray.remote(probe)
+    hosts = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    on_each = [task.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(h, False)) for h in hosts]
+    try:
+        answers = ray.get([each.remote(code_digest(TRIAL), str(ROOT)) for each in on_each], timeout=HOSTS_ANSWER_WITHIN)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"a host of the Ray cluster runs no task ({reason}): look at `ray status` there") from error
+    if wrong := [answer for answer in answers if answer]:
+        others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ValueError(f"a host of the Ray cluster cannot run this study's trials: {wrong[0]}{others}")
 
 
 def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.command_line import Parser
+from model.output import print_in_any_encoding
 from trainables.records import DEFAULT_ROOT, Records
 
 if TYPE_CHECKING:
@@ -143,25 +144,30 @@ def _mend_study(seen: Diagnosis, results: "Results", kinds: set[str], records: R
 
 
 def _print(seen: Diagnosis, mended: list["Finding"]) -> None:
-    from rich.markup import escape
+    from rich.text import Text
 
     from trainables.console import open_console
 
     console = open_console()
+
+    def say(first: str, style: str, rest: str, its_style: str = "") -> None:
+        console.print(Text.assemble((first, style), (rest, its_style)), soft_wrap=True)
+
     for finding in mended:
-        console.print(f"[green]mended[/] {finding.kind}: {escape(f'{finding.where}: {finding.what}')}", soft_wrap=True)
+        say("mended", "green", f" {finding.kind}: {finding.where}: {finding.what}")
     for finding in seen.findings:
-        console.print(f"[red]{finding.kind}[/] {escape(f'{finding.where}: {finding.what}')}", soft_wrap=True)
-        console.print(f"  [dim]{escape(finding.remedy)}[/]", soft_wrap=True)
+        say(finding.kind, "red", f" {finding.where}: {finding.what}")
+        say("  ", "", finding.remedy, "dim")
     for left in seen.skipped:
-        console.print(f"[yellow]skipped[/] {escape(f'{left.where}: {left.why}')}", soft_wrap=True)
+        say("skipped", "yellow", f" {left.where}: {left.why}")
     count = len(seen.findings)
     told = f"{count} thing{'s are' if count != 1 else ' is'} wrong" if count else "nothing is wrong"
-    console.print(f"[bold]{len(seen.studies)} studies: {told}[/]")
+    console.print(f"{len(seen.studies)} studies: {told}", style="bold")
 
 
 def main() -> int:
     """Check a records folder, and mend it if asked to."""
+    print_in_any_encoding()
     parser = Parser(description=__doc__, allow_abbrev=False)
     root = "as given to the studies (default: %(default)s)"
     parser.add_argument("--mlruns", type=Path, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)

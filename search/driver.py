@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import BadInputError, user_errors
+from model.output import print_without_fail
 from search.environment import set_environment
 from search.interrupts import Interrupts
 from search.lock import study_lock
@@ -38,6 +39,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
     0: done. 1: no trial succeeded, or one error (a full disk, say) stopped the study. 2: bad input, in one sentence.
     130 (Ctrl-C) and 143 (SIGTERM): interrupted; the same command continues.
     """
+    print_without_fail()
     interrupts = Interrupts()
     interrupts.listen()
     try:
@@ -61,13 +63,16 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
 
 
 def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None], interrupts: Interrupts) -> int:
+    from rich.text import Text
+
     from trainables.console import open_console
 
     console = open_console()
     began = time.monotonic()
     name = settings.name or study.default_name(settings.data.label)
     folder = settings.records.study(name)
-    console.print(f"study [bold]{name}[/]: {study.trials} trials, records in {settings.shown_root}/")
+    about = f": {study.trials} trials, records in {settings.shown_root}/"
+    console.print(Text.assemble("study ", (name, "bold"), about))
     with ExitStack() as stack:
         resources = None
         if settings.address is not None and not folder.exists():
@@ -94,11 +99,13 @@ def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
     """A connection to Ray, and what each trial gets there."""
     import ray
 
-    from search.cluster import plan_resources, start_ray
+    from search.cluster import check_hosts, plan_resources, start_ray
 
     try:
         with console.status("starting Ray …"), user_errors():
             start_ray(settings.address)
+            if settings.address is not None:
+                check_hosts()
             resources = plan_resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent)
         yield resources
     finally:
@@ -151,12 +158,12 @@ class _StudyRun:
         try:
             if enough:
                 from search.reconcile import complete_mlflow
-                from search.study_record import HISTORY, read_study_record
+                from search.study_record import HISTORY
 
                 summary = ledger.summary()
                 self._say_nothing_to_run(enough)
                 if summary:  # else no trial was ever begun
-                    record = read_study_record(self.settings.records.study_record(self.name))
+                    record = self._recorded()
                     record.pop(HISTORY, None)  # too long for a param
                     spool.put("start_study", params=record)
                     complete_mlflow(ledger, spool, self.settings.records, self._runtime(summary))
@@ -188,7 +195,8 @@ class _StudyRun:
                 lacking = spool.close()
             if lacking:
                 self.console.print(
-                    f"[bold]MLflow is away and lacks the last of {lacking} run(s); the same command completes them[/]"
+                    f"MLflow is away and lacks the last of {lacking} run(s); the same command completes them",
+                    style="bold",
                 )
             else:  # the traces were handed over, or their trial has ended without them
                 shutil.rmtree(folder / "profile", ignore_errors=True)
@@ -202,9 +210,7 @@ class _StudyRun:
         if status == "KILLED":
             return interrupts.exit_code
         if outcome is not None and outcome.bug:
-            from rich.markup import escape
-
-            self.console.print(f"[bold red]stopped: one trial after the other failed with {escape(outcome.bug)}[/]")
+            self.console.print(f"stopped: one trial after the other failed with {outcome.bug}", style="bold red")
             return FAILED
         return OK if ledger.finished() else FAILED
 
@@ -234,7 +240,7 @@ class _StudyRun:
         with self.console.status("training a trial again, to compare …"):
             said = accept(self.ledger, self.settings.records, now, repeater(inputs, self.resources))
         for sentence in said:
-            self.console.print(sentence, markup=False)
+            self.console.print(sentence)
 
     @staticmethod
     def _runtime(summary: dict[str, Any]) -> dict[str, Any]:
@@ -246,13 +252,12 @@ class _StudyRun:
         from search.announcements import say_prepared
 
         say_prepared(self.console, self.settings, self.resources, summary)
-        from search.study_record import HISTORY, history_entry, read_study_record, study_record, write_study_record
+        from search.study_record import HISTORY, continued, study_record, write_study_record
 
         record = study_record(self.settings, self.study, self.command, self.typed, summary)
+        past = self._recorded().get(HISTORY, [])
         file = self.settings.records.study_record(self.name)
-        past = read_study_record(file).get(HISTORY, [])
-        entry = history_entry(record, self.typed, self.made_before)
-        write_study_record(file, {**record, HISTORY: [*past, entry]})
+        write_study_record(file, {**record, HISTORY: continued(past, record, self.typed)})
         spool.put("start_study", params=record)
         from search.leaderboard import trial_name
         from search.progress import Display
@@ -271,32 +276,46 @@ class _StudyRun:
             self.settings.budgets, self.settings.trial_timeout,
         )  # fmt: skip
 
+    def _recorded(self) -> dict[str, Any]:
+        """The study's record, its history with every trial that has ended by now."""
+        from search.study_record import HISTORY, read_study_record, with_trials
+
+        record = read_study_record(self.settings.records.study_record(self.name))
+        ended = [t.number for t in self.ledger.made_with_replicates()]
+        return record | ({HISTORY: with_trials(record[HISTORY], ended)} if HISTORY in record else {})
+
     def _report(self, ledger: "Ledger", summary: dict[str, Any]) -> list[Path]:
+        """Write the study's results, then show them; the files."""
         from search.leaderboard import as_table, leaderboard, origins_told, write_results
-        from search.study_record import bigram_figures
+        from search.report import print_verdict
+        from search.study_record import bigram_figures, write_study_record
 
         frame, best = leaderboard(ledger, bigram_figures(summary)), ledger.best()
+        if record := self._recorded():
+            write_study_record(self.settings.records.study_record(self.name), record)
+        files = write_results(ledger, frame, self.settings.records.study(self.name), self.command)
+        found, error = self._write_report(ledger)
         if ledger.finished():
             self.console.print()
             self.console.print(as_table(frame, f"{self.name}: best first", best.number if best else None))
             for line in origins_told(ledger):
-                self.console.print(line, markup=False)
-        files = write_results(ledger, frame, self.settings.records.study(self.name), self.command)
-        return files + self._write_report(ledger)
+                self.console.print(line)
+        if found is None:
+            self.console.print(f"the report could not be made: {error}", style="red")
+            return files
+        reports, comparison, claims = found
+        if comparison.leader is not None:
+            print_verdict(self.console, comparison, claims)
+        return [*files, *reports]
 
-    def _write_report(self, ledger: "Ledger") -> list[Path]:
-        """The report's files. The study's result is safe by now: where they cannot be made, it is said, no more."""
-        from rich.markup import escape
-
-        from search.report import print_verdict, write_report
+    def _write_report(self, ledger: "Ledger") -> tuple[Any, str]:
+        """What `write_report` gives; None where it cannot, and why. The study's result is safe by now."""
+        from search.report import write_report
 
         try:
             with self.console.status("writing the report …"):
-                files, comparison, claims = write_report(ledger, self.settings.records)
-            if comparison.leader is not None:
-                print_verdict(self.console, comparison, claims)
+                found = write_report(ledger, self.settings.records)
         except Exception as error:
-            self.console.print(f"[red]the report could not be made: {escape(f'{type(error).__name__}: {error}')}[/]")
-            return []
+            return None, f"{type(error).__name__}: {error}"
         self.reported = True
-        return files
+        return found, ""

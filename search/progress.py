@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -97,21 +96,21 @@ class Display:
         share = f"{math.floor(100 * figures[CONVERGENCE])}%{marked}"
         phase1 = f"phase 1 {how}: {figures[SWEEPS]:.0f} sweeps, {share} converged"
         again = "; GPU memory full, run again with half at once" if figures.get(ATTEMPTS, 1) > 1 else ""
-        mark = "  [bold green]best so far[/]" if first else ""
-        text = f"val PPL [bold]{value:.2f}[/]  ({phase1}; {duration(time.monotonic() - running.began)}{again}){mark}"
-        self._say(number, running.name, text)
+        about = f"  ({phase1}; {duration(time.monotonic() - running.began)}{again})"
+        mark = ("  ", ("best so far", "bold green")) if first else ()
+        self._say(number, running.name, "val PPL ", (f"{value:.2f}", "bold"), about, *mark)
 
     def fail(self, number: int, reason: str) -> None:
         """A trial ended without a result."""
         running = self._running.pop(number)
         self.done += 1
-        self._say(number, running.name, f"[bold red]failed[/]: {escape(reason)}")
+        self._say(number, running.name, ("failed", "bold red"), f": {reason}")
 
     def prune(self, number: int, reason: str) -> None:
         """A trial was stopped early."""
         running = self._running.pop(number)
         self.done += 1
-        self._say(number, running.name, f"[yellow]pruned[/]: {escape(reason)}")
+        self._say(number, running.name, ("pruned", "yellow"), f": {reason}")
 
     def lose(self, number: int) -> None:
         """A trial's worker died; the trial will be started again."""
@@ -121,11 +120,13 @@ class Display:
     def begin_again(self, reason: str) -> None:
         """All trials that ran were cut off, and will be started again."""
         self._running.clear()
-        self.console.print(f"[bold]{escape(reason)}: the trials that ran are run again[/]", soft_wrap=True)
+        self.console.print(f"{reason}: the trials that ran are run again", style="bold", soft_wrap=True)
 
-    def _say(self, number: int, name: str, text: str) -> None:
+    def _say(self, number: int, name: str, *parts: str | tuple[str, str]) -> None:
+        """A line about a trial; each part is a text, or one with its style."""
         # Fixed columns: the numbers of a run of lines stand under each other.
-        self.console.print(f"[dim]{self.done:>3}/{self.total}[/]  trial {number:<3} {name:<29} {text}", soft_wrap=True)
+        counted, about = (f"{self.done:>3}/{self.total}", "dim"), f"  trial {number:<3} {name:<29} "
+        self.console.print(Text.assemble(counted, about, *parts), soft_wrap=True)
 
     def _time_left(self) -> str:
         made = self.done - self._done_before

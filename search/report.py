@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.command_line import Parser
+from model.output import print_without_fail
 from trainables.records import DEFAULT_ROOT, Records
 
 if TYPE_CHECKING:
@@ -183,12 +184,12 @@ def _counts(results: "Results") -> str:
 
 def print_verdict(console: "Console", comparison: "Comparison", claims: list["Claim"]) -> None:
     """Leader against runners-up, then the claims, in a few lines."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from trainables.convergence import MARK, MARKED
 
-    console.print(f"\n[bold]{escape(comparison.headline)}[/]")
+    console.print(f"\n{comparison.headline}", style="bold")
     shown = [row for row in comparison.rows if row.difference is not None][:RUNNERS_UP]
     if shown:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -198,20 +199,21 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
             table.add_column(name, no_wrap=name != "verdict")
         for row in map(_row, shown):
             both = row["combined"]
-            table.add_row(row["name"], *(escape(text) for text in (row["documents"], both, row["verdict"])))
+            table.add_row(row["name"], row["documents"], both, row["verdict"])
         console.print(table)
-        console.print(f"[dim]{comparison.over}[/]", soft_wrap=True)
+        console.print(comparison.over, style="dim", soft_wrap=True)
     seen = [comparison.leader, *(row.other for row in shown)]
     if any(each is not None and not each.found.converged for each in seen):
-        console.print(f"[bold]{MARK} {MARKED}: it ended at its cap of sweeps[/]")
-    console.print("[dim]claims of the earlier reports[/]")
+        console.print(f"{MARK} {MARKED}: it ended at its cap of sweeps", style="bold")
+    console.print("claims of the earlier reports", style="dim")
     for claim in claims:
         where = f" ({claim.where})" if claim.where else ""
-        console.print(f"  {claim.text}{where}: [bold]{claim.verdict}[/]", soft_wrap=True)
+        console.print(Text.assemble(f"  {claim.text}{where}: ", (claim.verdict, "bold")), soft_wrap=True)
 
 
 def main() -> int:
     """Write the report of a study on record; 2 if there is none of that name."""
+    print_without_fail()
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("study", metavar="STUDY", help="its name, as the study printed it")
     root = "as given to the study (default: %(default)s)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search.options import Settings
-from trainables.records import Records
+from trainables.records import Records, write_whole
 
 OPTIONS = "options.json"  # in the study's folder
 
@@ -70,6 +70,6 @@ def keep(args: argparse.Namespace, settings: Settings, entry: str, folder: Path)
         options["data"] = settings.data.location
     if settings.embedding.kind == "causal_lm":
         options["embedding"] = settings.embedding.location
-    scratch = folder / f".{OPTIONS}"
-    scratch.write_text(json.dumps({"entry": str(Path(entry).resolve()), "options": options}, indent=1) + "\n")
-    scratch.replace(folder / OPTIONS)
+    write_whole(
+        folder / OPTIONS, json.dumps({"entry": str(Path(entry).resolve()), "options": options}, indent=1) + "\n"
+    )

@@ -1,7 +1,7 @@
 """What a study runs on: command, sizes, versions, hardware. The parent run's params in MLflow are the same."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from trainables.records import write_whole
 
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "two-phase-search")
 HISTORY = "history"  # in the record: a list with an entry for each run of the study, the first one first
+TRIALS = "trials"  # in each of them: numbers of the trials that ended for good while it ran
 PLACE = Path(__file__).resolve()
 
 
@@ -38,17 +39,29 @@ def study_record(settings: Settings, study: Study, command: str, typed: str, sum
     }
 
 
-def history_entry(record: dict[str, Any], typed: str, made_before: int) -> dict[str, Any]:
-    """What `HISTORY` keeps of one run of a study: its command, code, versions, and which trials it made.
+def continued(past: list[dict[str, Any]], record: dict[str, Any], typed: str) -> list[dict[str, Any]]:
+    """The history with one run of a study more: its command, code and versions.
 
     Args:
+        past: the history so far, `with_trials` of what had ended when this run began.
         record: as `study_record` makes it.
         typed: the command of this run.
-        made_before: trials on record when it began.
     """
     kept = ("digest", "code", "device", "git_commit", "git_dirty", "started_at")
     versions = {key: value for key, value in record.items() if key.startswith("version_")}
-    return {"command": typed, **{key: record.get(key) for key in kept}, **versions, "trials_before": made_before}
+    return [*past, {"command": typed, **{key: record.get(key) for key in kept}, **versions, TRIALS: []}]
+
+
+def with_trials(history: list[dict[str, Any]], ended: Iterable[int]) -> list[dict[str, Any]]:
+    """The history with the numbers of trials that no run is named for under its last run.
+
+    Called when a run ends and again when the next one begins, since one that was killed could not.
+    """
+    if not history:
+        return history
+    *before, last = history
+    named = {number for entry in history for number in entry.get(TRIALS, ())}
+    return [*before, {**last, TRIALS: [*last.get(TRIALS, ()), *sorted(set(ended) - named)]}]
 
 
 def bigram_figures(about: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 from model.command_line import Parser
+from model.output import print_without_fail
 from trainables.records import DEFAULT_ROOT, Records
 
 
 def main() -> None:
     """Replace this process by MLflow's server; exit with 2 if there is no store."""
+    print_without_fail()
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--mlruns",

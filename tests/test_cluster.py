@@ -11,7 +11,8 @@ from optuna.trial import TrialState
 from ray.cluster_utils import Cluster
 from studies import command, descendants, made, mlflow_runs, optuna_trials, wait_for
 
-from search.cluster import Resources, plan_resources, start_ray
+from search import cluster as cluster_module
+from search.cluster import Resources, check_hosts, plan_resources, start_ray
 from search.ledger import LOST
 from search.results import METRICS, REASON
 from trainables.metrics import PHASE1_SHARED
@@ -77,6 +78,23 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_each_host_of_a_cluster_runs_this_code_or_is_named_before_anything_is_made(
+    two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_ray(two_nodes.address)
+    try:
+        check_hosts()
+        monkeypatch.setattr(cluster_module, "code_digest", lambda kind: "another")
+        with pytest.raises(ValueError, match=r"OtherCodeError: .* runs the code in .* \(and 1 more\)"):
+            check_hosts()
+        monkeypatch.setattr(cluster_module, "HOSTS_ANSWER_WITHIN", 0)
+        with pytest.raises(ValueError, match="runs no task"):
+            check_hosts()
+    finally:
+        ray.shutdown()
 
 
 def raylet(node: ray._private.node.Node) -> int:

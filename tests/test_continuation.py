@@ -16,6 +16,7 @@ from search.continuation import accept, others, refusal
 from search.evidence import OTHER_CODE, compare, load_evidence
 from search.leaderboard import CODE, leaderboard, origins_told
 from search.ledger import Ledger
+from search.study_record import continued, with_trials
 from trainables import metrics as names
 from trainables.digests import PACKAGES, Provenance
 from trainables.metrics import PHASE1_SECONDS, PHASE2_SECONDS, VAL_PPL
@@ -169,8 +170,21 @@ def test_the_driver_s_code_is_what_runs_and_other_code_is_told(documents: Path, 
     assert accepted.returncode == 0, accepted.stderr
     assert "only like is compared with like" in " ".join(accepted.stdout.split()), accepted.stdout
     history = json.loads((root / "studies" / "small" / "study.json").read_text())["history"]
-    assert [entry["trials_before"] for entry in history] == [0, 4]
+    assert [entry["trials"] for entry in history] == [[0, 1, 2, 3], [4]]
     assert history[0]["digest"] != history[1]["digest"]
+
+
+def test_the_history_names_each_trial_once_also_of_a_run_that_was_killed() -> None:
+    begun = continued([], {"code": "a", "version_torch": "2.11.0", "data": "x"}, "one")
+    assert begun[0]["version_torch"] == "2.11.0"
+    killed = with_trials(begun, [0, 2])  # as the next run finds it
+    again = continued(killed, {"code": "b"}, "two")
+    done = with_trials(with_trials(again, [0, 1, 2, 4]), [0, 1, 2, 4])
+    assert [(entry["command"], entry["code"], entry["trials"]) for entry in done] == [
+        ("one", "a", [0, 2]),
+        ("two", "b", [1, 4]),
+    ]
+    assert with_trials([], [0]) == []
 
 
 def test_a_script_of_one_checkout_with_packages_of_another_is_refused(other: Path, tmp_path: Path) -> None:

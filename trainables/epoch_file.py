@@ -1,7 +1,6 @@
 """Phase 2's state on disk after each epoch: one safetensors file, replaced by an atomic rename."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from trainables.phase2 import Epoch, Phase2State
+from trainables.records import written_whole
 
 
 class EpochFile:
@@ -62,11 +62,8 @@ class EpochFile:
             "seconds": state.seconds,
         }
         tensors = {"best_losses": state.best_losses, "best_weights": state.best_weights, **state.optimizer}
-        scratch = self.path.with_name(f".{self.path.name}.new")
-        try:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, scratch, {"state": json.dumps(kept)})
-        except SafetensorError as error:  # what it makes of a full disk, say
-            raise OSError(f"{self.path} cannot be written: {error}") from error
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(self.path)
+        with written_whole(self.path) as scratch:
+            try:
+                save_file({name: t.contiguous() for name, t in tensors.items()}, scratch, {"state": json.dumps(kept)})
+            except SafetensorError as error:  # what it makes of a full disk, say
+                raise OSError(f"{self.path} cannot be written: {error}") from error

@@ -3,6 +3,9 @@
 import hashlib
 import os
 import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,12 +79,25 @@ class Records:
         return self.study(name) / "trials" / f"{config_hash}.json"
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write in place of `path`, which takes its place at the end: `path` is never seen half written.
+
+    Each writer has a file of its own, so that two processes that write the same (a report, say) do not meet.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.new")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.new")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    with written_whole(path) as scratch:
+        # a path that is no text for this machine (bytes of another encoding) is shown by numbers
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")

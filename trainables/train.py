@@ -15,12 +15,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from model.errors import BadInputError, user_errors
+from model.output import print_without_fail
 from trainables.errors import NoResultError
 from trainables.model_folder import ModelFolder
 from trainables.train_options import Settings, parse
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 # Set before anything heavy is imported; MLflow's own retries would hold the training up for minutes.
@@ -47,6 +49,7 @@ def main() -> int:
     0: done. 1: the run diverged, collapsed, does not fit, or the disk is full. 2: bad input, in one sentence.
     130 (Ctrl-C) and 143 (SIGTERM): interrupted; the same command resumes, or begins a comparison anew.
     """
+    print_without_fail()
     signal.signal(signal.SIGTERM, terminate)
     folder: ModelFolder | None = None
     try:
@@ -111,7 +114,7 @@ def _train(settings: Settings, folder: ModelFolder) -> None:
         _register(settings, settings.register, console)
 
 
-def _say_end(settings: Settings, record: dict[str, Any], comparison: str, console: "Console") -> None:
+def _say_end(settings: Settings, record: dict[str, Any], comparison: "Text", console: "Console") -> None:
     from trainables import metrics as names
     from trainables.convergence import shortfall
     from trainables.train_view import result_table
@@ -124,7 +127,7 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: str, consol
     seconds = metrics[names.PHASE1_SECONDS] + metrics[names.PHASE2_SECONDS]
     console.print(f"\n{metrics[names.TOTAL_PARAMS]:,.0f} parameters, {epochs}, {seconds:.1f} s in both phases")
     if short := shortfall(settings.config, metrics):
-        console.print(f"[bold]{short}[/]")
+        console.print(short, style="bold")
     if comparison:
         console.print(comparison)
     console.print(f"model:         {folder}", soft_wrap=True)

@@ -26,8 +26,13 @@ class View:
 
     def __init__(self, console: Console, config: RunConfig) -> None:
         self.console, self._config = console, config
-        columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, TextColumn("{task.fields[latest]}"), console=console)
+        columns = (
+            TextColumn("{task.description:8}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._bars = Progress(*columns, TextColumn("{task.fields[latest]}", markup=False), console=console)
         self._tasks: dict[str, TaskID] = {}
         self._phase = self._latest = self._mark = ""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from model.checkpoint import load_model, save_model
 from model.compute import Compute
@@ -125,7 +126,7 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     if mlflow.finish_later(folder.work / MLFLOW):
         folder.clear()
     else:
-        console.print("[bold]MLflow is away and lacks the end of this run; the same command completes it[/]")
+        console.print("MLflow is away and lacks the end of this run; the same command completes it", style="bold")
     return record
 
 
@@ -185,23 +186,23 @@ def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console
     other = [f"{name} {then[name]}" for name in now if name in then and then[name] != now[name]]
     trial = settings.chosen.trial
     if settings.of_the_trial and trial and trial["hash"] != settings.config.config_hash():
-        console.print("[bold]the method has changed since the trial: it may have had another result[/]")
+        console.print("the method has changed since the trial: it may have had another result", style="bold")
     if settings.of_the_trial and other:
         console.print(
-            f"[bold]the trial was computed otherwise ({', '.join(other)}): its PPL is met within {CLOSE:.1%}[/]"
+            f"the trial was computed otherwise ({', '.join(other)}): its PPL is met within {CLOSE:.1%}", style="bold"
         )
 
 
-def compare(settings: Settings, record: dict[str, Any]) -> str:
+def compare(settings: Settings, record: dict[str, Any]) -> Text:
     """How the PPL compares with the trial's whose configuration this is; empty where it is no trial's."""
     if not settings.of_the_trial or settings.chosen.val_ppl is None:
-        return ""
+        return Text()
     trial, ppl = settings.chosen.val_ppl, record["metrics"][names.VAL_PPL]
     if ppl == trial:
-        return f"validation PPL {ppl:.4f} is the trial's, to the last digit"
+        return Text(f"validation PPL {ppl:.4f} is the trial's, to the last digit")
     apart = abs(ppl / trial - 1)
     text = f"validation PPL {ppl:.4f} is not the trial's {trial:.4f}: {apart:.2g} of it apart"
-    return text if apart < CLOSE else f"[bold red]{text}, more than {CLOSE:.1%}[/]"
+    return Text(text) if apart < CLOSE else Text(f"{text}, more than {CLOSE:.1%}", style="bold red")
 
 
 def _fit(

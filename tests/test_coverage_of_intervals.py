@@ -30,13 +30,21 @@ def test_with_ten_documents_a_percentile_bootstrap_holds_too_seldom() -> None:
 
 @pytest.mark.parametrize(("configurations", "documents", "seeds"), [(12, 10, 1), (48, 20, 1), (12, 100, 2)])
 def test_of_equal_configurations_one_is_seldom_called_behind(configurations: int, documents: int, seeds: int) -> None:
-    assert measured.family_error(500, configurations, documents, seeds) <= 0.05 + noise(0.05, 500)
+    assert measured.family_error(500, configurations, documents, seeds)["share"] <= 0.05 + noise(0.05, 500)
 
 
-def test_an_equal_model_seldom_becomes_champion() -> None:
-    assert measured.false_better("normal", STUDIES, 10) <= 0.025 + noise(0.025)
+def test_the_studentised_range_calls_too_many_behind() -> None:
+    """What the test above is there to find."""
+    assert measured.family_error(500, 48, 10, old=True)["share"] > 0.05 + noise(0.05, 500)
+
+
+@pytest.mark.parametrize("kind", measured.GENERATORS)
+def test_an_equal_model_seldom_becomes_champion(kind: str) -> None:
+    """With an interval of 95 % it does in 4 to 5 of 100 studies of 20 documents with skewed differences."""
+    assert measured.false_better(kind, 3 * STUDIES, 20) <= 0.035
 
 
 def test_intervals_are_no_wider_than_they_must_be() -> None:
     assert measured.width(500, 20) <= 1.25
-    assert measured.power(STUDIES, 20, old=False) > 0.5
+    assert measured.power(STUDIES, 100, old=False) > 0.9
+    assert measured.family_power(500, 12, 100, old=False) > 0.5

@@ -70,6 +70,7 @@ def test_the_champion_is_always_the_better_one(uri: str, make: Make) -> None:
     better = register_model(make(by=-0.5, seed=3), "ladder", uri)
     assert (better.version, better.champion) == (4, True)
     assert better.reason.startswith("better: PPL -")
+    assert "; 98%] against ladder version 1, 60 documents, so few" in better.reason
     worse = register_model(make(by=0.5, seed=4), "ladder", uri)
     assert not worse.champion
     assert champion(uri, "ladder") == 4

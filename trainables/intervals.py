@@ -14,7 +14,8 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
-FEW_UNITS = 20  # under so many an interval is rough
+CHAMPION_LEVEL = 0.98  # so that with few, skewed documents, too, hardly an equal model counts as better
+FEW_UNITS = 100  # under so many an interval is rough
 FEW = "so few that the interval is rough"
 
 
@@ -92,20 +93,23 @@ def added(parts: Sequence[Part]) -> Part:
     return Part(total, np.where(known, total**2 / np.where(known, spread, 1), parts[0].freedom))
 
 
-def half_width(parts: Sequence[Part], comparisons: int = 1, variance: np.ndarray | None = None) -> np.ndarray:
+def half_width(
+    parts: Sequence[Part], comparisons: int = 1, variance: np.ndarray | None = None, level: float = LEVEL
+) -> np.ndarray:
     """Half of an interval of independent parts: each with its own quantile of Student's t, their squares added.
 
     One number of degrees of freedom for the sum would be that of the part which is larger by chance; far out, where
     several comparisons are to hold, intervals would then be too narrow.
 
     Args:
-        comparisons: how many intervals are to hold at once with 95 % (Bonferroni).
+        comparisons: how many intervals are to hold at once (Bonferroni).
         variance: the whole's where it isn't the parts' sum.  # (...)
+        level: how often they are to hold.
 
     # (...)
     """
     total = np.sum([part.variance for part in parts], axis=0)
-    tail = (1 - LEVEL) / 2 / comparisons
+    tail = (1 - level) / 2 / comparisons
     squares = np.sum([stats.t.isf(tail, part.freedom) ** 2 * part.variance for part in parts], axis=0)
     if variance is not None:
         squares = squares * np.where(total > 0, variance / np.where(total > 0, total, 1), 1)
@@ -113,17 +117,18 @@ def half_width(parts: Sequence[Part], comparisons: int = 1, variance: np.ndarray
     return half
 
 
-def ratio_interval(sums: np.ndarray, sizes: np.ndarray) -> Interval:
+def ratio_interval(sums: np.ndarray, sizes: np.ndarray, level: float = LEVEL) -> Interval:
     """A ratio of sums with its interval over units; NaN ends where there is one unit.
 
     Args:
         sums: # (units,)
         sizes: positive.  # (units,)
+        level: how often it is to hold.
     """
     if len(sizes) < 2:
         return Interval(float(sums.sum() / sizes.sum()), np.nan, np.nan)
     value, without = ratio(sums, sizes)
-    half = float(half_width([documents_part(value, without, sizes)]))
+    half = float(half_width([documents_part(value, without, sizes)], level=level))
     return Interval(float(value), float(value) - half, float(value) + half)
 
 

@@ -163,7 +163,8 @@ def _add_budget_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
     data = f"Python's reference texts, UltraChat, or JSON lines with `messages` or `text` ({_each('data')})"
     group.add_argument("--data", metavar="pydoc|ultrachat|PATH.jsonl[.gz]", help=data)
-    samples = f"the first N documents only ({_each('samples')}; other data than the preset's: all)"
+    which = f"{_each('samples')}; other data than the preset's: all"
+    samples = f"the first N documents only; of pydoc and ultrachat, of those to train on ({which})"
     group.add_argument("--samples", type=as_count, metavar="N", help=samples)
     embedding = (
         "a table pretrained here as a bigram model with its own BPE, or a causal language model's "

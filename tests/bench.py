@@ -233,7 +233,9 @@ class Bench:
         )  # fmt: skip
         ids = [t.cpu().int().numpy() for t in (self.tokens, self.val)]
         empty = self.corpus.test
-        train, validation = (Split(t, empty.document_starts[:1], empty.document_bytes[:1]) for t in ids)
+        train, validation = (
+            Split(t, empty.document_starts[:1], empty.document_bytes[:1], empty.document_sources[:1]) for t in ids
+        )
         corpus = Corpus(train, validation, empty, "", self.v, "")
         inputs = Inputs(corpus, Embedding(self.table.cpu().numpy(), "table", None), name)
         if self.cuda:

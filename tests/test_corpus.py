@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from search.presets import demo
 from trainables.artifacts import ArtifactStore
 from trainables.corpus import Corpus, Split, load_corpus
 from trainables.sources import ULTRACHAT, DataSource, pydoc_documents, resolve_data, resolve_embedding, split_of
@@ -28,7 +29,7 @@ def tiny_gpt2(folder: Path, shard_size: str = "1GB", rows: int = 300) -> GPT2LMH
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(pydoc_documents()[:5], trainer)
+    tokenizer.train_from_iterator([document.text for document in pydoc_documents()[-5:]], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32)
     fast.save_pretrained(folder)
     config = GPT2Config(vocab_size=rows, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0)
@@ -55,12 +56,16 @@ def corpus_first_token(corpus: Corpus, split: Split) -> int:
     return len(text)
 
 
+def texts_of(split: str, samples: int | None = None) -> list[str]:
+    """Of the embedded documents."""
+    return [document.text for document in pydoc_documents() if document.split == split][:samples]
+
+
 def test_pydoc_streams_decode_to_the_documents_of_their_split(store: ArtifactStore) -> None:
     corpus = load_corpus(resolve_data("pydoc", 60), 60, BIGRAM, 300, store)
-    documents = pydoc_documents()[:60]
     for name in ("train", "validation", "test"):
         split: Split = getattr(corpus, name)
-        expected = [text for text in documents if split_of(text) == name]
+        expected = texts_of(name, 60 if name == "train" else None)
         assert decoded(corpus, split) == expected
         first = corpus_first_token(corpus, split)
         assert split.document_bytes.tolist() == [
@@ -69,6 +74,24 @@ def test_pydoc_streams_decode_to_the_documents_of_their_split(store: ArtifactSto
         assert (split.tokens.dtype, split.document_starts.dtype) == (np.int32, np.int64)
     assert corpus.vocab_size == 300
     assert int(corpus.train.tokens.max()) < 300
+
+
+def test_the_demo_is_judged_on_at_least_thirty_independent_documents(store: ArtifactStore) -> None:
+    preset = demo()
+    data = resolve_data(preset.data, preset.samples)
+    corpus = load_corpus(data, preset.samples, BIGRAM, preset.bigram.vocab_size, store)
+    units = corpus.validation.units
+    assert 30 <= len(np.unique(units)) < len(units)
+    assert 55_000 <= len(corpus.train.tokens) <= 65_000
+    assert max(share for share in corpus.overlap.values() if share is not None) < 0.01
+
+
+def test_pieces_of_one_text_and_equal_texts_are_one_unit_whatever_links_them() -> None:
+    tokens = np.array([1, 2, 2, 3, 3, 1], dtype=np.int32)
+    starts, sizes = np.arange(6), np.ones(6, np.int64)
+    assert Split(tokens, starts, sizes, np.array([7, 7, 8, 9, 5, 4])).units.tolist() == [0, 0, 0, 3, 3, 0]
+    assert Split(tokens, starts, sizes, np.array([7, 7, 8, 8, 5, 4])).units.tolist() == [0] * 6
+    assert Split(tokens, starts, sizes, starts).units.tolist() == [0, 1, 1, 3, 3, 0]
 
 
 def test_bpe_sees_the_training_split_only_and_stops_where_no_merge_is_left(
@@ -160,7 +183,7 @@ def test_a_causal_lm_brings_its_tokenizer(tmp_path: Path, store: ArtifactStore) 
     limited.save(str(tmp_path / "gpt2" / "tokenizer.json"))
     corpus = load_corpus(resolve_data("pydoc", 60), 60, resolve_embedding(str(tmp_path / "gpt2")), None, store)
     own = PreTrainedTokenizerFast.from_pretrained(tmp_path / "gpt2")
-    texts = [text for text in pydoc_documents()[:60] if split_of(text) == "train"]
+    texts = texts_of("train", 60)
     expected = [token for text in texts for token in own.encode(text, add_special_tokens=False)]
     assert corpus.train.tokens.tolist() == expected
     assert decoded(corpus, corpus.train) == texts  # none is cut where the tokenizer's file says so
@@ -250,7 +273,7 @@ def test_too_short_an_ultrachat_is_refused(
 
 
 def test_a_document_owns_the_targets_in_it_but_the_streams_first_token_is_none() -> None:
-    split = Split(np.arange(7, dtype=np.int32), np.array([0, 1, 4]), np.array([1, 3, 3]))
+    split = Split(np.arange(7, dtype=np.int32), np.array([0, 1, 4]), np.array([1, 3, 3]), np.arange(3))
     sums, targets = split.by_document(np.array([1, 2, 4, 8, 16, 32], dtype=np.float32))
     assert targets.tolist() == [0, 3, 3]
     assert sums.tolist() == [0, 7, 56]

@@ -24,7 +24,7 @@ BIGRAM = resolve_embedding("bigram")
 
 
 def make_split(tokens: np.ndarray) -> Split:
-    return Split(tokens.astype(np.int32), np.zeros(1, np.int64), np.full(1, len(tokens)))
+    return Split(tokens.astype(np.int32), np.zeros(1, np.int64), np.full(1, len(tokens)), np.zeros(1, np.int64))
 
 
 def make_corpus(train: np.ndarray, validation: np.ndarray, vocab_size: int, key: str = "key") -> Corpus:

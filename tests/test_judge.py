@@ -25,7 +25,7 @@ def stream(documents: int, seed: int = 0, length: int = 30) -> Split:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(2, length, documents)
     tokens = rng.choice(VOCAB - 1, sizes.sum(), p=np.arange(VOCAB - 1, 0, -1) / 55).astype(np.int32)  # the last: never
-    return Split(tokens, np.cumsum([0, *sizes[:-1]]), 2 * sizes.astype(np.int64))
+    return Split(tokens, np.cumsum([0, *sizes[:-1]]), 2 * sizes.astype(np.int64), np.arange(len(sizes)))
 
 
 def made_up(split: Split, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -56,7 +56,7 @@ def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
     rng, covered, split = np.random.default_rng(3), 0, None
     for _ in range(400):
         sizes = np.full(60, 20)
-        split = Split(np.arange(1200, dtype=np.int32), np.cumsum([0, *sizes[:-1]]), sizes)
+        split = Split(np.arange(1200, dtype=np.int32), np.cumsum([0, *sizes[:-1]]), sizes, np.arange(len(sizes)))
         hard = np.repeat(rng.normal(3, 0.5, 60), 20)[1:] + rng.normal(0, 1, 1199)
         nothing = np.zeros(1199, bool)
         interval = judge(split, hard, nothing, nothing).ppl
@@ -72,7 +72,7 @@ def test_one_document_has_figures_without_intervals() -> None:
 
 
 def test_a_first_document_of_one_token_has_no_part() -> None:
-    split = Split(np.arange(9, dtype=np.int32), np.array([0, 1, 5]), np.array([100, 4, 4]))
+    split = Split(np.arange(9, dtype=np.int32), np.array([0, 1, 5]), np.array([100, 4, 4]), np.arange(3))
     found = judge(split, np.full(8, 2.0), np.ones(8, bool), np.ones(8, bool))
     assert found.targets.tolist() == [0, 4, 4]
     assert found.num_units == 2
@@ -105,7 +105,7 @@ def test_documents_written_twenty_times_say_no_more_than_once() -> None:
         np.array([0, *np.cumsum(np.tile(once.document_bytes // 2, 20))[:-1]]),
         np.tile(once.document_bytes, 20),
     )
-    often = Split(np.tile(once.tokens, 20), starts, sizes)
+    often = Split(np.tile(once.tokens, 20), starts, sizes, np.arange(len(sizes)))
     assert len(np.unique(often.units)) == len(np.unique(once.units))
     losses = np.random.default_rng(0).exponential(2.0, len(once.tokens))
     each, nothing = np.tile(losses, 20)[1:], np.zeros(len(often.tokens) - 1, bool)

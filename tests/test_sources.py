@@ -48,12 +48,27 @@ def save_model_files(folder: Path) -> Path:
     return folder
 
 
-def test_pydoc_documents_hold_every_word_in_order_and_stay_short() -> None:
+def test_pydoc_documents_hold_every_paragraph_once_and_stay_short() -> None:
     documents = pydoc_documents()
-    words = [word for name in sorted(topics) for word in topics[name].split()]
-    assert [word for text in documents for word in text.split()] == words
-    assert all(text.strip() and len(text.encode()) <= 2_000 for text in documents)
+    assert all(document.text.strip() and len(document.text.encode()) <= 2_000 for document in documents)
+    words = {word for text in topics.values() for word in text.split()}
+    assert {word for document in documents for word in document.text.split()} == words
+    paragraphs = Counter(" ".join(p.split()) for document in documents for p in document.text.split("\n\n"))
+    assert [text for text, count in paragraphs.items() if count > 1 and len(text) > 200] == []
     assert len(documents) < 1_000  # short paragraphs share a document
+
+
+def test_a_pydoc_topic_is_in_one_split_and_at_least_thirty_are_for_validation() -> None:
+    of_source: dict[int, set[str]] = {}
+    for document in pydoc_documents():
+        of_source.setdefault(document.source, set()).add(document.split)
+    counts = Counter(split for splits in of_source.values() for split in splits)
+    assert counts.total() == len(of_source)
+    assert (counts["validation"], counts["test"]) == (36, 18)
+    sizes = Counter[str]()
+    for document in pydoc_documents():
+        sizes[document.split] += len(document.text)
+    assert sizes["train"] > 0.75 * sizes.total()
 
 
 def test_split_is_a_function_of_the_text_alone() -> None:
@@ -144,7 +159,7 @@ def test_wrong_data_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     refuses(tmp_path / "empty.jsonl", "is empty")
     refuses(write_jsonl(tmp_path / "a.jsonl", [{"text": ""}]), "too few documents in .*: 0 give 0 train")
-    refuses("pydoc", "too few documents in pydoc: 1 give", samples=1)
+    refuses(write_jsonl(tmp_path / "a.jsonl", list(GOOD)), "too few documents in .*: 1 give", samples=1)
     refuses("pydoc", "samples must be at least 1, not 0", samples=0)
     refuses("ultrachat", "at most 50000", samples=50_001)
 

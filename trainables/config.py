@@ -102,7 +102,7 @@ class RunConfig:
 
     data: str  # pydoc, ultrachat, or a .jsonl[.gz] path
     data_fingerprint: str  # of the content (trainables.sources)
-    samples: int | None = None  # the first documents only; None: all
+    samples: int | None = None  # the first documents only (pydoc, ultrachat: to train on); None: all
     embedding: str  # bigram, or a causal LM's name or folder
     embedding_fingerprint: str  # of the table and tokenizer; of the settings for a bigram
     bigram: BigramConfig | None = None  # only where embedding is "bigram"

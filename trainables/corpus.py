@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model.documents import document_text, predicted_bytes, read_documents
@@ -27,6 +29,7 @@ from trainables.sources import (
     SPLITS,
     ULTRACHAT_TRAIN_ROWS,
     DataSource,
+    Document,
     EmbeddingSource,
     pydoc_documents,
     split_of,
@@ -44,16 +47,25 @@ class Split:
     tokens: np.ndarray  # (N,) int32
     document_starts: np.ndarray  # (num_documents,) int64, ascending; the first is 0
     document_bytes: np.ndarray  # (num_documents,) int64, UTF-8 bytes of the text, the stream's first token left out
+    document_sources: np.ndarray  # (num_documents,) int64, as `sources.Document.source`
 
     @cached_property
     def units(self) -> np.ndarray:
-        """Which documents are one unit of what chance has drawn: those of the same tokens have one number.
+        """Which documents are one unit of what chance has drawn: pieces of one text, and those of the same tokens.
 
         # (num_documents,) int64, the number of the first document of its kind
         """
-        first: dict[bytes, int] = {}
         documents = np.split(self.tokens, self.document_starts[1:])
-        return np.asarray([first.setdefault(each.tobytes(), i) for i, each in enumerate(documents)], dtype=np.int64)
+        kinds: dict[bytes, int] = {}
+        same = [kinds.setdefault(each.tobytes(), len(kinds)) for each in documents]
+        _, source = np.unique(self.document_sources, return_inverse=True)
+        # what hangs together through either, over several documents too
+        size = len(kinds) + len(documents)
+        links = coo_array((np.ones(len(documents)), (same, len(kinds) + source)), shape=(size, size))
+        label = connected_components(links, directed=False)[1][same]
+        _, first, unit = np.unique(label, return_index=True, return_inverse=True)
+        found: np.ndarray = first[unit]
+        return found
 
     def by_document(self, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Losses of the targets `tokens[1:]`, summed over the document that each target lies in.
@@ -102,7 +114,7 @@ def load_corpus(
     """Token ids from the store, or made now: documents, split, tokenizer, encoding.
 
     Args:
-        samples: the first documents only, taken before the split (UltraChat: of the training rows).
+        samples: the first documents only, taken before the split (UltraChat, pydoc: of those to train on).
         bpe_vocab_size: at most this many tokens, for the BPE of a bigram; None for a causal LM.
 
     Raises:
@@ -119,7 +131,7 @@ def load_corpus(
     def make(folder: Path) -> None:
         documents = _documents(data, samples)
         if bpe_vocab_size:
-            tokenizer = _train_bpe(documents["train"], bpe_vocab_size)
+            tokenizer = _train_bpe([document.text for document in documents["train"]], bpe_vocab_size)
         else:
             tokenizer = _pretrained_tokenizer(embedding)
         arrays: dict[str, np.ndarray] = {}
@@ -134,8 +146,7 @@ def load_corpus(
 
     folder, _ = store.get_or_make("corpus", key, make)
     arrays = load_file(folder / TOKENS)
-    fields = ("tokens", "document_starts", "document_bytes")
-    splits = {name: Split(**{field: arrays[f"{name}.{field}"] for field in fields}) for name in SPLITS}
+    splits = {name: Split(**{each.name: arrays[f"{name}.{each.name}"] for each in fields(Split)}) for name in SPLITS}
     text = (folder / TOKENIZER).read_text(encoding="utf-8")
     tokenizer = Tokenizer.from_str(text)
     overlap = _overlap(splits, tokenizer, key, store)
@@ -162,14 +173,17 @@ def _texts(tokenizer: Tokenizer, split: Split) -> list[str]:
     return texts
 
 
-def _documents(data: DataSource, samples: int | None) -> dict[str, list[str]]:
+def _documents(data: DataSource, samples: int | None) -> dict[str, list[Document]]:
     """The documents of each split, in the source's order."""
     if data.kind == "ultrachat":
         return _ultrachat_documents(data, samples)
-    documents = pydoc_documents() if data.kind == "pydoc" else _jsonl_documents(data.location)
-    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
-    for text in islice(documents, samples):
-        splits[split_of(text)].append(text)
+    splits: dict[str, list[Document]] = {name: [] for name in SPLITS}
+    if data.kind == "pydoc":
+        for document in pydoc_documents():
+            splits[document.split].append(document)
+        return splits | {"train": splits["train"][:samples]}
+    for number, text in enumerate(islice(_jsonl_documents(data.location), samples)):
+        splits[split_of(text)].append(Document(text, split_of(text), number))
     return splits
 
 
@@ -183,7 +197,7 @@ def _jsonl_documents(path: str) -> Iterable[str]:
     return read_documents((row["text"] for row in rows), path)
 
 
-def _ultrachat_documents(data: DataSource, samples: int | None) -> dict[str, list[str]]:
+def _ultrachat_documents(data: DataSource, samples: int | None) -> dict[str, list[Document]]:
     from datasets import load_dataset
 
     try:
@@ -194,11 +208,16 @@ def _ultrachat_documents(data: DataSource, samples: int | None) -> dict[str, lis
         raise ValueError(f"{data.location} has {len(rows)} conversations, fewer than {ULTRACHAT_TEST.stop}")
     rows = rows.select_columns(["messages"])
 
-    def texts(chosen: range) -> list[str]:
-        return [text for row in rows.select(chosen) if (text := document_text(row)).strip()]
-
-    train = texts(range(samples or ULTRACHAT_TRAIN_ROWS))
-    return {"train": train, "validation": texts(ULTRACHAT_VALIDATION), "test": texts(ULTRACHAT_TEST)}
+    train, validation, test = SPLITS
+    rows_of = {train: range(samples or ULTRACHAT_TRAIN_ROWS), validation: ULTRACHAT_VALIDATION, test: ULTRACHAT_TEST}
+    return {
+        name: [
+            Document(text, name, number)
+            for number, row in zip(chosen, rows.select(chosen), strict=True)
+            if (text := document_text(row)).strip()
+        ]
+        for name, chosen in rows_of.items()
+    }
 
 
 def _train_bpe(documents: list[str], vocab_size: int) -> Tokenizer:
@@ -231,14 +250,16 @@ def _pretrained_tokenizer(embedding: EmbeddingSource) -> Tokenizer:
     return tokenizer
 
 
-def _encode(tokenizer: Tokenizer, documents: list[str]) -> Split:
+def _encode(tokenizer: Tokenizer, documents: list[Document]) -> Split:
     """The documents encoded one by one; one without tokens is dropped."""
     ids: list[np.ndarray] = []
     sizes: list[int] = []
+    sources: list[int] = []
     for begin in range(0, len(documents), BATCH):
-        texts = documents[begin : begin + BATCH]
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
+        batch = documents[begin : begin + BATCH]
+        encodings = tokenizer.encode_batch_fast([document.text for document in batch], add_special_tokens=False)
+        for document, encoding in zip(batch, encodings, strict=True):
+            text = document.text
             if len(encoding) == 0:
                 continue
             if not ids:
@@ -247,17 +268,18 @@ def _encode(tokenizer: Tokenizer, documents: list[str]) -> Split:
             else:
                 sizes.append(len(text.encode()))
             ids.append(np.asarray(encoding.ids, dtype=np.int32))
-    starts = np.cumsum([0, *(len(document) for document in ids)], dtype=np.int64)[:-1]
+            sources.append(document.source)
+    starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)[:-1]
     tokens = np.concatenate([np.empty(0, np.int32), *ids])
-    return Split(tokens, starts, np.asarray(sizes, dtype=np.int64))
+    return Split(tokens, starts, np.asarray(sizes, dtype=np.int64), np.asarray(sources, dtype=np.int64))
 
 
-def _encode_joined(tokenizer: Tokenizer, documents: list[str]) -> Split:
+def _encode_joined(tokenizer: Tokenizer, documents: list[Document]) -> Split:
     """The documents joined by a blank line and encoded once; a blank line counts to the document before it.
 
     A token that holds characters of two documents counts to the later one.
     """
-    texts = [text + "\n\n" for text in documents[:-1]] + documents[-1:]
+    texts = [document.text + "\n\n" for document in documents[:-1]] + [documents[-1].text]
     encoding: Any = tokenizer.encode("".join(texts), add_special_tokens=False)
     # by the tokens' ends, in characters: some tokenizers leave leading white space out of a token's offsets
     ends = np.maximum.accumulate([end for _, end in encoding.offsets], dtype=np.int64)
@@ -268,4 +290,5 @@ def _encode_joined(tokenizer: Tokenizer, documents: list[str]) -> Split:
     own = lengths > 0
     first = int(own.argmax())
     sizes[first] = predicted_bytes(texts[first], (0, int(ends[0] - character_starts[first])))
-    return Split(np.asarray(encoding.ids, dtype=np.int32), starts[own], sizes[own])
+    sources = np.asarray([document.source for document in documents], dtype=np.int64)
+    return Split(np.asarray(encoding.ids, dtype=np.int32), starts[own], sizes[own], sources[own])

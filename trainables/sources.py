@@ -18,11 +18,21 @@ from model.documents import check_file, decoded_lines, read_documents
 from trainables.artifacts import content_key, file_sha256
 from trainables.hub import hub_commit, model_files
 
-SPLIT_RULE = 2  # raise when the documents or their split change: the token ids of old caches then miss
+SPLIT_RULE = 3  # raise when the documents or their split change: the token ids of old caches then miss
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
 ULTRACHAT_TRAIN_ROWS = 50_000  # the validation rows follow
 PYDOC_DOCUMENT_BYTES = 2_000
+PYDOC_HELD_OUT = 54  # topics that are not trained on: the shortest, so that they are many and most text is left
 SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of a corpus."""
+
+    text: str
+    split: str  # one of `SPLITS`
+    source: int  # documents of one number are pieces of one text, and no independent draws
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ class EmbeddingSource:
 def resolve_data(spec: str, samples: int | None) -> DataSource:
     """Check that `spec` (pydoc, ultrachat, or a .jsonl/.jsonl.gz path) can be trained on.
 
-    `samples` takes the first documents only; a document is a text that is not blank.
+    `samples` takes the first documents only, of pydoc and ultrachat the first to train on; a document is a text that is
+    not blank.
 
     Raises:
         ValueError: it cannot; the message says why and, for a line of a file, where.
@@ -61,9 +72,8 @@ def resolve_data(spec: str, samples: int | None) -> DataSource:
     if spec == "ultrachat":
         return _resolve_ultrachat(spec, samples)
     if spec == "pydoc":
-        documents = pydoc_documents()
-        _require_three_splits(spec, documents[:samples])
-        return DataSource("pydoc", spec, "", "pydoc", content_key(documents))
+        texts = [document.text for document in pydoc_documents()]
+        return DataSource("pydoc", spec, "", "pydoc", content_key(texts))
     path = _jsonl_path(spec)
     lines = decoded_lines(path, spec)
     _require_three_splits(spec, islice(read_documents(lines, spec), samples))
@@ -88,20 +98,40 @@ def split_of(text: str) -> str:
     return {8: "validation", 9: "test"}.get(bucket, "train")
 
 
-def pydoc_documents() -> list[str]:
-    """CPython's language reference in `pydoc_data.topics`, by topic, in documents of at most 2,000 bytes.
+def pydoc_documents() -> list[Document]:
+    """CPython's language reference in `pydoc_data.topics`, the shortest topic first, in pieces of at most 2,000 bytes.
+
+    Topics repeat each other: a paragraph that a shorter one has is left out. All pieces of a topic are in one split. Of
+    the `PYDOC_HELD_OUT` shortest every third is for testing, the others for validation.
 
     A topic is cut at blank lines, and a paragraph that is longer at line ends; neighbouring pieces share
     a document while they fit. Only a single longer line could make a longer document.
     """
     from pydoc_data.topics import topics
 
-    return [text for name in sorted(topics) for text in _cut(topics[name]) if text.strip()]
+    seen: set[str] = set()
+    own: list[list[str]] = []  # each topic's paragraphs
+    for name in sorted(topics, key=lambda name: (len(topics[name]), name)):
+        paragraphs = []
+        for paragraph in topics[name].split("\n\n"):
+            words = " ".join(paragraph.split())
+            if words not in seen:
+                paragraphs.append(paragraph)
+            seen.add(words)
+        if any(paragraph.strip() for paragraph in paragraphs):
+            own.append(paragraphs)
+    held_out = ("validation", "validation", "test")
+    return [
+        Document(text, held_out[number % 3] if number < PYDOC_HELD_OUT else "train", number)
+        for number, paragraphs in enumerate(own)
+        for text in _cut(paragraphs)
+        if text.strip()
+    ]
 
 
-def _cut(text: str) -> list[str]:
+def _cut(paragraphs: list[str]) -> list[str]:
     documents, current = [], ""
-    for paragraph in text.split("\n\n"):
+    for paragraph in paragraphs:
         pieces = paragraph.split("\n") if len(paragraph.encode()) > PYDOC_DOCUMENT_BYTES else [paragraph]
         for index, piece in enumerate(pieces):
             joined = current + ("\n" if index else "\n\n") + piece if current else piece

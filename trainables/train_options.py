@@ -126,7 +126,7 @@ def _add_fields(group: argparse._ArgumentGroup) -> None:
     forms: dict[type, Callable[[str], Any]] = {int: _integer, float: _number, str: str}
     notes = {
         "data": "pydoc, ultrachat, or a .jsonl[.gz] file; other data is taken whole unless --samples says otherwise",
-        "samples": "the first N documents only, or all",
+        "samples": "the first N documents only (of pydoc and ultrachat: of those to train on), or all",
         "embedding": "bigram, or a causal LM's hub name or folder",
         "context_mode": ", ".join(CONTEXT_MODES),
     }

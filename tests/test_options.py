@@ -119,7 +119,7 @@ BAD_OF_ALL = {
     "no samples": ("--samples 0", "--samples: must be a whole number of at least 1, not '0'"),
     "negative samples": ("--samples -1", "not '-1'"),
     "samples in words": ("--samples x", "not 'x'"),
-    "too few samples": ("--samples 1", "too few documents"),
+    "too few samples": ("--samples 1 --data {files}/good.jsonl", "too few documents"),
     "no epochs": ("--epochs 0", "--epochs: must be a whole number of at least 1, not '0'"),
     "a dim of nothing": ("--context-dims 0", "not '0'"),
     "dims in letters": ("--context-dims a,b", "not 'a'"),

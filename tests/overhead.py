@@ -86,7 +86,7 @@ class Cost:
         return f"{self.wall:.2f} s (CPU {self.cpu:.2f} s)"
 
 
-class _Watch:
+class Watch:
     """Measures from its making."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ def time_trials(trials: int, records: Records) -> tuple[Cost, Cost]:
     with open(os.devnull, "w") as sink:
         display = Display(Console(file=sink), trials, 0, None)
         inputs, resources = ray.put(None), plan_resources(1, 0, None)
-        watch = _Watch()
+        watch = Watch()
         run_trials(
             ledger, spool, display, inputs, records, resources, RUNTIME, None, Budgets(), 60.0, at_once
         )  # fmt: skip
@@ -142,7 +142,7 @@ def fill(trials: int, records: Records) -> None:
 
 def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
     """From opening a study's records to its first proposal, and its tables at the end."""
-    watch = _Watch()
+    watch = Watch()
     ledger = Ledger(wide_study(trials + 1), "study", records.optuna_database)
     assert not ledger.nothing_to_run(Budgets())
     made = len(ledger.made_with_replicates())
@@ -155,7 +155,7 @@ def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
     opened = watch.read()
     assert made == trials
     assert assignment is not None
-    watch = _Watch()
+    watch = Watch()
     write_results(ledger, leaderboard(ledger, None), records.study("study"), "")
     spool.put("end_study", status="FINISHED", figures={}, files=[])
     spool.close()

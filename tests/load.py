@@ -1,0 +1,191 @@
+"""How the records bear many trials: studies of costless ones without Ray, opened again, and the whole store examined.
+
+python tests/load.py [--trials 1000] [--runs 5000] [--traced] [--json]
+"""
+
+import argparse
+import gc
+import json
+import tempfile
+import tracemalloc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from overhead import FIGURES, RUNTIME, Watch, wide_study
+from rich.console import Console
+
+from search.budgets import Budgets
+from search.doctor import examine
+from search.ledger import Ledger
+from search.mending import mend_leaderboard
+from search.progress import Display
+from search.reconcile import complete_mlflow
+from search.recorder import Recorder
+from search.results import load_results
+from search.searcher import LedgerSearcher
+from trainables import metrics as names
+from trainables.records import Records
+from trainables.spool import Spool
+from trainables.tracking import Tracker
+from trainables.two_phase import (
+    COLLAPSED,
+    COMPUTE,
+    DEVICE_NAME,
+    DOCUMENTS,
+    FINAL,
+    NO_RESULT,
+    PHASE,
+    PHASE1_BY,
+    PROVENANCE,
+    SERIES,
+    STEP,
+    TOTAL,
+)
+
+WARM = 50  # trials after which what is kept once is there: memory grows by what is kept of each
+VALIDATION_DOCUMENTS, SWEEPS, EPOCHS = 200, 20, 5
+
+
+@dataclass
+class _Trial:
+    """What the recorder looks at of Tune's."""
+
+    trial_id: str
+    config: dict[str, Any]
+    last_result: dict[str, Any] | None = None
+
+
+def _memory(traced: bool) -> int:
+    """Bytes that this process has: Python's own allocations if they are traced, else all resident."""
+    gc.collect()
+    if traced:
+        return tracemalloc.get_traced_memory()[0]
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def reports(config: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """A trial's two reports: its curves, then its figures and losses by document."""
+    ppl = 20 + config["context_dim"] / 100 + number / 1e5
+    targets = np.full(VALIDATION_DOCUMENTS, 100)
+    place = {COMPUTE: "none", DEVICE_NAME: "none", PROVENANCE: {}, NO_RESULT: "", COLLAPSED: "", PHASE1_BY: ""}
+    at = {PHASE: "phase 2", STEP: EPOCHS, TOTAL: EPOCHS, **place}
+    sweeps = [
+        (name, sweep, sweep / SWEEPS) for sweep in range(SWEEPS) for name in (names.SWEEP_CONVERGENCE, names.SWEEP_LOSS)
+    ]
+    epochs = [
+        (name, epoch, ppl + EPOCHS - epoch)
+        for epoch in range(1, EPOCHS + 1)
+        for name in (names.EPOCH_TRAIN_PPL, names.EPOCH_VAL_PPL, names.EPOCH_VAL_ACC)
+    ]
+    losses = {"nats": (targets * np.log(ppl)).tolist(), "targets": targets.tolist()}
+    return [
+        {**at, SERIES: sweeps + epochs, FINAL: {}, DOCUMENTS: {}},
+        {**at, SERIES: [], FINAL: FIGURES | {names.VAL_PPL: ppl}, DOCUMENTS: losses},
+    ]  # fmt: skip
+
+
+def _open_spool(records: Records, ledger: Ledger) -> Spool:
+    records.study(ledger.name).mkdir(parents=True, exist_ok=True)
+    spool = Spool(Tracker(records, ledger.name, ledger.study_id), records.journal(ledger.name, None), print)
+    records.use_write_ahead_logs()
+    spool.start()
+    return spool
+
+
+def _close(spool: Spool) -> None:
+    spool.put("end_study", status="FINISHED", figures={}, files=[])
+    assert spool.close(600.0) == 0
+
+
+def run_study(name: str, trials: int, records: Records, traced: bool = False) -> dict[str, float]:
+    """A study from its first proposal until MLflow has all of it: seconds a trial, and bytes that the driver keeps."""
+    ledger = Ledger(wide_study(trials), name, records.optuna_database)
+    spool, searcher = _open_spool(records, ledger), LedgerSearcher(ledger, None, Budgets())
+    with open("/dev/null", "w") as sink:
+        display = Display(Console(file=sink), trials, 0, None)
+        recorder = Recorder(ledger, spool, display, searcher, RUNTIME, records, 3600.0)
+        watch, before = Watch(), 0
+        for number in range(trials):
+            if number == min(WARM, trials // 2):
+                before, first = _memory(traced), number
+            config = searcher.suggest(str(number))
+            assert isinstance(config, dict)
+            trial: Any = _Trial(str(number), config)
+            recorder.on_trial_start(0, [], trial)
+            for report in reports(config, number):
+                recorder.on_trial_result(0, [], trial, report)
+                assert not recorder.stop(trial.trial_id, report)
+                trial.last_result = report
+            recorder.on_trial_complete(0, [], trial)
+        driver = watch.read()
+        _close(spool)
+        whole = watch.read()
+    grown = _memory(traced) - before
+    assert len(ledger.finished()) == trials
+    mend_leaderboard(load_results(name, records.optuna_database), records)
+    return {
+        "driver_s_per_trial": driver.wall / trials,
+        "whole_s_per_trial": whole.wall / trials,
+        "kb_per_trial": grown / 1000 / (trials - first),
+    }
+
+
+def open_again(name: str, trials: int, records: Records) -> dict[str, float]:
+    """Seconds to read a whole study back, and to hold MLflow's runs against it, none of which is missing."""
+    watch = Watch()
+    ledger = Ledger(wide_study(trials), name, records.optuna_database)
+    assert ledger.nothing_to_run(Budgets())
+    opened = watch.read()
+    watch = Watch()
+    spool = _open_spool(records, ledger)
+    assert spool.ended is not None
+    assert len(spool.ended["FINISHED"]) == trials
+    complete_mlflow(ledger, spool, records, RUNTIME)
+    reconciled = watch.read()
+    _close(spool)
+    return {"ledger_s": opened.wall, "reconcile_s": reconciled.wall}
+
+
+def look(records: Records) -> dict[str, float]:
+    """Seconds that a look at all of it takes; nothing is wrong."""
+    watch = Watch()
+    seen = examine(records)
+    assert not seen.findings, seen.findings[:3]
+    return {"doctor_s": watch.read().wall, "runs": sum(map(len, seen.runs.values()))}
+
+
+def main() -> None:
+    """Print what it takes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=1_000, help="in each study")
+    parser.add_argument("--runs", type=int, default=5_000, help="in the store, of as many studies as it takes")
+    parser.add_argument("--traced", action="store_true", help="memory is Python's own (slower), not what is resident")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.traced:
+        tracemalloc.start()
+    with tempfile.TemporaryDirectory() as folder:
+        records = Records.at(Path(folder))
+        found = run_study("first", args.trials, records, args.traced)
+        tracemalloc.stop()
+        found |= open_again("first", args.trials, records)
+        for further in range(1, -(-args.runs // args.trials)):
+            run_study(f"further-{further}", args.trials, records)
+        found |= look(records)
+    if args.json:
+        print(json.dumps(found))
+        return
+    kept = "Python's own" if args.traced else "resident"
+    print(
+        f"{args.trials} trials in one study: {found['driver_s_per_trial']:.3f} s each in the driver, "
+        f"{found['whole_s_per_trial']:.3f} s until MLflow has it, {found['kb_per_trial']:.1f} KB each kept ({kept})"
+    )
+    print(f"opened again: ledger {found['ledger_s']:.2f} s, reconciled with MLflow {found['reconcile_s']:.2f} s")
+    print(f"{found['runs']:.0f} runs in the store: doctor {found['doctor_s']:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from trainables.config import RunConfig
+from trainables.convergence import MARK, converged
 from trainables.metrics import ATTEMPTS, CONVERGENCE, EPOCH_VAL_PPL, PHASE1_SHARED, SWEEP_CONVERGENCE, SWEEPS, VAL_PPL
 from trainables.two_phase import PHASE, SERIES, STEP, TOTAL
 
@@ -19,12 +21,14 @@ SAY_EVERY = 30  # seconds between lines about a running trial where there is no 
 @dataclass
 class _Running:
     name: str
+    config: RunConfig
     began: float = field(default_factory=time.monotonic)
     phase: str = "starting"
     step: int = 0
     total: int = 0
     latest: str = ""
     converged: str = ""
+    mark: str = ""  # behind it, if Phase 1 ends as it is now
     said: float = field(default_factory=time.monotonic)  # when a line about it was last printed
 
 
@@ -57,9 +61,9 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def start(self, number: int, name: str) -> None:
+    def start(self, number: int, name: str, config: RunConfig) -> None:
         """A trial was handed to a worker."""
-        self._running[number] = _Running(name)
+        self._running[number] = _Running(name, config)
         if not self.console.is_terminal:
             self._say(number, name, "started")
 
@@ -71,8 +75,13 @@ class Display:
         for name, _, value in report[SERIES]:
             if name == SWEEP_CONVERGENCE:
                 running.latest = running.converged = f"converged {math.floor(100 * value)}%"
+                running.mark = "" if converged(running.config, {CONVERGENCE: value}) else MARK
             elif name == EPOCH_VAL_PPL:
                 running.latest = f"val PPL {value:.2f}"
+        if changed and running.phase == "phase 2":  # before, a share may still grow
+            behind = running.latest == running.converged
+            running.converged += running.mark
+            running.latest = running.converged if behind else running.latest
         if self.console.is_terminal:
             return
         if changed and running.phase == "phase 2":
@@ -84,8 +93,8 @@ class Display:
             return
         running.said = time.monotonic()
 
-    def finish(self, number: int, figures: dict[str, float], may_lead: bool = True, marked: str = "") -> None:
-        """A trial ended with a result; a replicate's is none to lead by; `marked` stands behind its convergence."""
+    def finish(self, number: int, figures: dict[str, float], may_lead: bool = True) -> None:
+        """A trial ended with a result; a replicate's is none to lead by."""
         running = self._running.pop(number)
         self.done += 1
         value = figures[VAL_PPL]
@@ -93,6 +102,7 @@ class Display:
         if first:
             self.best = (value, running.name)
         how = "reused" if figures[PHASE1_SHARED] else "trained"
+        marked = "" if converged(running.config, figures) else MARK
         share = f"{math.floor(100 * figures[CONVERGENCE])}%{marked}"
         phase1 = f"phase 1 {how}: {figures[SWEEPS]:.0f} sweeps, {share} converged"
         again = "; GPU memory full, run again with half at once" if figures.get(ATTEMPTS, 1) > 1 else ""

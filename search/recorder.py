@@ -15,7 +15,8 @@ from search.ledger import INTERRUPTED, LOST, MAX_FAILURES, Ledger
 from search.progress import Display
 from search.searcher import LedgerSearcher, Unpickled
 from search.trial_records import TrialRecord, write_trial_record
-from trainables.convergence import MARK, converged, with_converged
+from trainables.config import RunConfig
+from trainables.convergence import with_converged
 from trainables.errors import OtherCodeError, unwritable
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.records import Records
@@ -107,7 +108,7 @@ class Recorder(Unpickled, Callback):
         )
         self._open.add(number)
         self._heard[number] = time.monotonic()
-        self._display.start(number, name)
+        self._display.start(number, name, config)
 
     @_remembered
     def on_trial_result(
@@ -144,18 +145,18 @@ class Recorder(Unpickled, Callback):
 
     @_remembered
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        number = self._searcher.assigned[trial.trial_id].number
+        assignment = self._searcher.assigned[trial.trial_id]
+        number, config = assignment.number, assignment.config
         self._searcher.ended.add(trial.trial_id)
         last = trial.last_result or {}
         if number in self._stopped:
-            self._prune(number, self._stopped[number], {})
+            self._prune(number, config, self._stopped[number], {})
         elif last.get(COLLAPSED):
-            self._prune(number, last[COLLAPSED], last[FINAL])
+            self._prune(number, config, last[COLLAPSED], last[FINAL])
         elif last.get(NO_RESULT):
             self._fail(number, last[NO_RESULT], "")
         elif last.get(FINAL):
             self._alike = []
-            config = self._searcher.assigned[trial.trial_id].config
             made = last[PROVENANCE]
             place = {COMPUTE_TAG: last[COMPUTE], DEVICE_TAG: last[DEVICE_NAME], **provenance_tags(made)}
             kept = {"metrics": last[FINAL], "runtime": self._runtime | place, "phase1_by": last[PHASE1_BY]}
@@ -170,9 +171,7 @@ class Recorder(Unpickled, Callback):
                 phase1_by=last[PHASE1_BY],
                 traces=trial.config.get(PROFILE),
             )
-            replicate = self._searcher.assigned[trial.trial_id].replicate_of is not None
-            mark = "" if converged(config, last[FINAL]) else MARK
-            self._display.finish(number, last[FINAL], may_lead=not replicate, marked=mark)
+            self._display.finish(number, last[FINAL], may_lead=assignment.replicate_of is None)
         # else it was stopped from outside: `interrupt_open` records it
 
     @_remembered
@@ -205,12 +204,13 @@ class Recorder(Unpickled, Callback):
         self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details)
         self._display.fail(number, reason)
 
-    def _prune(self, number: int, reason: str, figures: dict[str, float]) -> None:
+    def _prune(self, number: int, config: RunConfig, reason: str, figures: dict[str, float]) -> None:
         self._alike = []
         self._keep(number, "pruned", reason)
         self._ledger.prune(number, reason, figures)
         self._open.discard(number)
-        self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=figures)
+        told = with_converged(config, figures)
+        self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=told)
         self._display.prune(number, reason)
 
     def _keep(self, number: int, status: str, reason: str = "", result: dict[str, Any] | None = None) -> None:

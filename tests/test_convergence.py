@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,17 +15,24 @@ from test_report import BASE, figures, modes, run
 
 from search import claims
 from search.announcements import say_end
+from search.budgets import Budgets
 from search.claims import evaluate
 from search.evidence import load_evidence
 from search.leaderboard import BEST, CSV, as_table, leaderboard, write_results
 from search.ledger import Ledger
+from search.plots import convergence_curves, efficiency
 from search.progress import Display
 from search.reconcile import complete_mlflow
+from search.recorder import Recorder
 from search.report import HTML, MARKDOWN, print_verdict, write_report
+from search.results import HASH, METRICS
+from search.searcher import LedgerSearcher
 from search.spaces import asym_layers, context_modes
+from search.trial_records import TrialRecord
 from trainables import metrics as names
 from trainables.convergence import MARK, MARKED, converged, shortfall, with_converged
 from trainables.records import Records
+from trainables.two_phase import COLLAPSED, FINAL, PHASE, SERIES, STEP, TOTAL
 
 WANTED = BASE.phase1.converged_share
 SHORT = {names.CONVERGENCE: 0.495, names.SWEEPS: 60.0}
@@ -129,6 +137,24 @@ def test_a_points_hover_text_says_it(ledger: Ledger, records: Records) -> None:
         assert f"layerwise, {MARKED}" not in plot
 
 
+def test_what_was_gained_per_parameter_says_it(ledger: Ledger) -> None:
+    plot = efficiency(ledger.configurations(), 30.0).html
+    assert f"previous_only, {MARKED}" in plot
+    assert f"layerwise, {MARKED}" not in plot
+
+
+def test_a_curve_of_convergence_says_it_by_its_last_sweep(ledger: Ledger) -> None:
+    (one, other), curve = ledger.finished()[:2], [(sweep, sweep / 100) for sweep in range(2, 50)]
+    left = [
+        TrialRecord(t.user_attrs[HASH], t.number, 0, series={names.SWEEP_CONVERGENCE: points})
+        for t, points in ((one, curve), (other, [*curve, (50, WANTED)]))
+    ]
+    for record, marked in zip(left, (True, False), strict=True):  # both are of one Phase 1: a curve each
+        plot = convergence_curves(ledger, {record.trial: record}).html
+        assert "C2 D16 seed 0" in plot
+        assert (f"C2 D16 seed 0, {MARKED}" in plot) == marked
+
+
 def test_the_end_of_a_study_says_it_of_the_best(ledger: Ledger, tmp_path: Path) -> None:
     settings: Any = SimpleNamespace(
         shown_root=tmp_path, tracking_uri=None, budgets=SimpleNamespace(used_up=lambda ended: "")
@@ -143,9 +169,38 @@ def test_the_end_of_a_study_says_it_of_the_best(ledger: Ledger, tmp_path: Path) 
 def test_a_trials_line_is_marked(records: Records) -> None:
     console = wide()
     with Display(console, 1, 0, None) as display:
-        display.start(0, "C1T1")
-        display.finish(0, SHORT | {names.VAL_PPL: 3.0, names.PHASE1_SHARED: 0.0}, marked=MARK)
+        display.start(0, "C1T1", BASE)
+        display.finish(0, SHORT | {names.VAL_PPL: 3.0, names.PHASE1_SHARED: 0.0})
     assert f"60 sweeps, 49%{MARK} converged" in console.export_text()
+
+
+@pytest.mark.parametrize(("share", "mark"), [(0.495, MARK), (WANTED, "")])
+def test_a_running_trials_line_is_marked_once_phase_1_has_ended(share: float, mark: str) -> None:
+    console = wide()
+    with Display(console, 1, 0, None) as display:
+        display.start(0, "C1T1", BASE)
+        sweep = (names.SWEEP_CONVERGENCE, 60, share)
+        display.update(0, {PHASE: "phase 1", STEP: 60, TOTAL: 60, SERIES: [sweep]})
+        assert MARK not in console.export_text(clear=False)
+        display.update(0, {PHASE: "phase 2", STEP: 0, TOTAL: 5, SERIES: []})
+    assert f"phase 1 done, converged {math.floor(100 * share)}%{mark}; phase 2" in console.export_text()
+
+
+@pytest.mark.parametrize("final", [SHORT, {names.CONVERGENCE: WANTED}])
+def test_a_trial_that_collapsed_says_in_mlflow_whether_phase_1_converged(
+    records: Records, final: dict[str, float]
+) -> None:
+    ledger = Ledger(context_modes(BASE, (16,)), "s", records.optuna_database)
+    searcher = LedgerSearcher(ledger, None, Budgets())
+    told: list[tuple[str, dict[str, Any]]] = []
+    spool: Any = SimpleNamespace(put=lambda verb, key="", **arguments: told.append((verb, arguments)))
+    recorder = Recorder(ledger, spool, Display(wide(), 1, 0, None), searcher, {}, records, 60.0)
+    searcher.suggest("a")
+    trial: Any = SimpleNamespace(trial_id="a", last_result={COLLAPSED: "collapsed", FINAL: final})
+    recorder.on_trial_start(0, [], trial)
+    recorder.on_trial_complete(0, [], trial)
+    assert told[-1] == ("prune_trial", {"reason": "collapsed", "figures": with_converged(BASE, final)})
+    assert ledger.pruned()[0].user_attrs[METRICS] == final  # derived, and so MLflow's alone
 
 
 def test_runs_that_are_made_later_in_mlflow_are_told(ledger: Ledger, records: Records) -> None:

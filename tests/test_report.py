@@ -29,7 +29,8 @@ from search.evidence import (
 )
 from search.leaderboard import BEST
 from search.ledger import Ledger
-from search.plots import contour_pairs, front, readable_study
+from search.optuna_plots import contour_pairs, readable_study
+from search.plots import front
 from search.report import HTML, MARKDOWN, write_report
 from search.spaces import Study, asym_layers, context_modes
 from search.study_record import git_state, read_study_record, write_study_record

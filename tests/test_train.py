@@ -144,6 +144,8 @@ def test_a_training_is_the_pipelines_run_judged_saved_and_on_record(
     assert found.data.metrics[names.CONVERGED] == 0.0
     overlap = chat_inputs.corpus.overlap
     assert record["overlap"] == {"words": 12, **overlap}
+    kept = {name: found.data.params[name] for name in ("val_overlap", "test_overlap")}
+    assert kept == {"val_overlap": str(overlap["validation"]), "test_overlap": str(overlap["test"])}
     printed = capsys.readouterr().out
     assert f"% converged ({MARKED})" in printed
     assert f"{SEQUENCES}: validation {100 * overlap['validation']:.1f} %, test" in printed

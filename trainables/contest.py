@@ -41,7 +41,7 @@ def contest(settings: Settings, console: Console) -> list[Contender]:
     with user_errors():
         mlflow = ModelRun(settings.records, settings.tracking_uri, console.print)
         place, inputs, _ = prepare(settings, console)
-        params, tags = params_and_tags(settings, place, trial_of(settings, mlflow))
+        params, tags = params_and_tags(settings, place, inputs, trial_of(settings, mlflow))
     say_start(settings, place, inputs, console)
     found: list[Contender] = []
 

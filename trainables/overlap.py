@@ -71,6 +71,11 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
+def as_params(overlap: Mapping[str, float | None]) -> dict[str, float | None]:
+    """A corpus's shares by split under the names that a study's and a training's record have them by."""
+    return {"val_overlap": overlap.get("validation"), "test_overlap": overlap.get("test")}
+
+
 def told(about: Mapping[str, Any]) -> str:
     """Both shares in a line for people, from a study's record or its summary; earlier ones have none."""
     return f"validation {_percent(about.get('val_overlap'))}, test {_percent(about.get('test_overlap'))}"

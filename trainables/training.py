@@ -21,7 +21,7 @@ from trainables.errors import NoResultError
 from trainables.judge import judge_splits, judged_metrics
 from trainables.model_folder import ModelFolder
 from trainables.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
-from trainables.overlap import SEQUENCES, told
+from trainables.overlap import SEQUENCES, as_params, told
 from trainables.phase1 import DivergedError
 from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, RunResult, prepare_inputs, run
 from trainables.progress import Progress
@@ -89,7 +89,7 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
         folder.begin({"token": token})
     try:
         with user_errors():
-            mlflow.take_up(token, folder.path.name, *params_and_tags(settings, place, trial))
+            mlflow.take_up(token, folder.path.name, *params_and_tags(settings, place, inputs, trial))
         say_start(settings, place, inputs, console)
         if left is not None:
             console.print(f"resuming after epoch {len(left.epochs)}")
@@ -163,14 +163,15 @@ def trial_of(settings: Settings, mlflow: ModelRun) -> dict[str, Any] | None:
 
 
 def params_and_tags(
-    settings: Settings, place: Place, trial: dict[str, Any] | None
+    settings: Settings, place: Place, inputs: Inputs, trial: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What MLflow is told of every training: the configuration, where it is computed, the trial that it comes from."""
+    """What MLflow is told of every training: configuration, overlap, machine, the trial that it comes from."""
     tags = {HASH_TAG: settings.config.config_hash(), COMPUTE_TAG: place.compute}
     if trial is not None:
         tags |= {STUDY_TAG: trial["study"], TRIAL_TAG: str(trial["number"])}
         tags |= {TRIAL_RUN_TAG: trial["mlflow_run"]} if trial["mlflow_run"] else {}
-    return settings.config.flat() | {"device_name": place.device_name, "threads": place.threads}, tags
+    computed = {"device_name": place.device_name, "threads": place.threads}
+    return settings.config.flat() | as_params(inputs.corpus.overlap) | computed, tags
 
 
 def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console) -> None:
@@ -178,8 +179,7 @@ def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console
     corpus = inputs.corpus
     sizes = [f"{len(getattr(corpus, split).tokens):,} {split}" for split in ("train", "validation", "test")]
     console.print(f"data {settings.data.spec}: {', '.join(sizes)} tokens")
-    shares = {"val_overlap": corpus.overlap.get("validation"), "test_overlap": corpus.overlap.get("test")}
-    console.print(f"{SEQUENCES}: {told(shares)}")
+    console.print(f"{SEQUENCES}: {told(as_params(corpus.overlap))}")
     console.print(f"on {place.device_name}, {place.threads} CPU thread(s): {place.compute}")
     then = settings.chosen.runtime
     now = {"device_name": place.device_name, "threads": place.threads, "compute": place.compute}

@@ -173,6 +173,7 @@ def prepare(
     from model.compute import Compute
     from trainables.artifacts import ArtifactStore
     from trainables.digests import Provenance
+    from trainables.overlap import as_params
     from trainables.pipeline import prepare_inputs
 
     torch.set_num_threads(threads)
@@ -189,8 +190,7 @@ def prepare(
         "train_tokens": len(corpus.train.tokens),
         "val_tokens": len(corpus.validation.tokens),
         "test_tokens": len(corpus.test.tokens),
-        "val_overlap": corpus.overlap.get("validation"),
-        "test_overlap": corpus.overlap.get("test"),
+        **as_params(corpus.overlap),
         "vocab_size": vocab_size,
         "embedding_dim": embedding_dim,
         "bigram_val_ppl": bigram.val_ppl if bigram else None,

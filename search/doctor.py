@@ -36,8 +36,8 @@ class Diagnosis:
 def examine(records: Records) -> Diagnosis:
     """Check every study, the cache and the registry."""
     from search.findings import Finding, snapshots
-    from search.storage import no_collection
     from search.store_checks import check_cache, check_registry
+    from trainables.collection import no_collection
 
     seen = Diagnosis()
     try:

@@ -8,7 +8,6 @@ trial of no configuration, so that numbers stay the database's; a trial of ours 
 """
 
 import copy
-import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.results import INTERRUPTED, REASON, ended_elsewhere, is_ours
+from trainables.collection import no_collection
 from trainables.errors import StoppedError
 
 
@@ -38,18 +38,6 @@ def _as_seen(trial: FrozenTrial) -> FrozenTrial:
     seen = copy.copy(trial)
     seen.state, seen.values, seen.user_attrs = TrialState.FAIL, None, trial.user_attrs | {REASON: INTERRUPTED}
     return seen
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Python looks for garbage while much is made; where all of it stays, that takes a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class WriteThrough(InMemoryStorage):

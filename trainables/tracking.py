@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.entities import PagedList
 
+from trainables.collection import no_collection
 from trainables.digests import Provenance
 from trainables.metrics import SERIES
 from trainables.mlflow_store import is_outage, open_experiment, reason_of
@@ -192,7 +193,8 @@ class Tracker:
         found: set[str] = set()
         token = None
         while token != "":
-            page = self._search(f"attributes.status = '{status}'", page_token=token, max_results=1_000)
+            with no_collection():  # a page is some hundred thousand objects
+                page = self._search(f"attributes.status = '{status}'", page_token=token, max_results=1_000)
             found |= {run.data.tags[HASH_TAG] for run in page if HASH_TAG in run.data.tags}
             token = page.token or ""
         return found

@@ -1,6 +1,7 @@
 """Hold everything under a records folder against each other, and say in plain words what is wrong.
 
-Ends with 0 if nothing is, 1 if anything is, 2 if there is no such folder. Looking writes nothing.
+Ends with 0 if nothing is, 1 if anything is, 2 if there is no such folder or --repair may not write to it. Looking
+writes nothing.
 """
 
 import json
@@ -46,6 +47,10 @@ def examine(records: Records) -> Diagnosis:
             _examine_databases(seen, records, optuna_copy, mlflow_copy)
             if mlflow_copy is not None:
                 seen.findings.extend(check_registry(_view(mlflow_copy)))
+    except OSError as error:
+        what, remedy = f"cannot be read ({error.strerror})", "look as the user who may read it"
+        where = str(error.filename or records.root)
+        seen.findings.append(Finding(kind="database", where=where, what=what, remedy=remedy, repairable=False))
     except Exception as error:  # whatever a damaged database makes Optuna, MLflow or SQLAlchemy raise
         what = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
         remedy = "bring optuna.db or mlflow.db back from a backup; a lost mlflow.db is made again by --repair"
@@ -126,8 +131,8 @@ def repair(seen: Diagnosis, records: Records) -> list["Skipped"]:
                 _mend_study(seen, load_results(name, records.optuna_database), kinds, records)
         except (BadInputError, ValueError, OSError) as error:
             skipped.append(Skipped(where=f"study {name}", why=f"not mended: {error}"))
-    mend_cache([finding for finding in seen.findings if finding.kind == CACHE])
-    return skipped
+    damaged = [finding for finding in seen.findings if finding.kind == CACHE and finding.repairable]
+    return skipped + mend_cache(damaged)
 
 
 def _mend_study(seen: Diagnosis, results: "Results", kinds: set[str], records: Records) -> None:
@@ -178,6 +183,14 @@ def main() -> int:
         print(f"error: there is no folder {args.mlruns}/: give --mlruns", file=sys.stderr)
         return BAD_INPUT
     records = Records.at(args.mlruns)
+    if args.repair:
+        from trainables.surroundings import check_folder
+
+        try:
+            check_folder(records.root, "--repair")
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return BAD_INPUT
     seen, mended = examine(records), []
     if args.repair and any(finding.repairable for finding in seen.findings):
         before = seen.findings

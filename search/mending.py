@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from search.findings import Finding
+from search.findings import Finding, Skipped
 from search.leaderboard import leaderboard, write_results
 from search.reconcile import complete_mlflow
 from search.results import HASH, METRICS, SUMMARY, Results
@@ -92,18 +92,27 @@ def mend_leaderboard(results: Results, records: Records) -> None:
         best.replace(best.with_name("best.json.stale"))
 
 
-def mend_cache(findings: list[Finding]) -> None:
-    """Remove the cache entries, scratch folders and locks that were found; none that a process now works on."""
+def mend_cache(findings: list[Finding]) -> list[Skipped]:
+    """Remove the cache entries, scratch folders and locks that were found; none that a process now works on.
+
+    Returns:
+        what may not be removed, and why
+    """
+    skipped = []
     for finding in findings:
         path = Path(finding.where)
         own = artefact_lock(path)
         made = not own.exists()
-        with contextlib.suppress(Timeout, OSError), FileLock(own).acquire(timeout=0):  # what stays is found again
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            if made:
-                own.unlink(missing_ok=True)
-            elif not path.with_name(own.name[1:-5]).exists():
-                own.unlink(missing_ok=True)  # of an entry that is gone; held, so nobody else has it
+        try:
+            with contextlib.suppress(Timeout), FileLock(own).acquire(timeout=0):  # what is held is found again
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                if made:
+                    own.unlink(missing_ok=True)
+                elif not path.with_name(own.name[1:-5]).exists():
+                    own.unlink(missing_ok=True)  # of an entry that is gone; held, so nobody else has it
+        except OSError as error:
+            skipped.append(Skipped(where=str(path), why=f"not mended: {error}"))
+    return skipped

@@ -19,21 +19,44 @@ def artefact_lock(path: Path) -> Path:
 
 
 def check_cache(cache: Path) -> list[Finding]:
-    """Entries that do not match their manifest, and what dead processes left behind."""
+    """Entries that do not match their manifest, what dead processes left behind, and what may not be read."""
+    try:
+        paths = sorted(cache.iterdir()) if cache.is_dir() else []
+    except OSError as error:
+        return [_unreadable(cache, error)]
     found = []
-    for path in sorted(cache.iterdir()) if cache.is_dir() else []:
+    for path in paths:
         if is_held(artefact_lock(path)):
             continue  # it is being made now
-        if not path.name.startswith("."):
-            what = "" if matches_manifest(path) else "is half made or damaged"
-        elif path.suffix == ".lock":
-            what = "" if path.with_name(path.name[1:-5]).exists() else "is the lock of an entry that was never made"
-        else:
-            what = "is scratch of a process that is gone"
+        try:
+            what = _entry_wrong(path)
+        except OSError as error:
+            found.append(_unreadable(path, error))
+            continue
         if what:
             remedy = "--repair removes it; what needs it makes it again"
             found.append(Finding(kind=CACHE, where=str(path), what=what, remedy=remedy, repairable=True))
     return found
+
+
+def _unreadable(path: Path, error: OSError) -> Finding:
+    what, remedy = f"cannot be read ({error.strerror})", "look as the user who may read it"
+    return Finding(kind=CACHE, where=str(path), what=what, remedy=remedy, repairable=False)
+
+
+def _entry_wrong(path: Path) -> str:
+    """What is wrong with an entry, a scratch folder or a lock; empty if nothing is.
+
+    Raises:
+        OSError: it may not be read, which says nothing of what it holds.
+    """
+    if path.name.startswith("."):
+        if path.suffix != ".lock":
+            return "is scratch of a process that is gone"
+        return "" if path.with_name(path.name[1:-5]).exists() else "is the lock of an entry that was never made"
+    for file in path.iterdir() if path.is_dir() else []:
+        file.open("rb").close()
+    return "" if matches_manifest(path) else "is half made or damaged"
 
 
 def check_registry(store: StoreView) -> list[Finding]:

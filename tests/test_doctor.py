@@ -1,5 +1,6 @@
 """Records folders damaged by hand: what is wrong is found, mended, and found no more."""
 
+import errno
 import json
 import shutil
 import sqlite3
@@ -8,17 +9,21 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from costless import handed_out
 from mlflow.tracking import MlflowClient
 from test_report import BASE, modes, run
 
-from search.doctor import examine, repair
+from search.doctor import BAD_INPUT, WRONG, examine, main, repair
+from search.ledger import Ledger
 from search.lock import study_lock
 from search.mending import mend_leaderboard, mend_mlflow
 from search.results import HASH, load_results
 from search.spaces import context_modes
 from search.trial_records import TrialRecord, write_trial_record
+from trainables import metrics as names
 from trainables.records import Records
 from trainables.tracking import HASH_TAG, PARENT_TAG, STUDY_ID_TAG
 
@@ -240,6 +245,132 @@ def test_runs_of_another_server_are_skipped_by_name(records: Records) -> None:
     seen = examine(records)
     assert seen.findings == []
     assert "another tracking server" in seen.skipped[0].why
+
+
+def test_pruned_trials_and_replicates_are_as_right_as_others(earlier_records: Path, tmp_path: Path) -> None:
+    records = Records.at(Path(shutil.copytree(earlier_records, tmp_path / "mlruns")))
+    study = context_modes(BASE, (16,))
+    first = Ledger(study, STUDY, records.optuna_database, 2)
+    assignment = handed_out(first)
+    left = TrialRecord(assignment.config.config_hash(), assignment.number, BASE.seed).ended("pruned", "collapsed")
+    write_trial_record(records.trial_record(STUDY, left.config_hash), left)
+    first.epoch(assignment.number, 1, 90.0)
+    first.prune(assignment.number, "collapsed", {names.CONVERGENCE: 0.5})
+    ledger = run(study, records, modes, seeds=2)
+    assert (len(ledger.pruned()), len(ledger.replicates())) == (1, len(ledger.finished()))
+    results = load_results(STUDY, records.optuna_database)
+    mend_mlflow(results, [], set(), records, pytest.fail)
+    mend_leaderboard(results, records)
+    assert told(records) == []
+    client, _ = child(records)
+    (experiment,) = client.search_experiments(filter_string=f"name = '{STUDY}'")
+    for key in (left.config_hash, ledger.replicates()[0].user_attrs[HASH]):
+        (of_trial,) = client.search_runs([experiment.experiment_id], f"tags.{HASH_TAG} = '{key}'")
+        client.set_terminated(of_trial.info.run_id, "FAILED")
+    seen = examine(records)
+    assert len(seen.findings) == 2
+    assert repair(seen, records) == []
+    assert told(records) == []
+
+
+def forbidden(monkeypatch: pytest.MonkeyPatch, method: str, path: Path) -> None:
+    """Have a method of `path` refused, as the system refuses it to whoever has not the right; root has every right."""
+    allowed = getattr(Path, method)
+
+    def refuse(self: Path, *args: Any, **options: Any) -> Any:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return allowed(self, *args, **options)
+
+    monkeypatch.setattr(Path, method, refuse)
+
+
+def here(monkeypatch: pytest.MonkeyPatch, records: Records, *options: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["doctor.py", "--mlruns", str(records.root), *options])
+    return main()
+
+
+def test_a_cache_that_may_not_be_read_is_said_and_kept(
+    records: Records, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(records.cache)
+    forbidden(monkeypatch, "iterdir", records.cache)
+    assert here(monkeypatch, records, "--repair") == WRONG
+    said = capsys.readouterr()
+    assert f"cache {records.cache}: cannot be read (Permission denied)" in said.out
+    assert said.err == ""
+    assert everything(records.cache) == before
+
+
+def test_an_entry_of_the_cache_that_may_not_be_read_is_not_taken_for_damaged(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = next(path for path in sorted(records.cache.iterdir()) if not path.name.startswith("."))
+    forbidden(monkeypatch, "open", entry / "manifest.json")
+    seen = examine(records)
+    assert [(f.where, f.what, f.repairable) for f in seen.findings] == [
+        (str(entry), "cannot be read (Permission denied)", False)
+    ]
+    repair(seen, records)
+    assert entry.exists()
+
+
+def test_a_study_that_may_not_be_read_is_said(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = records.study(STUDY) / "leaderboard.csv"
+    forbidden(monkeypatch, "read_text", board)
+    (finding,) = examine(records).findings
+    assert (finding.where, finding.what, finding.repairable) == (
+        str(board), "cannot be read (Permission denied)", False
+    )  # fmt: skip
+
+
+def test_what_may_not_be_written_is_not_mended(
+    records: Records, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose_leaderboard(records)
+    before = everything(records.root)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainables.surroundings.os.access", lambda path, mode: False)
+        assert here(patch, records, "--repair") == BAD_INPUT
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"error: --repair: {records.root} is not a folder that can be written to\n"
+    assert everything(records.root) == before
+    with monkeypatch.context() as patch:  # the study's own folder alone
+        forbidden(patch, "write_text", records.study(STUDY) / "driver")
+        assert here(patch, records, "--repair") == WRONG
+    said = capsys.readouterr()
+    assert f"skipped study {STUDY}: not mended: " in said.out
+    assert "Permission denied" in said.out
+    assert "leaderboard" in said.out
+
+
+def test_scratch_that_may_not_be_removed_is_said(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_scratch(records)
+    scratch = records.cache / ".phase1-0123.abc"
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("search.mending.shutil.rmtree", refuse)
+    (left,) = repair(examine(records), records)
+    assert (left.where, "Permission denied" in left.why) == (str(scratch), True)
+
+
+def test_records_that_may_only_be_read_are_examined_without_writing(records: Records) -> None:
+    records.use_write_ahead_logs()
+    paths = [records.root, *records.root.rglob("*")]
+    modes_before = {path: path.stat().st_mode for path in paths}
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = everything(records.root)
+    try:
+        done = command("--mlruns", str(records.root), "--json")
+    finally:
+        for path, mode in modes_before.items():
+            path.chmod(mode)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert everything(records.root) == before
 
 
 def test_a_ledger_that_is_no_database_is_said(records: Records) -> None:

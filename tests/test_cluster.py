@@ -1,8 +1,11 @@
 """What each trial gets of a cluster, and a real one of two nodes that loses one."""
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,17 +118,32 @@ def wait_until(reached: Callable[[], bool]) -> None:
 def test_a_node_that_dies_costs_a_study_nothing_but_time(two_nodes: Cluster, chat_file: Path, tmp_path: Path) -> None:
     (second,) = two_nodes.worker_nodes
 
-    def trains(node: ray._private.node.Node) -> bool:
-        return any(line.startswith("ray::ImplicitFunc.train") for line in descendants(raylet(node)).values())
+    def training(node: ray._private.node.Node) -> list[int]:
+        below = descendants(raylet(node))
+        return [pid for pid, line in below.items() if line.startswith("ray::ImplicitFunc.train")]
+
+    stopped: list[int] = []
+
+    def stops() -> bool:
+        """Whether a trial of the second node was stopped in the middle, so that it cannot end before its node does."""
+        for pid in training(second):
+            os.kill(pid, signal.SIGSTOP)
+            if pid in training(second):
+                stopped.append(pid)
+                return True
+            os.kill(pid, signal.SIGCONT)  # it had ended just before
+        return False
 
     options = ("--epochs", "80", "--trials", "4", "--address", two_nodes.address)
     line = command("search/asym_layers.py", chat_file, tmp_path, *options)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_for(process, "2 trial(s) at once")
-        wait_until(lambda: trains(two_nodes.head_node) and trains(second))
+        wait_until(lambda: bool(training(two_nodes.head_node) and training(second)))
         wait_for(process, "2/4")
-        wait_until(lambda: trains(second))
+        wait_until(stops)
         two_nodes.remove_node(second, allow_graceful=False)
+        with suppress(ProcessLookupError):
+            os.kill(*stopped, signal.SIGKILL)  # it cannot see that its node is gone
         output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
     assert "the worker process died: it is run again" in output

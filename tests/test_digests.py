@@ -1,13 +1,23 @@
 """The digest of the code behind a result: what changes it, and what it is a part of."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from costless import base_config
 
 import trainables.shared_phase1
+from model.chunks import Chunks
+from model.compute import Compute
+from model.language_model import LanguageModel
 from trainables.artifacts import ArtifactStore
+from trainables.config import RunConfig
 from trainables.digests import PACKAGES, PHASE1, ROOT, TABLE, TOKENS, TRIAL, Provenance, code_digest, modules
+from trainables.shared_phase1 import SharedPhase1
 
 
 @pytest.fixture
@@ -71,32 +81,55 @@ def test_a_provenance_is_its_code_torch_device_and_kernels() -> None:
     assert len({one.digest, *(other.digest for other in others)}) == 5
 
 
-def test_phase_1_is_found_again_by_the_same_code_torch_and_device_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-    from costless import base_config
+Key = Callable[..., str]
 
-    from model.compute import Compute
-    from model.language_model import LanguageModel
-    from trainables.config import RunConfig
 
+@pytest.fixture
+def phase1_key(tmp_path: Path) -> Key:
+    """The key that a small Phase 1 is kept under, of streams on a device, computed in some way."""
     config: RunConfig = base_config(context_dim=8, phase1_max_sweeps=3, contexts_min_rank=0.0)
     table = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
-    tokens = torch.arange(40) % 10
 
-    def key(**changes: object) -> str:
-        for name, value in changes.items():
-            monkeypatch.setattr(trainables.shared_phase1, name, lambda *_, value=value: value)
+    def key(device: str = "cpu", compute: Compute | None = None) -> str:
+        stream: Any = SimpleNamespace(device=torch.device(device))  # its place is all that a key takes of it
         model = LanguageModel(config.model_config(10, 4), table, 0)
-        store = ArtifactStore(tmp_path)
-        phase1 = trainables.shared_phase1.SharedPhase1(
-            config, model, tokens, tokens, "d", store, lambda _: None, Compute(), False
-        )
-        monkeypatch.undo()
-        return phase1.key
+        store, how = ArtifactStore(tmp_path), compute or Compute()
+        return SharedPhase1(config, model, stream, stream, "d", store, lambda _: None, how, False).key
 
-    version = key()
+    return key
+
+
+@pytest.mark.parametrize("name", ["code_digest", "device_model"])
+def test_phase_1_is_found_again_by_the_same_code_and_device_only(
+    phase1_key: Key, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = phase1_key()
+    with monkeypatch.context() as changed:
+        changed.setattr(trainables.shared_phase1, name, lambda *_: "another")
+        assert phase1_key() != before
+    assert phase1_key() == before
+
+
+def test_phase_1_is_found_again_by_the_same_torch_only(phase1_key: Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = phase1_key()
     monkeypatch.setattr(torch, "__version__", "0")
-    assert len({version, key(), key(code_digest="x"), key(device_model="y")}) == 4
-    assert key() == version
+    assert phase1_key() != before
+
+
+def test_phase_1_is_found_again_by_the_same_kernels_and_precision_only(phase1_key: Key) -> None:
+    ways = (Compute(), Compute(native=True), Compute(fused=True), Compute(bf16=True), Compute(tf32=True))
+    assert len({phase1_key(compute=way) for way in ways}) == len(ways)
+    assert phase1_key(compute=Compute(chunks=Chunks(eval_rows=7))) == phase1_key()  # results are the same
+
+
+def test_a_cpus_phase_1_is_of_its_threads_and_a_gpus_is_not(phase1_key: Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainables.shared_phase1, "device_model", lambda _: "the same")
+    found: dict[str, list[str]] = {"cpu": [], "cuda": []}
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        for device, keys in found.items():
+            keys.append(phase1_key(device))
+    assert found["cpu"][0] != found["cpu"][1]
+    assert found["cuda"][0] == found["cuda"][1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 0)  # what stands for them in a GPU's key
+    assert phase1_key("cpu") != found["cuda"][0]

@@ -157,3 +157,42 @@ def test_a_collapsed_phase1_ends_the_run_with_its_figures_trained_or_reused(
         shared.append(ended.value.figures[names.PHASE1_SHARED])
     assert shared == [0.0, 1.0]
     assert "phase 2" not in seen
+
+
+def test_the_validation_streams_rank_decides_whether_phase_1_collapsed(
+    chat_file: Path, chat_inputs: Inputs, tmp_path: Path
+) -> None:
+    """A least rank between those of the two streams, which they take turns to be under."""
+    corpus = chat_inputs.corpus
+    ended = []
+    for number, train in enumerate((corpus.train, corpus.validation)):
+        validation = corpus.validation if train is corpus.train else corpus.train
+        swapped = dataclasses.replace(corpus, train=train, validation=validation)
+        inputs = dataclasses.replace(chat_inputs, corpus=swapped, digest=f"{chat_inputs.digest}-{number}")
+        store = ArtifactStore(tmp_path)
+        figures = run(run_config(chat_file), inputs, store).metrics
+        ranks = figures[names.TRAIN_ER], figures[names.VAL_ER]
+        assert ranks[0] != ranks[1]
+        config = run_config(chat_file, contexts_min_rank=sum(ranks) / 2)
+        try:
+            run(config, inputs, store)
+        except CollapsedError:
+            ended.append(True)
+        else:
+            ended.append(False)
+        assert ended[-1] == (ranks[1] < ranks[0])
+    assert sorted(ended) == [False, True]
+
+
+def test_the_train_perplexity_is_that_of_the_best_epoch(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
+    config = run_config(chat_file, phase2_epochs=12, phase2_learning_rate=0.1)  # soon too much
+    epochs: dict[int, float] = {}
+
+    def listen(progress: Progress) -> None:
+        if names.EPOCH_TRAIN_PPL in progress.series:
+            epochs[progress.step] = progress.series[names.EPOCH_TRAIN_PPL]
+
+    figures = run(config, chat_inputs, ArtifactStore(tmp_path), on_progress=listen).metrics
+    best = int(figures[names.BEST_EPOCH])
+    assert best < figures[names.EPOCHS] == len(epochs)
+    assert figures[names.TRAIN_PPL] == epochs[best] != epochs[len(epochs)]

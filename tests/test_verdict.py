@@ -13,6 +13,7 @@ from search.verdict import (
     pooled_seeds,
     seeds_interval,
 )
+from trainables.intervals import Part, added, documents_part, merged, ratio
 
 STUDIES = 600
 
@@ -138,3 +139,114 @@ def test_seeds_of_all_compared_are_pooled() -> None:
     assert float(pooled.variance) == pytest.approx(np.mean([each.by_seed.var(ddof=1) for each in found]))
     assert float(pooled.freedom) == 6
     assert pooled_seeds([Losses(each.nats[:1], each.targets) for each in found]) is None
+
+
+def t_ratio(comparisons: int, freedom: float) -> float:
+    """By how much the quantile for several comparisons at once is larger than that for one."""
+    return float(stats.t.isf(0.025 / comparisons, freedom) / stats.t.isf(0.025, freedom))
+
+
+def test_of_documents_alone_a_corrected_difference_is_wider_by_students_quantiles() -> None:
+    targets = np.full(20, 100.0)
+    found = [Losses(np.random.default_rng(k).normal(300, 10, (1, 20)), targets) for k in range(3)]
+    (difference,) = differences(found, [(0, 1)], comparisons=3)
+    plain, wide = (each.high - each.low for each in (difference.documents, difference.combined))
+    assert wide / plain == pytest.approx(t_ratio(3, 19))
+    (one,) = differences(found, [(0, 1)], comparisons=1)
+    assert (one.combined.low, one.combined.high) == pytest.approx((one.documents.low, one.documents.high))
+
+
+def alike(means: list[float]) -> Losses:
+    """A configuration whose seeds have these mean losses on every document."""
+    targets = np.full(20, 100.0)
+    return Losses(np.array(means)[:, None] * targets, targets)
+
+
+def test_a_corrected_difference_of_seeds_has_the_least_spread_and_the_freedom_of_all_compared() -> None:
+    a, b, c = alike([3.0, 3.0]), alike([3.1, 3.1, 3.1]), alike([2.9, 3.1])
+    pooled = 0.02 / 4  # the squares of `c` alone, over one, two and one degrees of freedom
+    (difference,) = differences([a, b, c], [(0, 1)], comparisons=3)
+    expected = stats.t.isf(0.025 / 3, 4) * (pooled * (1 / 2 + 1 / 3)) ** 0.5
+    assert (difference.combined.high - difference.combined.low) / 2 == pytest.approx(expected)
+    (own,) = differences([a, b, c], [(0, 1)], comparisons=1)  # a pair that nobody chose: its own seeds alone
+    assert own.combined.high - own.combined.low == pytest.approx(0, abs=1e-9)
+    (wider,) = differences([a, b, c], [(0, 2)], comparisons=3)  # its own spread is above the least
+    expected = stats.t.isf(0.025 / 3, 4) * (0.02 / 2) ** 0.5
+    assert (wider.combined.high - wider.combined.low) / 2 == pytest.approx(expected)
+
+
+def test_what_seeds_and_documents_do_together_is_counted_once() -> None:
+    """Against the analysis of variance of a table of seeds by documents of equal length."""
+    rng = np.random.default_rng(11)
+    seeds, number, size = 4, 10, 100.0
+    targets = np.full(number, size)
+    documents, each = rng.normal(0, 1, number), rng.normal(0, 1, (seeds, 1))
+    table = 3 + documents + each + rng.normal(0, 0.5, (seeds, number))
+    a, b = Losses(table * size, targets), Losses(np.full((seeds, number), 2.0) * size, targets)
+    rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    together = (rest**2).sum() / ((seeds - 1) * (number - 1)) / (seeds * number)
+    of_documents = table.mean(axis=0).var(ddof=1) / number
+    of_seeds = table.mean(axis=1).var(ddof=1) / seeds
+    whole = of_documents + of_seeds - together
+    assert max(of_documents, of_seeds) < whole < of_documents + of_seeds
+    squares = stats.t.isf(0.025, number - 1) ** 2 * of_documents + stats.t.isf(0.025, seeds - 1) ** 2 * of_seeds
+    expected = (squares * whole / (of_documents + of_seeds)) ** 0.5
+    interval = combined_interval(b, a)
+    assert (interval.high - interval.low) / 2 == pytest.approx(expected)
+
+
+def test_a_units_influence_is_what_its_weight_more_or_less_does_to_the_mean() -> None:
+    """Against the derivative, on documents of unequal length."""
+    (found,) = simulated(np.random.default_rng(12), [0.0], 2, 7, SPREADS["all"])
+    influence = found.influence()
+    for unit in range(found.num_units):
+        weight = np.ones(found.num_units)
+        weight[unit] += 1e-6
+        moved = (found.nats * weight).sum(axis=1) / (found.targets * weight).sum()
+        assert influence[:, unit] / found.num_units == pytest.approx((moved - found.by_seed) / 1e-6, rel=1e-4)
+    assert influence.sum(axis=1) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("seeds", [(1, 3), (3, 1)])
+def test_with_one_seed_on_either_side_the_interval_is_that_of_the_documents(seeds: tuple[int, int]) -> None:
+    a, b = (simulated(np.random.default_rng(k), [0.0], k, 15, SPREADS["all"])[0] for k in seeds)
+    b = Losses(b.nats, a.targets)
+    (difference,) = differences([a, b], [(0, 1)], comparisons=1)
+    ends = difference.documents.low, difference.documents.high
+    assert (difference.combined.low, difference.combined.high) == pytest.approx(ends)
+    assert not difference.seeds_tested
+
+
+def test_two_seeds_on_each_side_are_tested_and_two_documents_are_enough() -> None:
+    targets = np.full(2, 100.0)
+    a, b = (Losses(np.array(nats) * targets, targets) for nats in ([[3.0, 3.1], [3.1, 3.2]], [[2.0, 2.1], [2.2, 2.3]]))
+    (difference,) = differences([a, b], [(0, 1)], comparisons=1)
+    assert difference.seeds_tested
+    assert difference.num_units == 2
+    assert np.isfinite([difference.combined.low, difference.combined.high]).all()
+
+
+def test_units_weigh_as_many_as_documents_of_one_size_would() -> None:
+    sizes = np.array([10.0, 10.0, 20.0])
+    sums = np.array([30.0, 31.0, 59.0])
+    value, without = ratio(sums, sizes)
+    assert (float(value), *without) == pytest.approx((3.0, 90 / 30, 89 / 30, 61 / 20))
+    part = documents_part(value, without, sizes)
+    assert float(part.variance) == pytest.approx(2 / 3 * ((1 / 30) ** 2 + (1 / 20) ** 2))
+    assert float(part.freedom) == pytest.approx(1600 / 600 - 1)
+    lopsided = documents_part(value, without, np.array([1.0, 1.0, 98.0]))
+    assert float(lopsided.freedom) == 1
+
+
+def test_parts_of_no_variance_have_their_own_freedom() -> None:
+    none = Part(np.array(0.0), np.array(3.0))
+    both = added([none, none])
+    assert (float(both.variance), float(both.freedom)) == (0, 3)
+    small = added([Part(np.array(1e-3), np.array(3.0)), Part(np.array(2e-3), np.array(5.0))])
+    assert float(small.freedom) == pytest.approx(9 / (1 / 3 + 4 / 5))
+
+
+def test_documents_of_a_unit_are_added_up_whatever_their_order() -> None:
+    units = np.array([7, -1, 7, 0, -1])
+    columns = np.arange(10.0).reshape(2, 5)
+    assert merged(units, columns).tolist() == [[5.0, 3.0, 2.0], [15.0, 8.0, 12.0]]

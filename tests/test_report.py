@@ -242,6 +242,48 @@ def test_the_cells_are_judged_together(records: Records, case: str) -> None:
     assert said[claims.LAYERWISE] == claims.NOT_TESTED
 
 
+HALVES = {
+    "all near a half": ([(30, 14), (30, 15), (30, 16)], claims.SUPPORTED),
+    "from a third to a little above": ([(30, 10), (30, 15), (30, 22)], claims.NOT_SUPPORTED),
+    "all as many": ([(30, 30), (30, 29), (30, 31)], claims.CONTRADICTED),
+    "all far fewer": ([(60, 6), (60, 7), (60, 8)], claims.CONTRADICTED),
+    "far apart, above and below": ([(30, 3), (30, 15), (30, 60)], claims.NOT_SUPPORTED),
+    "one seed, a half": ([(30, 15)], f"{claims.SUPPORTED}, one seed"),
+    "one seed, two thirds": ([(30, 20)], f"{claims.SUPPORTED}, one seed"),
+    "one seed, just under a third": ([(30, 9)], f"{claims.CONTRADICTED}, one seed"),
+    "one seed, just over two thirds": ([(30, 21)], f"{claims.CONTRADICTED}, one seed"),
+}
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_half_of_the_sweeps_is_from_a_third_to_two_thirds(case: str) -> None:
+    pairs, verdict = HALVES[case]
+    assert claims._half_at(16, [(float(one), float(two)) for one, two in pairs]).verdict == verdict
+
+
+def test_the_interval_of_a_share_of_sweeps_is_students_t_of_the_logs() -> None:
+    pairs = [(30.0, 12.0), (31.0, 16.0), (32.0, 15.0), (30.0, 18.0)]
+    logs = np.log([two / one for one, two in pairs])
+    low, high = np.exp(stats.t.interval(0.95, len(pairs) - 1, logs.mean(), stats.sem(logs)))
+    claim = claims._half_at(16, pairs)
+    shown = "12 against 30, 16 against 31, 15 against 32, 18 against 30 sweeps"
+    expected = f"{shown}: {np.exp(logs.mean()):.2f} of them [{low:.2f}, {high:.2f}] (about half: 0.33 to 0.67)"
+    assert (claim.where, claim.detail) == ("D=16", expected)
+
+
+def test_all_who_are_compared_with_the_leader_count_in_its_intervals(records: Records) -> None:
+    """Five modes are ten pairs; with one seed an interval's width is its documents' by the quantiles of Student's t."""
+    comparison, _ = judged(run(context_modes(BASE, (16,)), records, modes), records)
+    assert len(comparison.rows) == 4
+    evidence = [comparison.leader, *(row.other for row in comparison.rows)]
+    (sizes,) = {each.losses.targets.tobytes(): each.losses.targets for each in evidence}.values()
+    freedom = sizes.sum() ** 2 / (sizes**2).sum() - 1
+    expected = stats.t.isf(0.025 / 10, freedom) / stats.t.isf(0.025, freedom)
+    for row in comparison.rows:
+        plain, wide = row.difference.documents, row.difference.combined
+        assert (wide.high - wide.low) / (plain.high - plain.low) == pytest.approx(expected)
+
+
 def test_a_trial_without_a_usable_record_is_said_to_have_no_losses(records: Records) -> None:
     ledger = run(context_modes(BASE, (16,)), records, modes)
     found = ledger.configurations()

@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from model.errors import BadInputError, told, user_errors
 from model.output import open_standard_files, print_in_any_encoding
@@ -15,10 +16,19 @@ if TYPE_CHECKING:
 # Parameters up to which one CPU thread serves: products of small models take microseconds, and threads that share them
 # wait for each other, ten times as long where other work keeps the cores busy (a study, say).
 SMALL = 10_000_000
+ONE_CHECKOUT = "`pip install -e` the one you want to run, or put it first on PYTHONPATH"
 
 
 class Parser(argparse.ArgumentParser):
-    """One sentence where argparse would print the whole usage before it."""
+    """One sentence where argparse would print the whole usage before it, or where other code than meant would run."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        started = Path(getattr(sys.modules.get("__main__"), "__file__", None) or __file__).resolve()
+        root = Path(__file__).resolve().parents[1]
+        of_this_project = (started.parent / "__init__.py").is_file() and (root / started.parent.name).is_dir()
+        if of_this_project and started.parent != root / started.parent.name:
+            self.exit(2, f"error: {started} was started, but Python finds its packages in {root}: {ONE_CHECKOUT}\n")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the options)\n")

@@ -207,9 +207,13 @@ def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: 
 def origins_told(results: Results) -> list[str]:
     """What each letter of the leaderboard's `CODE` stands for; empty where all figures can be compared."""
     found = results.origins()
-    if len(found) < 2:
-        return []
-    return [f"code {o.label}: {len(o.trials)} trial(s), {o.shown}" for o in found]
+    told = [f"code {o.label}: {len(o.trials)} trial(s), {o.shown}" for o in found] if len(found) > 1 else []
+    for origin in found:
+        parts = origin.parts()
+        if len(parts) > 1:
+            named = "; ".join(f"{shown}: trials {', '.join(map(str, numbers))}" for shown, numbers in parts.items())
+            told.append(f"counted as one, since a trial trained again gave the same figures: {named}")
+    return told
 
 
 def failures(results: Results) -> list[tuple[int, str, str]]:

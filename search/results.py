@@ -10,9 +10,10 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from trainables.config import RunConfig
+from trainables.config import METHOD_VERSION, RunConfig
 from trainables.convergence import converged
 from trainables.digests import Provenance
+from trainables.metrics import VAL_PPL
 
 # User attributes of an Optuna trial.
 CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
@@ -79,10 +80,21 @@ class Origin:
     @property
     def shown(self) -> str:
         """For people."""
-        recorded: dict[str, str] = self.trials[-1].user_attrs.get(PROVENANCE, {})
-        if not recorded:
-            return "code not recorded"
-        return f"code {recorded['code'][:8]}, torch {recorded['torch']}, {recorded['device']}, {recorded['compute']}"
+        return _shown(self.trials[-1])
+
+    def parts(self) -> dict[str, list[int]]:
+        """The numbers of its trials by what each was made by, for people."""
+        found: dict[str, list[int]] = {}
+        for trial in self.trials:
+            found.setdefault(_shown(trial), []).append(trial.number)
+        return found
+
+
+def _shown(trial: FrozenTrial) -> str:
+    recorded: dict[str, str] = trial.user_attrs.get(PROVENANCE, {})
+    if not recorded:
+        return "code not recorded"
+    return f"code {recorded['code'][:8]}, torch {recorded['torch']}, {recorded['device']}, {recorded['compute']}"
 
 
 def digest_of(trial: FrozenTrial) -> str:
@@ -91,9 +103,22 @@ def digest_of(trial: FrozenTrial) -> str:
     return Provenance(**recorded).digest if recorded else ""
 
 
-def is_ours(trial: FrozenTrial) -> bool:
-    """Whether this program made a trial; Optuna's own commands can put others into the study."""
-    return bool(trial.user_attrs.keys() & {HASH, RETRY_OF, REPLICATE_OF})
+def is_ours(trial: FrozenTrial, definition: dict[str, Any] | None = None) -> bool:
+    """Whether this program made a trial, and for this study; Optuna's own commands can put others into it.
+
+    Args:
+        definition: the study's. With it what a trial says of itself must agree: configuration, hash and value.
+    """
+    attrs = trial.user_attrs
+    if not attrs.keys() & {HASH, RETRY_OF, REPLICATE_OF}:
+        return False
+    if definition is None or CONFIG not in attrs or HASH not in attrs or definition.get("method") != METHOD_VERSION:
+        return True  # a hash of another method is not known here
+    config = attrs[CONFIG]
+    same_study = all(config[key] == value for key, value in definition.items() if key in config and key != "seed")
+    figures = attrs.get(METRICS)
+    same_value = trial.value is None or not figures or figures.get(VAL_PPL, trial.value) == trial.value
+    return same_study and same_value and RunConfig.from_flat(config).config_hash() == attrs[HASH]
 
 
 def ended_elsewhere(trial: FrozenTrial) -> bool:
@@ -236,4 +261,6 @@ def known_studies(database: Path) -> list[str]:
 
 def load_results(name: str, database: Path) -> Results:
     """A study on record, which must be there."""
-    return Results(optuna.load_study(study_name=name, storage=open_storage(database)))
+    from search.storage import WriteThrough  # which is built on this module
+
+    return Results(optuna.load_study(study_name=name, storage=WriteThrough(open_storage(database), name)))

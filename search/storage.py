@@ -19,7 +19,7 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.results import INTERRUPTED, REASON, ended_elsewhere, is_ours
+from search.results import DEFINITION, INTERRUPTED, REASON, ended_elsewhere, is_ours
 from trainables.collection import no_collection
 from trainables.errors import StoppedError
 
@@ -29,9 +29,9 @@ def _as_read(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _as_seen(trial: FrozenTrial) -> FrozenTrial:
+def _as_seen(trial: FrozenTrial, ours: bool) -> FrozenTrial:
     """A trial as it stands here: another program's has no content, one of ours that it ended was cut off."""
-    if not is_ours(trial):
+    if not ours:
         return optuna.trial.create_trial(state=TrialState.FAIL)
     if not ended_elsewhere(trial):
         return trial
@@ -68,11 +68,12 @@ class WriteThrough(InMemoryStorage):
     def _take_in(self, trial: FrozenTrial) -> None:
         """Remember a trial of the database."""
         self._trial_ids.append(trial._trial_id)
-        if not is_ours(trial):
+        ours = is_ours(trial, super().get_study_user_attrs(self._study).get(DEFINITION))
+        if not ours:
             self.foreign += 1
         elif ended_elsewhere(trial):
             self.ended_elsewhere.add(trial.number)
-        super().create_new_trial(self._study, _as_seen(trial))
+        super().create_new_trial(self._study, _as_seen(trial, ours))
 
     def _take_in_foreign(self) -> None:
         """Remember what another program has put into the study meanwhile."""

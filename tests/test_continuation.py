@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from costless import handed_out, replicated, value_of
 from studies import ROOT, SMALL
@@ -16,8 +17,10 @@ from search.continuation import accept, others, refusal
 from search.evidence import OTHER_CODE, compare, load_evidence
 from search.leaderboard import CODE, leaderboard, origins_told
 from search.ledger import Ledger
+from search.results import CONFIG, HASH, load_results
 from search.study_record import continued, with_trials
 from trainables import metrics as names
+from trainables.config import RunConfig
 from trainables.digests import PACKAGES, Provenance
 from trainables.metrics import PHASE1_SECONDS, PHASE2_SECONDS, VAL_PPL
 from trainables.records import Records
@@ -85,6 +88,9 @@ def test_figures_that_are_equal_make_both_count_as_one(ledger: Ledger, tmp_path:
     finish(ledger, NEW)
     assert len(ledger.origins()) == 1
     assert CODE not in leaderboard(ledger, None).columns
+    (told,) = origins_told(ledger)
+    assert told.startswith("counted as one, since a trial trained again gave the same figures: code old")
+    assert "trials 0, 1; code new" in told
 
 
 def test_figures_that_differ_are_kept_apart_everywhere(ledger: Ledger, tmp_path: Path) -> None:
@@ -202,6 +208,17 @@ def test_a_script_of_one_checkout_with_packages_of_another_is_refused(other: Pat
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("script", ["trainables/train.py", "model/generate.py", "model/evaluate.py"])
+def test_so_are_the_scripts_of_the_other_packages(other: Path, script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(other / script), "--help"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {other / script} was started, but Python finds its packages in {ROOT}")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_module_on_the_path_that_hides_a_package_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("raise RuntimeError('a stray module was imported')")
     done = subprocess.run(
@@ -213,3 +230,30 @@ def test_a_module_on_the_path_that_hides_a_package_is_named(tmp_path: Path) -> N
     )
     assert done.returncode == 2
     assert str(tmp_path / "model.py") in done.stderr
+
+
+def test_a_trial_that_was_copied_from_elsewhere_counts_for_nothing(tmp_path: Path) -> None:
+    ledger = replicated(8, 1, tmp_path / "optuna.db")
+    finish(ledger, NEW)
+    best = ledger.best()
+    assert best is not None
+    other = optuna.load_study(study_name=ledger.name, storage=ledger.storage.database)
+    attrs = best.user_attrs
+    copies = {
+        "another value": (attrs, 1.5),
+        "another hash": ({**attrs, HASH: "0" * 16}, best.value),
+        "other data": (_of_other_data(attrs), best.value),
+    }
+    for changed, value in copies.values():
+        other.add_trial(optuna.trial.create_trial(value=value, user_attrs=changed))
+    database = tmp_path / "optuna.db"
+    for results in (load_results(ledger.name, database), Ledger(ledger.study, ledger.name, database)):
+        assert len(results.finished()) == len(ledger.finished())
+        found = results.best()
+        assert found is not None
+        assert found.number == best.number
+
+
+def _of_other_data(attrs: dict[str, Any]) -> dict[str, Any]:
+    config = RunConfig.from_flat(attrs[CONFIG] | {"data_fingerprint": "of other data"})
+    return attrs | {CONFIG: config.flat(), HASH: config.config_hash()}

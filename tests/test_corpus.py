@@ -277,3 +277,17 @@ def test_a_document_owns_the_targets_in_it_but_the_streams_first_token_is_none()
     sums, targets = split.by_document(np.array([1, 2, 4, 8, 16, 32], dtype=np.float32))
     assert targets.tolist() == [0, 3, 3]
     assert sums.tolist() == [0, 7, 56]
+
+
+def test_a_file_that_is_written_to_while_it_is_read_leaves_nothing_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "d.jsonl"
+    whole = "".join(json.dumps({"text": f"document number {number} of some words"}) + "\n" for number in range(60))
+    file.write_text(whole)
+    data, store = resolve_data(str(file), None), ArtifactStore(tmp_path / "cache")
+    file.write_text(whole.replace("some", "other"))
+    with pytest.raises(ValueError, match="was written to while it was read"):
+        load_corpus(data, None, resolve_embedding("bigram"), 280, store)
+    file.write_text(whole)
+    assert "some" in load_corpus(data, None, resolve_embedding("bigram"), 280, store).tokenizer_json

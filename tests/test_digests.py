@@ -1,6 +1,8 @@
 """The digest of the code behind a result: what changes it, and what it is a part of."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,18 @@ from model.compute import Compute
 from model.language_model import LanguageModel
 from trainables.artifacts import ArtifactStore
 from trainables.config import RunConfig
-from trainables.digests import PACKAGES, PHASE1, ROOT, TABLE, TOKENS, TRIAL, Provenance, code_digest, modules
+from trainables.digests import (
+    PACKAGES,
+    PHASE1,
+    ROOT,
+    TABLE,
+    TOKENS,
+    TRIAL,
+    Provenance,
+    code_digest,
+    device_model,
+    modules,
+)
 from trainables.shared_phase1 import SharedPhase1
 
 
@@ -56,6 +69,31 @@ def test_an_edit_to_a_phase_changes_the_results_it_is_part_of(copy: Path) -> Non
     assert edited(copy, "trainables/phase2.py", "import math", "import math as math") == NONE | {TRIAL: True}
 
 
+def test_what_sets_a_trial_up_is_part_of_it_and_a_packages_own_file_too(copy: Path) -> None:
+    changed = edited(copy, "trainables/two_phase.py", "torch.set_num_threads(threads)", "torch.set_num_threads(1)")
+    assert changed == NONE | {TRIAL: True}
+    everything = dict.fromkeys(NONE, True)
+    assert edited(copy, "model/__init__.py", "__all__ =", "import sys\n__all__ =") == everything
+
+
+def test_each_module_that_a_trial_loads_is_part_of_its_digest() -> None:
+    program = (
+        "import sys, trainables.two_phase\n"
+        "import trainables.pipeline, trainables.phase1, trainables.traces, trainables.devices, model.compute\n"
+        "print(*[name for name in sys.modules if name.partition('.')[0] in ('model', 'trainables', 'search')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert set(done.stdout.split()) <= set(modules(TRIAL))
+    assert not any(name.startswith("search") for name in modules(TRIAL))
+
+
+def test_what_a_library_computes_by_is_part_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = device_model("cpu")
+    assert torch.backends.cpu.get_cpu_capability() in before
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert device_model("cpu") == f"{before} MKL_CBWR=COMPATIBLE"
+
+
 @pytest.mark.parametrize("file", ["model/native.c", "model/triton_kernels.py", "model/losses.py"])
 def test_kernels_and_c_operators_are_part_of_both_phases(copy: Path, file: str) -> None:
     more = "\nint one_more;\n" if file.endswith(".c") else "\nONE_MORE = 1\n"
@@ -90,13 +128,18 @@ def phase1_key(tmp_path: Path) -> Key:
     config: RunConfig = base_config(context_dim=8, phase1_max_sweeps=3, contexts_min_rank=0.0)
     table = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
 
-    def key(device: str = "cpu", compute: Compute | None = None) -> str:
-        stream: Any = SimpleNamespace(device=torch.device(device))  # its place is all that a key takes of it
+    def key(device: str = "cpu", compute: Compute | None = None, last: int = 3) -> str:
+        # its place and its content are all that a key takes of a stream
+        stream: Any = SimpleNamespace(device=torch.device(device), cpu=lambda: torch.tensor([1, 2, last]))
         model = LanguageModel(config.model_config(10, 4), table, 0)
         store, how = ArtifactStore(tmp_path), compute or Compute()
         return SharedPhase1(config, model, stream, stream, "d", store, lambda _: None, how, False).key
 
     return key
+
+
+def test_phase_1_of_another_validation_stream_is_another(phase1_key: Key) -> None:
+    assert phase1_key(last=3) == phase1_key(last=3) != phase1_key(last=4)
 
 
 @pytest.mark.parametrize("name", ["code_digest", "device_model"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.config import RUN
-from trainables.model_folder import ModelFolder
+from trainables.model_folder import BEGUN, CODE, WORK, ModelFolder
 from trainables.records import write_whole
 
 
@@ -22,12 +22,9 @@ def test_a_reader_of_the_old_file_still_sees_the_old_text(tmp_path: Path) -> Non
     assert sorted(each.name for each in tmp_path.iterdir()) == ["best.json", "old"]
 
 
-def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "best.json"
-    write_whole(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "new" * 100_000 + "\ud800")  # half of a surrogate pair is no text
-    assert path.read_text() == "old"
+def test_a_path_that_is_no_text_is_written_by_numbers(tmp_path: Path) -> None:
+    write_whole(tmp_path / "report.md", "data \udce9.jsonl")
+    assert (tmp_path / "report.md").read_text() == r"data \udce9.jsonl"
 
 
 @pytest.fixture
@@ -63,3 +60,21 @@ def test_a_model_whose_files_did_not_all_arrive_has_no_record(folder: ModelFolde
     with pytest.raises(OSError, match=file):
         folder.finish(made, {"identity": folder.identity, "of": "the new model"})
     assert folder.finished() is None
+
+
+def test_a_model_of_other_code_is_told_and_one_of_before_code_was_kept_is_this_runs(tmp_path: Path) -> None:
+    def at(code: str) -> ModelFolder:
+        return ModelFolder(tmp_path / "model", {"hash": "a", CODE: code})
+
+    for left in (RUN, f"{WORK}/{BEGUN}"):
+        file = tmp_path / "model" / left
+        for recorded in ({"hash": "a"}, {"hash": "a", CODE: "x"}):
+            write_whole(file, json.dumps({"identity": recorded}))
+            at("x").check(overwrite=False)
+        with pytest.raises(ValueError, match="trained by other code: --overwrite"):
+            at("y").check(overwrite=False)
+        at("y").check(overwrite=True)
+        write_whole(file, json.dumps({"identity": {"hash": "b", CODE: "x"}}))
+        with pytest.raises(ValueError, match="the model of another run"):
+            at("x").check(overwrite=False)
+        file.unlink()

@@ -3,11 +3,9 @@
 `datasets` and `transformers` take seconds to import: the functions that need them do it.
 """
 
-import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import islice
@@ -20,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from model.documents import document_text, predicted_bytes, read_documents
+from model.documents import decoded_lines, document_text, predicted_bytes, read_documents
 from trainables import digests
 from trainables.artifacts import ArtifactStore, content_key
 from trainables.overlap import WORDS, shares_in_training
@@ -31,6 +29,7 @@ from trainables.sources import (
     DataSource,
     Document,
     EmbeddingSource,
+    check_unchanged,
     pydoc_documents,
     split_of,
 )
@@ -135,6 +134,7 @@ def load_corpus(
         else:
             tokenizer = _pretrained_tokenizer(embedding)
         arrays: dict[str, np.ndarray] = {}
+        check_unchanged(embedding)
         for name in SPLITS:
             joined = data.kind == "ultrachat" and name != "train"
             split = (_encode_joined if joined else _encode)(tokenizer, documents[name])
@@ -182,19 +182,14 @@ def _documents(data: DataSource, samples: int | None) -> dict[str, list[Document
         for document in pydoc_documents():
             splits[document.split].append(document)
         return splits | {"train": splits["train"][:samples]}
-    for number, text in enumerate(islice(_jsonl_documents(data.location), samples)):
+    path = Path(data.location)
+    lines = decoded_lines(path, data.spec)
+    for number, text in enumerate(islice(read_documents(lines, data.spec), samples)):
         splits[split_of(text)].append(Document(text, split_of(text), number))
+    # After it was read: what is kept under a content's name is that content's, also where the file was written to
+    # since the command began.
+    check_unchanged(data)
     return splits
-
-
-def _jsonl_documents(path: str) -> Iterable[str]:
-    from datasets import load_dataset
-
-    # As plain lines: the "json" loader infers columns from the first 10 MB and fails on one that comes
-    # later, and turns strings that look like dates into dates. Streaming writes nothing to a cache.
-    # A path is taken as a pattern, and one that matches nothing is an empty data set: hence the escape.
-    rows = load_dataset("text", data_files=glob.escape(path), split="train", streaming=True)
-    return read_documents((row["text"] for row in rows), path)
 
 
 def _ultrachat_documents(data: DataSource, samples: int | None) -> dict[str, list[Document]]:

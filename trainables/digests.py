@@ -5,6 +5,7 @@ imported for type checkers alone does not run. Neither comments nor docstrings c
 """
 
 import ast
+import os
 import platform
 import re
 from dataclasses import asdict, dataclass
@@ -18,8 +19,16 @@ ROOT = Path(__file__).resolve().parents[1]  # what the three packages lie in
 PACKAGES = ("model", "trainables", "search")
 # Where each kind of result is made.
 TOKENS, TABLE, PHASE1, TRIAL = (
-    "trainables.corpus", "trainables.embeddings", "trainables.shared_phase1", "trainables.pipeline",
+    "trainables.corpus", "trainables.embeddings", "trainables.shared_phase1", "trainables.two_phase",
 )  # fmt: skip
+# Variables by which libraries choose how they compute.
+NUMERICS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "NVIDIA_TF32_OVERRIDE",
+    "CUBLAS_WORKSPACE_CONFIG",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +59,15 @@ class Provenance:
 
 
 def device_model(device: Any) -> str:
-    """The processor or GPU as its maker calls it."""
+    """The processor or GPU as its maker calls it, with what else the last digits depend on there."""
     import torch
 
     if torch.device(device).type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return processor()
+        named = str(torch.cuda.get_device_name(device))
+    else:
+        named = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
+    settings = [f"{name}={os.environ[name]}" for name in NUMERICS if name in os.environ]
+    return " ".join([named, *settings])
 
 
 @cache
@@ -87,15 +99,17 @@ def modules(module: str, root: Path = ROOT) -> list[str]:
         if name in found or _file(root, name) is None:
             continue
         found.add(name)
-        open_ones |= _imports(root, name)
+        if name in PACKAGES:  # it runs before all in it, but what it imports only where it is called is for others
+            continue
+        open_ones |= _imports(root, name) | {name.partition(".")[0]}
     return sorted(found)
 
 
 def _file(root: Path, module: str) -> Path | None:
     if module.partition(".")[0] not in PACKAGES:
         return None
-    file = root.joinpath(*module.split(".")).with_suffix(".py")
-    return file if file.is_file() else None  # a package's `__init__` computes nothing
+    place = root.joinpath(*module.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
 def _tree(root: Path, module: str) -> ast.Module:

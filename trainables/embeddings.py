@@ -25,7 +25,7 @@ from trainables.corpus import Corpus
 from trainables.digests import TABLE as TABLE_CODE
 from trainables.digests import code_digest
 from trainables.hub import WEIGHTS, WEIGHTS_INDEX
-from trainables.sources import EmbeddingSource
+from trainables.sources import EmbeddingSource, check_unchanged
 
 TABLE, SCORE = "table.safetensors", "score.json"
 INIT_STD = 0.05  # of W
@@ -69,6 +69,7 @@ def load_embedding(
     """
     if source.kind == "causal_lm":
         table = _causal_lm_table(source)
+        check_unchanged(source)
         highest = max(int(split.tokens.max()) for split in (corpus.train, corpus.validation, corpus.test))
         if highest >= len(table):
             rows = f"{len(table)} rows, too few for its tokenizer's id {highest}"

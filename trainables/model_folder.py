@@ -17,6 +17,7 @@ from trainables.records import write_whole
 from trainables.surroundings import check_folder
 
 WORK, BEGUN = ".resume", "begun.json"
+CODE = "code"  # in an identity: `digests.code_digest`
 
 
 class ModelFolder:
@@ -37,6 +38,8 @@ class ModelFolder:
             if any(entry.name != WORK for entry in self.path.iterdir()):
                 raise ValueError(f"--out {self.path} holds other files, no model: give another folder")
         elif not overwrite and (self.finished() or self.begun()) is None:
+            if any(self._of_other_code(path) for path in (self.path / RUN, self.work / BEGUN)):
+                raise ValueError(f"{self.path} was trained by other code: --overwrite trains it anew")
             raise ValueError(f"{self.path} holds the model of another run: give another --out, or --overwrite")
 
     def finished(self) -> dict[str, Any] | None:
@@ -47,13 +50,24 @@ class ModelFolder:
         """What this very run left when it was interrupted, if it was."""
         return self._own(self.work / BEGUN)
 
-    def _own(self, path: Path) -> dict[str, Any] | None:
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text())
         except (FileNotFoundError, ValueError):
-            return None
-        found: dict[str, Any] = content
-        return found if isinstance(found, dict) and found.get("identity") == self.identity else None
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _own(self, path: Path) -> dict[str, Any] | None:
+        content = self._read(path)
+        # a record of before the code was kept is taken as this one's
+        recorded = {CODE: self.identity.get(CODE), **(content.get("identity") or {})}
+        return content if content and recorded == {CODE: None, **self.identity} else None
+
+    def _of_other_code(self, path: Path) -> bool:
+        """Whether nothing but the code sets what is in `path` apart from this run."""
+        recorded = self._read(path).get("identity") or {}
+        return bool(recorded) and {**recorded, CODE: self.identity.get(CODE)} == self.identity
 
     @contextmanager
     def locked(self) -> Iterator[None]:

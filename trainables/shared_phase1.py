@@ -1,5 +1,6 @@
 """Phase 1 of one run: found by its content, whatever run trained it, or trained now; and the contexts it gives."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -50,11 +51,12 @@ class SharedPhase1:
         self.model, self.train, self.validation = model, train, validation
         # By settings, by content (a table that was made again on other hardware differs in the last digits) and by how
         # it is computed (code, torch, device): a run repeats itself bit by bit, whoever trained its Phase 1.
+        # Figures are of the validation stream too.
+        judged_on = hashlib.sha256(validation.cpu().numpy().tobytes()).hexdigest()
         device = train.device
         where = [device_model(device), 0 if device.type == "cuda" else torch.get_num_threads()]
-        self.key = content_key(
-            [config.phase1_key(), digest, device.type, where, str(compute), torch.__version__, code_digest(PHASE1)]
-        )
+        how = [device.type, where, str(compute), torch.__version__, code_digest(PHASE1)]
+        self.key = content_key([config.phase1_key(), digest, judged_on, *how])
         self.trained_by = ""
         self.train_contexts: StreamContexts | None = None
         self.val_contexts: StreamContexts | None = None

@@ -84,6 +84,26 @@ def resolve_data(spec: str, samples: int | None) -> DataSource:
     return DataSource("jsonl", spec, str(path), label, file_sha256(path)[:16])
 
 
+def check_unchanged(source: "DataSource | EmbeddingSource") -> None:
+    """Whether a file or folder still has the content that it was checked with.
+
+    Raises:
+        ValueError: it was written to meanwhile.
+    """
+    if source.kind == "jsonl":
+        now = file_sha256(Path(source.location))[:16]
+    elif source.kind == "causal_lm" and Path(source.location).is_dir():
+        now = _folder_fingerprint(Path(source.location), source.spec)
+    else:
+        return
+    if now != source.fingerprint:
+        raise ValueError(f"{source.spec} was written to while it was read: start again once it is whole")
+
+
+def _folder_fingerprint(folder: Path, spec: str) -> str:
+    return content_key({file.name: file_sha256(file) for file in model_files(folder, spec)})
+
+
 def is_chat(data: DataSource) -> bool:
     """Whether the documents are conversations; of a file, whether its first one is."""
     if data.kind != "jsonl":
@@ -184,9 +204,7 @@ def resolve_embedding(spec: str) -> EmbeddingSource:
         return EmbeddingSource("bigram", spec, "", "bigram")
     folder = Path(os.path.expanduser(spec)).absolute()
     if folder.is_dir():
-        files = model_files(folder, spec)
-        fingerprint = content_key({file.name: file_sha256(file) for file in files})
-        return EmbeddingSource("causal_lm", spec, str(folder), fingerprint)
+        return EmbeddingSource("causal_lm", spec, str(folder), _folder_fingerprint(folder, spec))
     if folder.exists():
         raise ValueError(f"embedding {spec!r} is a file; give the folder that holds config.json")
     if spec.startswith((".", "~", "/")) or spec.count("/") > 1 or "\\" in spec:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import BadInputError, user_errors
 from model.output import print_without_fail
+from trainables.digests import TRIAL, code_digest
 from trainables.errors import NoResultError
-from trainables.model_folder import ModelFolder
+from trainables.model_folder import CODE, ModelFolder
 from trainables.train_options import Settings, parse
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def main() -> int:
             settings = parse(__doc__ or "", sys.argv[1:])
             if not settings.baselines:
                 identity = {
-                    "hash": settings.config.config_hash(), "device": settings.device, "threads": settings.threads
+                    "hash": settings.config.config_hash(), "device": settings.device, "threads": settings.threads,
+                    CODE: code_digest(TRIAL),
                 }  # fmt: skip
                 folder = ModelFolder(settings.out, identity)
                 folder.check(settings.overwrite)

@@ -16,6 +16,7 @@ from trainables import metrics as names
 from trainables.artifacts import ArtifactStore
 from trainables.convergence import with_converged
 from trainables.devices import choose_device, hardware
+from trainables.digests import TRIAL, code_digest
 from trainables.epoch_file import EpochFile
 from trainables.errors import NoResultError
 from trainables.judge import judge_splits, judged_metrics
@@ -44,13 +45,14 @@ class Place:
     device_name: str
     compute: str
     torch: str
+    code: str  # `digests.code_digest`
 
     @classmethod
     def of(cls, settings: Settings) -> "Place":
         gpus = float(settings.device == "cuda")
         device = choose_device(gpus, "--device cpu")
         compute = str(Compute.of(device))
-        return cls(device, settings.threads, hardware(gpus), compute, torch.__version__)
+        return cls(device, settings.threads, hardware(gpus), compute, torch.__version__, code_digest(TRIAL))
 
 
 def prepare(settings: Settings, console: Console) -> tuple[Place, Inputs, ArtifactStore]:
@@ -183,6 +185,8 @@ def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console
     console.print(f"on {place.device_name}, {place.threads} CPU thread(s): {place.compute}")
     then = settings.chosen.runtime
     now = {"device_name": place.device_name, "threads": place.threads, "compute": place.compute}
+    if settings.of_the_trial and then.get("code", place.code) != place.code:
+        console.print(f"the trial was of other code ({then['code'][:8]}): it may have had another result", style="bold")
     other = [f"{name} {then[name]}" for name in now if name in then and then[name] != now[name]]
     trial = settings.chosen.trial
     if settings.of_the_trial and trial and trial["hash"] != settings.config.config_hash():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from costless import base_config
 from rich.table import Table
 from studies import ROOT, command, optuna_trials
 
@@ -92,7 +93,7 @@ def test_nothing_is_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None
     console.print(names)
     display = Display(console, 2, 0, None)
     for end in (display.fail, display.prune):
-        display.start(0, names)
+        display.start(0, names, base_config())
         end(0, names)
     display.begin_again(names)
     table = Table(title=names)

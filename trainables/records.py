@@ -85,7 +85,6 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Each writer has a file of its own, so that two processes that write the same (a report, say) do not meet.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.new")
     try:
         yield scratch
@@ -97,7 +96,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half written."""
+    """Write a file that is never seen half written, and the folder for it if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as scratch:
         # a path that is no text for this machine (bytes of another encoding) is shown by numbers
         scratch.write_text(text, encoding="utf-8", errors="backslashreplace")

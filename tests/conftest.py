@@ -20,21 +20,19 @@ if not torch.cuda.is_available():  # before Triton is imported anywhere: its ker
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from costless import layers_study, run_to_the_end
+from small import VOCAB, E, N, run_config
 
-from model.config import ModelConfig
 from search.ledger import Ledger
 from search.options import build_parser, check
 from search.results import open_storage
 from search.spaces import SAMPLERS
 from trainables.artifacts import ArtifactStore
-from trainables.config import BigramConfig, Phase2Config, RunConfig
+from trainables.config import RunConfig
 from trainables.pipeline import Inputs, prepare_inputs
 from trainables.records import Records
 from trainables.sources import resolve_data, resolve_embedding
 
 torch.set_num_threads(1)
-
-VOCAB, E, D, N = 37, 12, 8, 301
 
 
 @pytest.fixture(autouse=True)
@@ -56,18 +54,6 @@ def table() -> torch.Tensor:
     return torch.randn(VOCAB, E, generator=torch.Generator().manual_seed(6))
 
 
-def model_config(context_layers: int = 2, token_layers: int = 2, mode: str = "layerwise") -> ModelConfig:
-    """A small model's sizes."""
-    return ModelConfig(
-        vocab_size=VOCAB,
-        embedding_dim=E,
-        context_dim=D,
-        context_layers=context_layers,
-        token_layers=token_layers,
-        context_mode=mode,
-    )
-
-
 @pytest.fixture(scope="session")
 def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of 120 short conversations with some structure to learn."""
@@ -81,24 +67,6 @@ def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             messages = [{"role": r, "content": c} for r, c in zip(roles, turns, strict=True)]
             file.write(json.dumps({"messages": messages}) + "\n")
     return path
-
-
-def run_config(path: Path, **changes: object) -> RunConfig:
-    """A run on `path` that takes about a second."""
-    data = resolve_data(str(path), None)
-    base = RunConfig(
-        data=str(path),
-        data_fingerprint=data.fingerprint,
-        embedding="bigram",
-        embedding_fingerprint=resolve_embedding("bigram").fingerprint,
-        bigram=BigramConfig(vocab_size=280, embedding_dim=16),
-        context_layers=2,
-        token_layers=2,
-        context_dim=8,
-        context_mode="layerwise",
-        phase2=Phase2Config(batch_size=64, epochs=2),
-    )
-    return base.replace(phase1_block=500, phase1_max_sweeps=6, **changes)
 
 
 @pytest.fixture(scope="session")

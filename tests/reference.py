@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from model.config import ModelConfig
+from model.language_model import LanguageModel
 from model.modes import Reads
 
 Contexts = Sequence[Tensor | None]  # per token layer: what each position reads (N, D), or nothing
@@ -230,3 +231,14 @@ def phase2(
             break
     model.token_layers.load_state_dict(best_weights)
     return result
+
+
+def twin(model: LanguageModel) -> ReferenceModel:
+    """The textbook model with the same weights."""
+    copy = ReferenceModel(model.config, model.table)
+
+    def weights(block: torch.nn.Module) -> list[tuple[torch.Tensor, ...]]:
+        return [(x.weight, x.bias, x.norm.weight, x.norm.bias) for x in block.layers]  # type: ignore[union-attr]
+
+    copy.load_weights(weights(model.context_block), weights(model.token_block))
+    return copy

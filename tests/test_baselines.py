@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import E, N, model_config
+from small import E, N, model_config
 
 from model.baselines import MODELS, Baseline, smallest_hidden
 from model.compute import Compute

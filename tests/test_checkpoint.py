@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCAB, model_config
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
+from small import VOCAB, model_config
 
 from model import load
 from model.checkpoint import CONFIG, DIGEST, TOKENIZER, WEIGHTS, _digest, load_model, save_model

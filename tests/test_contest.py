@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import run_config
 from mlflow.tracking import MlflowClient
+from small import run_config
 
 from trainables import contender as contender_module
 from trainables import metrics as names

@@ -1,23 +1,12 @@
 import pytest
 import torch
-from conftest import model_config
-from reference import ReferenceModel, read_contexts, sequential_contexts
+from reference import read_contexts, sequential_contexts, twin
+from small import model_config
 
 from model import contexts as contexts_module
 from model.contexts import exact_contexts, last_sweep_contexts
 from model.language_model import LanguageModel
 from model.modes import CONTEXT_MODES
-
-
-def twin(model: LanguageModel) -> ReferenceModel:
-    """The textbook model with the same weights."""
-    copy = ReferenceModel(model.config, model.table)
-
-    def weights(block: torch.nn.Module) -> list[tuple[torch.Tensor, ...]]:
-        return [(x.weight, x.bias, x.norm.weight, x.norm.bias) for x in block.layers]  # type: ignore[union-attr]
-
-    copy.load_weights(weights(model.context_block), weights(model.token_block))
-    return copy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made_up import BASE, figures, modes, run
 from rich.console import Console
-from test_report import BASE, figures, modes, run
 
 from search import claims
 from search.announcements import say_end
@@ -55,7 +55,7 @@ def ledger(records: Records, monkeypatch: pytest.MonkeyPatch) -> Ledger:
         short = config.context_mode in ("previous_only", "final_only")
         return figures(config, ppl) | (SHORT if short else {})
 
-    monkeypatch.setattr("test_report.figures", some)
+    monkeypatch.setattr("made_up.figures", some)
     return run(context_modes(BASE, (16,)), records, lambda c: 2.0 if c.context_mode == "previous_only" else modes(c))
 
 
@@ -99,7 +99,7 @@ def test_the_files_for_scripts_say_it(ledger: Ledger, tmp_path: Path) -> None:
 
 def test_one_seed_at_its_cap_marks_the_configuration(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "test_report.figures", lambda config, ppl: figures(config, ppl) | (SHORT if config.seed == 1 else {})
+        "made_up.figures", lambda config, ppl: figures(config, ppl) | (SHORT if config.seed == 1 else {})
     )
     ledger = run(context_modes(BASE, (16,)), records, modes, seeds=2)
     frame = leaderboard(ledger, None)
@@ -221,7 +221,7 @@ def test_runs_that_are_made_later_in_mlflow_are_told(ledger: Ledger, records: Re
 
 
 def test_sweeps_to_a_cap_are_no_evidence_of_convergence(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_report.figures", lambda config, ppl: figures(config, ppl) | SHORT)
+    monkeypatch.setattr("made_up.figures", lambda config, ppl: figures(config, ppl) | SHORT)
     ledger = run(asym_layers(BASE, (8, 16), "random", 4), records, lambda c: 3.0, seeds=2)
     said = {claim.text: claim.verdict for claim in evaluate(load_evidence(ledger, records))}
     assert said[claims.HALF] == claims.NOT_TESTED

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from costless import handed_out
+from made_up import BASE, modes, run
 from mlflow.tracking import MlflowClient
-from test_report import BASE, modes, run
 
 from search.doctor import BAD_INPUT, WRONG, examine, main, repair
 from search.ledger import Ledger

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from test_corpus import tiny_gpt2
+from tiny_gpt2 import tiny_gpt2
 
 from trainables.artifacts import ArtifactStore
 from trainables.config import BigramConfig

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import model_config, run_config
-from reference import sequential_contexts
-from test_contexts import twin
+from reference import sequential_contexts, twin
+from small import model_config, run_config
 
 from model import load
 from model.checkpoint import save_model

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_config
+from small import run_config
 from tokenizers import Tokenizer
 
 from model.text_model import TextModel

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import model_config
 from reference import ReferenceModel, num_parameters
+from small import model_config
 
 from model.checkpoint import load_model, save_model
 from model.config import ModelConfig

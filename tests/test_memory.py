@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import ray
 import torch
-from conftest import run_config
 from ray import tune
+from small import run_config
 
 from model.chunks import Chunks
 from model.compute import Compute

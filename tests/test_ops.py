@@ -11,9 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import model_config
-from reference import context_sweep, dispersion_loss, read_contexts, sequential_contexts, token_forward
-from test_contexts import twin
+from reference import context_sweep, dispersion_loss, read_contexts, sequential_contexts, token_forward, twin
+from small import model_config
 from torch import Tensor
 
 from model import plain

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_config
+from made_up import BASE, modes, run
 from rich.console import Console
-from test_report import BASE, modes, run
+from small import run_config
 
 from search.announcements import say_prepared
 from search.report import HTML, MARKDOWN, write_report

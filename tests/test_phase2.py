@@ -4,8 +4,8 @@ import math
 import pytest
 import reference
 import torch
-from conftest import model_config
-from test_contexts import twin
+from reference import twin
+from small import model_config
 
 from model.chunks import Chunks
 from model.compute import Compute

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_config
+from small import run_config
 
 from trainables import metrics as names
 from trainables.artifacts import ArtifactStore

@@ -13,8 +13,8 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import model_config
 from mlflow.tracking import MlflowClient
+from small import model_config
 
 from model import load
 from model.checkpoint import WEIGHTS, save_model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import E, model_config
+from small import E, model_config
 from tokenizers import Tokenizer
 
 from model import load

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_config
+from small import run_config
 
 from trainables.artifacts import ArtifactStore
 from trainables.phase1 import DivergedError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_config
+from small import run_config
 
 from model.baselines import MODELS
 from trainables.config import BigramConfig, RunConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from conftest import model_config
+from small import model_config
 
 from model import evaluate, generate, load
 from model.chat import Chat

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import reference
 import torch
-from reference import sequential_contexts
-from test_contexts import twin
+from reference import sequential_contexts, twin
 
 from model.compute import Compute
 from model.config import ModelConfig

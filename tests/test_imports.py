@@ -10,11 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("model", "trainables", "search")
+# Dotted name -> file, of every module in whatever folder of a package; a folder's own file under the folder's name.
 MODULES = {
-    f"{package}.{path.stem}": path
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in PACKAGES
-    for path in sorted((ROOT / package).glob("*.py"))
-    if path.stem != "__init__"
+    for path in sorted((ROOT / package).rglob("*.py"))
 }
 
 
@@ -34,11 +34,17 @@ def importers(*packages: str) -> set[str]:
 
 def test_every_package_was_found() -> None:
     assert {module.partition(".")[0] for module in MODULES} == set(PACKAGES)
+    assert set(PACKAGES) <= set(MODULES)
+
+
+def test_every_folder_of_python_files_is_a_package() -> None:
+    """Else it would not be installed."""
+    assert {path.parent for path in MODULES.values() if not (path.parent / "__init__.py").is_file()} == set()
 
 
 @pytest.mark.parametrize(("package", "above"), [("model", {"trainables", "search"}), ("trainables", {"search"})])
 def test_imports_point_from_search_over_trainables_to_model(package: str, above: set[str]) -> None:
-    assert {module for module in importers(*above) if module.startswith(f"{package}.")} == set()
+    assert {module for module in importers(*above) if module.partition(".")[0] == package} == set()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ def top_level_at_import(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
@@ -111,14 +117,15 @@ def test_importing_an_entry_imports_nothing_heavy(entry: str) -> None:
         module = waiting.pop()
         if module not in seen:
             seen.add(module)
+            waiting += [module.rpartition(".")[0]] if "." in module else []  # a package is imported before its modules
             waiting += top_level_at_import(MODULES[module]) if module in MODULES else ()
     heavy = {"torch", "ray", "mlflow", "optuna", "datasets", "transformers", "pandas", "numpy"}
     assert {module.partition(".")[0] for module in seen} & heavy == set()
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_shadows_nothing_where_its_folder_comes_first_on_the_path(module: str) -> None:
-    name = MODULES[module].stem
+@pytest.mark.parametrize("module", sorted(set(MODULES) - set(PACKAGES)))
+def test_a_module_or_folder_shadows_nothing_where_its_folder_comes_first_on_the_path(module: str) -> None:
+    name = module.rpartition(".")[2]
     assert name not in sys.stdlib_module_names
     assert name not in PACKAGES
     # site-packages only: the folder of these tests is on sys.path too

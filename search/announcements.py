@@ -31,7 +31,8 @@ def say_prepared(console: Console, settings: Settings, resources: "Resources", s
     console.print(f"embedding {settings.embedding.spec}: {size}{bigram}")
     what = f"{resources.gpus:g} GPU" if resources.gpus else f"{resources.threads} CPU thread(s)"
     where = f"{summary['hardware']}: {summary['compute']}"
-    console.print(f"{resources.max_concurrent} trial(s) at once, {what} each, on {where}\n")
+    limits = f" ({resources.limited_by})" if resources.limited_by else ""
+    console.print(f"{resources.max_concurrent} trial(s) at once{limits}, {what} each, on {where}\n")
 
 
 def _at_cap(leader: Configuration) -> str:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+from trainables.machine import cpu_limit
 from trainables.surroundings import count_gpus
 
 
@@ -42,12 +43,17 @@ def token_mode(address: str) -> str:
 
 
 def check_machine(cpus: float, gpus: float | None) -> None:
-    """Raise ValueError if one trial asks for more than this machine has; `gpus` None asks for what there is."""
+    """Raise ValueError if a trial asks for more than this process may use; `gpus` None asks for what there is."""
     if gpus and gpus > count_gpus():
         raise ValueError(
             f"--gpus-per-trial {gpus:g}: this machine has {count_gpus() or 'no'} usable GPUs; "
             "leave the option out to train on the CPU, or give --address of a cluster that has them"
         )
-    present = os.cpu_count() or 1
-    if cpus > present:
-        raise ValueError(f"--cpus-per-trial {cpus:g}: this machine has {present} CPUs")
+    limit = cpu_limit()
+    if cpus > limit.amount:
+        there = (
+            f"this process may use {limit.amount} CPUs ({limit.by})"
+            if limit.by
+            else f"this machine has {limit.amount} CPUs"
+        )
+        raise ValueError(f"--cpus-per-trial {cpus:g}: {there}")

@@ -1,29 +1,18 @@
 """The Ray cluster a study runs on, and what each trial gets of it."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from search.local_ray import LEAST_MEMORY, at_own_code, start_local
 from trainables.digests import ROOT, TRIAL, code_digest
+from trainables.machine import MB, cpu_limit, memory_limit
 
-START_ATTEMPTS = 3  # at starting Ray on this machine
 HOSTS_ANSWER_WITHIN = 60  # seconds; a worker process that imports Ray on a busy host takes several
-
-_leaving = False  # whether processes that are forked now leave this process's group
-
-
-def _leave() -> None:
-    if _leaving:
-        os.setpgrp()
-
-
-os.register_at_fork(after_in_child=_leave)
+TRIAL_MEMORY = 512 * MB  # that a trial's process takes at least, torch and a small corpus in it
 
 
 @dataclass(frozen=True)
@@ -33,6 +22,7 @@ class Resources:
     cpus: float
     gpus: float
     max_concurrent: int
+    limited_by: str = ""  # what leaves this process less than the whole machine; empty if nothing does
 
     @property
     def threads(self) -> int:
@@ -48,10 +38,10 @@ def start_ray(address: str | None) -> None:
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:
-        _start_local(quiet)
+        start_local(quiet)
         return
     try:
-        with _at_own_code():
+        with at_own_code():
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ValueError(
@@ -59,50 +49,6 @@ def start_ray(address: str | None) -> None:
             "both hosts have the same ~/.ray/auth_token if it wants one (RAY_AUTH_MODE=token), "
             "or leave --address out to run on this machine"
         ) from error
-
-
-def _start_local(quiet: dict[str, Any]) -> None:
-    """Start Ray on this machine; on one that is busy Ray's own half a minute may not be enough."""
-    reason = ""
-    for _ in range(START_ATTEMPTS):
-        try:
-            # "local", or a cluster that a dead process left behind would be joined.
-            with _groups_of_their_own(), _at_own_code():
-                ray.init(address="local", include_dashboard=False, **quiet)
-        except Exception as error:  # Ray raises nothing narrower where its processes are late or die
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            ray.shutdown()
-        else:
-            return
-    raise ValueError(f"Ray does not start on this machine ({reason}): is it very busy, or short of memory?")
-
-
-@contextmanager
-def _at_own_code() -> Iterator[None]:
-    """This process in the folder of its own code: Ray puts the working folder before all else that workers import from.
-
-    From the user's own, a `model.py` or another version of the project would be run in place of this one.
-    """
-    before = Path.cwd()
-    os.chdir(ROOT)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-@contextmanager
-def _groups_of_their_own() -> Iterator[None]:
-    """Processes that are forked meanwhile leave this one's group.
-
-    `timeout` and process managers send SIGTERM to the whole group: Ray would be gone before the study can end cleanly.
-    """
-    global _leaving
-    _leaving = True
-    try:
-        yield
-    finally:
-        _leaving = False
 
 
 def check_hosts() -> None:
@@ -138,8 +84,14 @@ def check_hosts() -> None:
         raise ValueError(f"a host of the Ray cluster cannot run this study's trials: {wrong[0]}{others}")
 
 
-def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
+def plan_resources(
+    cpus: float, gpus: float | None, max_concurrent: int | None, on_this_machine: bool = False
+) -> Resources:
     """What each trial gets, after looking at the cluster: one GPU where there are any, unless said otherwise.
+
+    Args:
+        on_this_machine: Ray was started here, so this process's memory is what all trials have; a cluster's hosts are
+            whoever's started Ray there.
 
     Raises:
         ValueError: no node has what one trial asks for.
@@ -155,7 +107,24 @@ def plan_resources(cpus: float, gpus: float | None, max_concurrent: int | None) 
             f"--gpus-per-trial {gpus:g} with --cpus-per-trial {cpus:g}: no machine of this Ray cluster has both "
             f"(at most {most_gpus:g} GPUs, at most {most_cpus:g} CPUs)"
         )
-    return Resources(cpus, gpus, min(fitting, max_concurrent or fitting))
+    wanted = min(fitting, max_concurrent or fitting)
+    if not on_this_machine:
+        return Resources(cpus, gpus, wanted)
+    memory = memory_limit()
+    in_memory = max(1, (memory.amount - LEAST_MEMORY) // TRIAL_MEMORY)
+    return Resources(cpus, gpus, min(wanted, in_memory), _limits(wanted > in_memory))
+
+
+def _limits(by_memory: bool) -> str:
+    """What leaves a local study less than its machine's CPUs, or fewer trials than those; empty if nothing does."""
+    found, cpus, memory = [], cpu_limit(), memory_limit()
+    if cpus.by:
+        found.append(f"{cpus.by}: {cpus.amount} of {os.cpu_count()} CPUs")
+    if by_memory:
+        found.append(
+            f"{memory.by or 'memory'}: {memory.amount // MB:,} MB, of which a trial takes {TRIAL_MEMORY // MB}"
+        )
+    return "; ".join(found)
 
 
 def _trials_on(node: dict[str, float], cpus: float, gpus: float) -> int:

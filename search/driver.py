@@ -106,7 +106,8 @@ def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
             start_ray(settings.address)
             if settings.address is not None:
                 check_hosts()
-            resources = plan_resources(settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent)
+            wanted = settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent
+            resources = plan_resources(*wanted, on_this_machine=settings.address is None)
         yield resources
     finally:
         ray.shutdown()

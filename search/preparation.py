@@ -1,6 +1,5 @@
 """A study's inputs, token ids and embedding, made where its trials run."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +11,14 @@ from search.options import Settings
 from trainables.config import RunConfig
 from trainables.digests import ROOT, TRIAL, code_digest
 from trainables.errors import OtherCodeError
+from trainables.machine import usable_cpus
 from trainables.two_phase import prepare, repeat
 
 
 def start_preparing(settings: Settings, base: RunConfig, resources: Resources) -> Any:
     """References to the inputs and to what the driver wants to know of them."""
-    # Nothing else computes meanwhile: on this machine it may use every core.
-    threads = resources.threads if settings.address else os.cpu_count() or 1
+    # Nothing else computes meanwhile: on this machine it may use every core that this process may.
+    threads = resources.threads if settings.address else usable_cpus()
     task = ray.remote(prepare).options(num_cpus=resources.cpus, num_gpus=resources.gpus, num_returns=2, max_retries=2)
     own_code = code_digest(TRIAL), str(ROOT)
     arguments = (settings.data, settings.embedding, str(settings.records.cache), threads, resources.gpus, own_code)

@@ -53,22 +53,6 @@ def test_what_no_single_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) 
         plan_resources(1, 2, None)
 
 
-def test_a_busy_machine_that_starts_ray_too_slowly_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def late(address: str, **quiet: object) -> None:
-        asked.append(address)
-        if len(asked) < 3:
-            raise Exception("The current node timed out during startup. This could happen because")
-
-    monkeypatch.setattr(ray, "init", late)
-    start_ray(None)
-    assert asked == ["local"] * 3
-    monkeypatch.setattr(ray, "init", lambda **quiet: late("again") if asked.clear() is None else None)
-    with pytest.raises(ValueError, match=r"Ray does not start on this machine \(The current node timed out"):
-        start_ray(None)
-
-
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Two nodes of one CPU each, the first one the head; a node that dies is missed after two seconds."""

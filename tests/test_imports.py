@@ -54,7 +54,10 @@ def test_imports_point_from_search_over_trainables_to_model(package: str, above:
             "ray",
             {
                 "trainables.two_phase",
-                *(f"search.{m}" for m in ("cluster", "preparation", "tuner", "searcher", "recorder", "driver")),
+                *(
+                    f"search.{m}"
+                    for m in ("cluster", "local_ray", "preparation", "tuner", "searcher", "recorder", "driver")
+                ),
             },
         ),
         (

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from model.command_line import Parser
 from model.modes import CONTEXT_MODES
 from trainables.arguments import as_count, as_folder, as_name, as_seed, as_threads, as_tracking_uri
 from trainables.config import BigramConfig, ContextsConfig, Phase1Config, Phase2Config, RunConfig
+from trainables.machine import usable_cpus
 from trainables.records import DEFAULT_ROOT, Records
 from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
 from trainables.studies import Chosen, from_file, from_study
@@ -224,7 +224,7 @@ def _where(args: argparse.Namespace, runtime: dict[str, Any]) -> tuple[str, int]
     if args.device == "cuda" and not gpus:
         raise ValueError("--device cuda: this machine has no usable GPU")
     on_gpu = gpus > 0 and runtime.get("gpus", 1) > 0
-    threads = args.threads or runtime.get("threads") or os.cpu_count() or 1
+    threads = args.threads or runtime.get("threads") or usable_cpus()
     return args.device or ("cuda" if on_gpu else "cpu"), threads
 
 

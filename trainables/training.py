@@ -1,6 +1,5 @@
 """One full run outside of Ray: from a checked command line to a model folder and its record in MLflow."""
 
-import os
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from trainables.digests import TRIAL, code_digest
 from trainables.epoch_file import EpochFile
 from trainables.errors import NoResultError
 from trainables.judge import judge_splits, judged_metrics
+from trainables.machine import usable_cpus
 from trainables.model_folder import ModelFolder
 from trainables.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
 from trainables.overlap import SEQUENCES, as_params, told
@@ -63,7 +63,7 @@ def prepare(settings: Settings, console: Console) -> tuple[Place, Inputs, Artifa
     """
     place = Place.of(settings)
     store = ArtifactStore(settings.records.cache)
-    torch.set_num_threads(os.cpu_count() or 1)  # as a study does: a bigram's last digits depend on it
+    torch.set_num_threads(usable_cpus())  # as a study does: a bigram's last digits depend on it
     with console.status("preparing token ids and embedding …"):
         inputs = prepare_inputs(settings.config, settings.data, settings.embedding, store, place.device)
     torch.set_num_threads(settings.threads)

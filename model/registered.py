@@ -45,4 +45,5 @@ def _fetch(uri: str, scratch: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
     except MlflowException as error:
-        raise ValueError(f"{uri} cannot be had: {str(error).strip().partition(chr(10))[0]}") from error
+        reason = str(error).strip().partition("\n")[0].replace("<database_uri>", '"$MLFLOW_TRACKING_URI"')
+        raise ValueError(f"{uri} cannot be had: {reason}") from error

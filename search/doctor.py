@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from model.command_line import Parser
 from model.output import print_in_any_encoding
+from trainables.errors import OtherVersionError
 from trainables.records import DEFAULT_ROOT, Records
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def examine(records: Records) -> Diagnosis:
         what, remedy = f"cannot be read ({error.strerror})", "look as the user who may read it"
         where = str(error.filename or records.root)
         seen.findings.append(Finding(kind="database", where=where, what=what, remedy=remedy, repairable=False))
+    except OtherVersionError as error:  # whose address is a copy's
+        database = records.optuna_database if error.library == "optuna" else records.mlflow_database
+        remedy = error.remedy(f"sqlite:///{database}")
+        found = Finding(kind="database", where=str(database), what=error.what, remedy=remedy, repairable=False)
+        seen.findings.append(found)
     except Exception as error:  # whatever a damaged database makes Optuna, MLflow or SQLAlchemy raise
         what = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
         remedy = "bring optuna.db or mlflow.db back from a backup; a lost mlflow.db is made again by --repair"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.command_line import Parser
 from model.output import print_without_fail
+from trainables.errors import OtherVersionError
 from trainables.records import DEFAULT_ROOT, Records
 
 if TYPE_CHECKING:
@@ -222,7 +223,11 @@ def main() -> int:
     from search.results import known_studies, load_results
 
     records = Records.at(args.mlruns)
-    known = known_studies(records.optuna_database)
+    try:
+        known = known_studies(records.optuna_database)
+    except OtherVersionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if args.study not in known:
         names = f"there are {', '.join(known)}" if known else "there is none yet"
         print(f"error: no study {args.study!r} in {args.mlruns}/: {names}", file=sys.stderr)

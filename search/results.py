@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from trainables.config import METHOD_VERSION, RunConfig
 from trainables.convergence import converged
 from trainables.digests import Provenance
+from trainables.errors import OtherVersionError
 from trainables.metrics import VAL_PPL
 
 # User attributes of an Optuna trial.
@@ -238,7 +239,11 @@ class Results:
 
 
 def open_storage(database: Path) -> optuna.storages.RDBStorage:
-    """The Optuna database, made if need be."""
+    """The Optuna database, made if need be.
+
+    Raises:
+        OtherVersionError: it is of another version of Optuna.
+    """
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(database.with_name(f".{database.name}.lock")):  # initialised by one process at a time
         if not database.exists():  # whole or not at all: one that was cut off half made could never be opened again
@@ -247,9 +252,14 @@ def open_storage(database: Path) -> optuna.storages.RDBStorage:
                 left_behind.unlink()
             optuna.storages.RDBStorage(f"sqlite:///{scratch.resolve()}").engine.dispose()
             scratch.rename(database)
-        return optuna.storages.RDBStorage(
-            f"sqlite:///{database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
-        )
+        url = f"sqlite:///{database.resolve()}"
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        except RuntimeError as error:  # of no class of its own
+            if "compatible with the table schema" not in str(error):
+                raise
+            upgrade = "optuna storage upgrade --storage" if "storage upgrade" in str(error) else ""
+            raise OtherVersionError(url, "optuna", upgrade) from error
 
 
 def known_studies(database: Path) -> list[str]:

@@ -10,7 +10,7 @@ from trainables.records import DEFAULT_ROOT, Records
 
 
 def main() -> None:
-    """Replace this process by MLflow's server; exit with 2 if there is no store."""
+    """Replace this process by MLflow's server; exit with 2 if there is no store, or none that MLflow can open."""
     print_without_fail()
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
@@ -30,6 +30,13 @@ def main() -> None:
             f"error: no MLflow store in {args.mlruns}/ yet: run a study first, or give --mlruns",
             file=sys.stderr,
         )
+        sys.exit(2)
+    from trainables.mlflow_store import StoreView
+
+    try:
+        StoreView(records.tracking_uri)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"MLflow on http://127.0.0.1:{args.port} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", records.tracking_uri]

@@ -1,4 +1,6 @@
-"""Ends of a run that are no bug: a configuration without a result, a disk that takes no more."""
+"""What is no bug: a configuration without a result, a disk that takes no more, a database of another version."""
+
+import shlex
 
 # What a file system or a database says that takes no more, in whatever error.
 UNWRITABLE = (
@@ -23,6 +25,27 @@ class OtherCodeError(Exception):
 
 class StoppedError(Exception):
     """What a study runs on has ended it, and why; nothing is wrong with the study."""
+
+
+class OtherVersionError(ValueError):
+    """A database was made by another version of its library than the one that is installed; says what mends it."""
+
+    def __init__(self, url: str, library: str, upgrade: str) -> None:
+        """What is wrong with the database at `url`.
+
+        Args:
+            upgrade: the command that brings such a database up to date, its address left out; empty where the
+                library is the older one.
+        """
+        self.upgrade, self.library = upgrade, library
+        self.what = f"is of {'an earlier' if upgrade else 'a later'} version of {library} than the one installed"
+        super().__init__(f"{url} {self.what}: {self.remedy(url)}")
+
+    def remedy(self, url: str) -> str:
+        """What to do for a database at `url`."""
+        if not self.upgrade:
+            return f"run `pip install -U {self.library}`"
+        return f"keep a copy of it, run `{self.upgrade} {shlex.quote(url)}`, then the same command again"
 
 
 def unwritable(error: BaseException | None) -> str:

@@ -1,11 +1,14 @@
 """MLflow's store: opened or made, looked at as a whole, and which of its errors pass."""
 
 import logging
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
+import mlflow
 from filelock import FileLock
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -17,7 +20,9 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
+from sqlalchemy.engine import make_url
 
+from trainables.errors import OtherVersionError
 from trainables.records import Records
 from trainables.surroundings import check_folder
 
@@ -30,6 +35,9 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on 
 
 # What a server or a database that is away, locked, full or overloaded answers; all else it refuses for good.
 OUTAGES = {ErrorCode.Name(code) for code in (INTERNAL_ERROR, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE)}
+
+OUT_OF_DATE = re.compile(r"out-of-date database schema \(found version (\w+)")
+MIGRATIONS = Path(mlflow.__file__).parent / "store/db_migrations/versions"  # one file for each version of the tables
 
 
 def is_outage(error: Exception) -> bool:
@@ -47,6 +55,24 @@ def reason_of(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[None]:
+    """Around what opens the store at `uri`: what MLflow refuses is told in one sentence.
+
+    Raises:
+        OtherVersionError: the store is of another version of MLflow.
+        ValueError: MLflow refuses it for another reason.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        if found := OUT_OF_DATE.search(str(error)):
+            known = any(MIGRATIONS.glob(f"{found.group(1)}_*.py"))
+            upgrade = "mlflow db upgrade" if known or not MIGRATIONS.is_dir() else ""
+            raise OtherVersionError(make_url(uri).render_as_string(), "mlflow", upgrade) from error
+        raise ValueError(f"MLflow's store cannot be used: {reason_of(error)}") from error
 
 
 def _initialise(records: Records) -> None:
@@ -67,22 +93,20 @@ def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tu
         ValueError: MLflow refuses the store, a deleted experiment holds the name, or its files cannot be written.
     """
     records.root.mkdir(parents=True, exist_ok=True)
-    try:
-        # A fresh database that two processes initialise at once fails in most of them.
-        with FileLock(records.root / ".mlflow.lock"):
-            if tracking_uri is None:
-                _initialise(records)
-            client = MlflowClient(tracking_uri or records.tracking_uri)
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                # only a server has a place of its own for files; a database would put them into the cwd
-                where = None
-                if not (tracking_uri or "").startswith("http"):
-                    check_folder(records.artifacts / name, "MLflow's artifacts")
-                    where = (records.artifacts / name).as_uri()
-                return client, client.create_experiment(name, artifact_location=where, tags=KIND), True
-    except MlflowException as error:
-        raise ValueError(f"MLflow's store cannot be used: {reason_of(error)}") from error
+    uri = tracking_uri or records.tracking_uri
+    # A fresh database that two processes initialise at once fails in most of them.
+    with opened(uri), FileLock(records.root / ".mlflow.lock"):
+        if tracking_uri is None:
+            _initialise(records)
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            # only a server has a place of its own for files; a database would put them into the cwd
+            where = None
+            if not uri.startswith("http"):
+                check_folder(records.artifacts / name, "MLflow's artifacts")
+                where = (records.artifacts / name).as_uri()
+            return client, client.create_experiment(name, artifact_location=where, tags=KIND), True
     if found.lifecycle_stage != "active":
         raise ValueError(f"MLflow's experiment {name!r} was deleted: restore it there or give --name")
     if urlparse(found.artifact_location).scheme == "file":
@@ -126,7 +150,15 @@ class StoreView:
     """A whole store, read with few queries."""
 
     def __init__(self, tracking_uri: str) -> None:
-        self._client = MlflowClient(tracking_uri)
+        """Open it.
+
+        Raises:
+            OtherVersionError: it is of another version of MLflow.
+            ValueError: MLflow refuses it.
+        """
+        with opened(tracking_uri):
+            self._client = MlflowClient(tracking_uri)
+            self._client.search_experiments(max_results=1)
 
     def runs(self, experiment: str) -> list[StoredRun]:
         """All runs of an experiment, deleted ones too; none where there is no such experiment."""

@@ -32,7 +32,7 @@ from model.checkpoint import CONFIG, DIGEST, TOKENIZER, WEIGHTS
 from model.config import RUN
 from model.text_model import load_text_model
 from trainables.intervals import CHAMPION_LEVEL, FEW, FEW_UNITS, merged, ratio_interval
-from trainables.mlflow_store import open_experiment
+from trainables.mlflow_store import open_experiment, opened
 from trainables.records import Records
 from trainables.run_record import MODEL_DIGEST, read_record
 
@@ -116,8 +116,9 @@ def _store(tracking_uri: str) -> Iterator[tuple[MlflowClient, str]]:
                 client, experiment, _ = open_experiment(records, EXPERIMENT, own)
                 stack.enter_context(FileLock(records.root / ".registry.lock"))
             else:
-                client = MlflowClient(tracking_uri)
-                found = client.get_experiment_by_name(EXPERIMENT)
+                with opened(tracking_uri):
+                    client = MlflowClient(tracking_uri)
+                    found = client.get_experiment_by_name(EXPERIMENT)
                 experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
             mlflow.set_tracking_uri(tracking_uri)
             yield client, experiment

@@ -19,7 +19,7 @@ from mlflow.store.entities import PagedList
 from trainables.collection import no_collection
 from trainables.digests import Provenance
 from trainables.metrics import SERIES
-from trainables.mlflow_store import is_outage, open_experiment, reason_of
+from trainables.mlflow_store import is_outage, open_experiment, opened
 from trainables.records import Records
 
 STUDY_TAG, STUDY_ID_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
@@ -63,11 +63,9 @@ class Tracker:
         self._last_step: dict[str, dict[str, int]] = {}  # of reopened runs: series -> last step on record
         self._figures: dict[str, dict[str, float]] = {}  # of reopened runs: metric -> value on record
         self.client, self.experiment_id, fresh = open_experiment(records, study, tracking_uri)
-        try:
+        with opened(tracking_uri or records.tracking_uri):
             found = None if fresh else self._find({ROLE_TAG: "study"})
             parent = self._open({ROLE_TAG: "study"}, study, found).info
-        except MlflowException as error:
-            raise ValueError(f"MLflow's store cannot be used: {reason_of(error)}") from error
         self.parent: str = parent.run_id
         self.began = found is None  # this store had nothing of the study
         self._ended: int | None = parent.end_time  # as an earlier driver left it

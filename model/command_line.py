@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from model.errors import BadInputError, told, user_errors
+from model.errors import BadInputError, told, user_errors, without_passwords
 from model.output import open_standard_files, print_in_any_encoding
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
             self.exit(2, f"error: {started} was started, but Python finds its packages in {root}: {ONE_CHECKOUT}\n")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
+        self.exit(2, f"error: {without_passwords(message)} (--help lists the options)\n")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """What a user can mend: one sentence and exit code 2 instead of a traceback. For every command line here."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,11 +9,16 @@ class BadInputError(Exception):
     """What the user can mend, in one sentence."""
 
 
+def without_passwords(text: str) -> str:
+    """A text with `***` for each password of an address in it (`scheme://user:password@host`)."""
+    return re.sub(r"(\w://[^\s/@:]*):[^\s/@]*@", r"\1:***@", text)
+
+
 def told(error: Exception) -> str:
-    """What went wrong, without the number that an operating system has for it."""
+    """What went wrong, without the number that an operating system has for it, and without a password."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+        return without_passwords(f"{error.filename}: {error.strerror}")
+    return without_passwords(str(error))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from search.results import METRICS, Configuration, trial_config
 from trainables.convergence import shortfall
 from trainables.metrics import CONVERGENCE
 from trainables.overlap import SEQUENCES, told
+from trainables.tracking_uri import Destination
 
 if TYPE_CHECKING:  # Ray is not imported where nothing is to run
     from search.cluster import Resources
@@ -44,6 +45,7 @@ def _at_cap(leader: Configuration) -> str:
 def say_end(
     console: Console,
     settings: Settings,
+    where: Destination,
     ledger: Ledger,
     *,
     ran: int,
@@ -81,7 +83,7 @@ def say_end(
             console.print(_at_cap(leader), style="bold")
         if reported:
             console.print(f"the report:         {shown / 'studies' / ledger.name / HTML}")
-    if settings.tracking_uri is None:
+    if where.uri is None:
         console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}")
-    elif settings.tracking_uri.startswith("http"):
-        console.print(f"look at the runs:   {settings.tracking_uri}")
+    elif where.uri.startswith("http"):
+        console.print(f"look at the runs:   {where.remembered}")

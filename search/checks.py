@@ -8,6 +8,8 @@ import sys
 from trainables.machine import cpu_limit
 from trainables.surroundings import count_gpus
 
+ANSWERS_WITHIN = 9  # seconds; of a cluster that is well `ray status` takes two or three
+
 
 def check_cluster(address: str) -> None:
     """Raise ValueError unless `auto`, or `host:port` where something listens; Ray itself tries for minutes."""
@@ -32,13 +34,19 @@ def token_mode(address: str) -> str:
 
     A driver whose mode is not the cluster's either is refused after half a minute, or is let in and loses every trial:
     it turns the cluster's own calls away.
+
+    Raises:
+        ValueError: what is there does not answer.
     """
     line = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     without = os.environ | {"RAY_AUTH_MODE": "disabled"}
     try:
-        done = subprocess.run(line, env=without, capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:  # `start_ray` will say what is wrong there
-        return "disabled"
+        done = subprocess.run(line, env=without, capture_output=True, text=True, timeout=ANSWERS_WITHIN, check=False)
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"no Ray cluster answers at {address} within {ANSWERS_WITHIN} s: check `ray status` there, "
+            "or leave --address out to run on this machine"
+        ) from None
     return "token" if "AuthenticationError" in done.stderr else "disabled"
 
 

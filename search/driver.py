@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.errors import BadInputError, user_errors
+from model.errors import BadInputError, user_errors, without_passwords
 from model.output import print_without_fail
 from search.environment import set_environment
 from search.interrupts import Interrupts
@@ -18,6 +18,9 @@ from search.options import Settings, build_parser, check
 from search.resume import keep, parse
 from search.spaces import Study
 from trainables.errors import StoppedError, unwritable
+from trainables.studies import runs_went
+from trainables.tracking_check import check_destination
+from trainables.tracking_uri import Destination, destination
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +50,9 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
             args = parse(build_parser(describe, sampled), sys.argv[1:])
             settings = check(args, sampled)
             study = make_study(settings)
-        set_environment(settings.address)
-        return _run(settings, study, lambda folder: keep(args, settings, sys.argv[0], folder), interrupts)
+        with user_errors():
+            set_environment(settings.address)
+        return _run(settings, study, lambda where, folder: keep(args, settings, where, sys.argv[0], folder), interrupts)
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -62,7 +66,9 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         return interrupts.exit_code
 
 
-def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None], interrupts: Interrupts) -> int:
+def _run(
+    settings: Settings, study: Study, keep_options: Callable[[Destination, Path], None], interrupts: Interrupts
+) -> int:
     from rich.text import Text
 
     from trainables.console import open_console
@@ -71,8 +77,11 @@ def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None],
     began = time.monotonic()
     name = settings.name or study.default_name(settings.data.label)
     folder = settings.records.study(name)
-    about = f": {study.trials} trials, records in {settings.shown_root}/"
-    console.print(Text.assemble("study ", (name, "bold"), about))
+    with user_errors():
+        where = destination(settings.tracking_uri, runs_went(settings.records, name), settings.records)
+        check_destination(where)
+    about = f": {study.trials} trials, records in {settings.shown_root}/{where.said}"
+    console.print(Text.assemble("study ", (name, "bold"), about), soft_wrap=True)
     with ExitStack() as stack:
         resources = None
         if settings.address is not None and not folder.exists():
@@ -86,12 +95,12 @@ def _run(settings: Settings, study: Study, keep_options: Callable[[Path], None],
             ledger = Ledger(study, name, settings.records.optuna_database, settings.replicates)
         if said := ledger.left_alone():
             console.print(said)
-        keep_options(folder)
+        keep_options(where, folder)
         enough = ledger.nothing_to_run(settings.budgets)
         if not enough and resources is None:
             resources = stack.enter_context(_ray(settings, console))
         interrupts.listen()
-        return _StudyRun(settings, ledger, console, resources, began).go(enough, interrupts)
+        return _StudyRun(settings, where, ledger, console, resources, began).go(enough, interrupts)
 
 
 @contextmanager
@@ -117,14 +126,21 @@ class _StudyRun:
     """One locked study on a running Ray."""
 
     def __init__(
-        self, settings: Settings, ledger: "Ledger", console: "Console", resources: "Resources | None", began: float
+        self,
+        settings: Settings,
+        where: Destination,
+        ledger: "Ledger",
+        console: "Console",
+        resources: "Resources | None",
+        began: float,
     ) -> None:
         self.settings, self.ledger, self.console, self.began = settings, ledger, console, began
+        self.where = where
         self.study, self.name = ledger.study, ledger.name
         self._resources = resources
         self.made_before = len(ledger.made_with_replicates())
         self.profiled = self.reported = False
-        self.typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        self.typed = without_passwords(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
         from search.study_record import read_study_record
 
         begun = read_study_record(settings.records.study_record(self.name))
@@ -147,9 +163,9 @@ class _StudyRun:
             from trainables.tracking import Tracker
 
             with user_errors():
-                tracker = Tracker(self.settings.records, self.name, ledger.study_id, self.settings.tracking_uri)
+                tracker = Tracker(self.settings.records, self.name, ledger.study_id, self.where.uri)
                 told = ledger.all_told(tracker.ending)
-                journal = self.settings.records.journal(self.name, self.settings.tracking_uri)
+                journal = self.settings.records.journal(self.name, self.where.remembered)
                 spool = Spool(tracker, journal, self.console.print, look=not told)
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.settings.records.use_write_ahead_logs()
@@ -207,7 +223,7 @@ class _StudyRun:
 
         ran, seconds = len(ledger.made_with_replicates()) - self.made_before, time.monotonic() - self.began
         seen = {"cut_off": status == "KILLED", "profiled": self.profiled, "reported": self.reported}
-        say_end(self.console, self.settings, ledger, ran=ran, seconds=seconds, **seen)
+        say_end(self.console, self.settings, self.where, ledger, ran=ran, seconds=seconds, **seen)
         if status == "KILLED":
             return interrupts.exit_code
         if outcome is not None and outcome.bug:

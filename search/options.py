@@ -13,11 +13,12 @@ from search.budgets import LEAST_GAIN, Budgets
 from search.checks import check_cluster, check_machine
 from search.presets import PRESETS, Preset
 from search.spaces import NO_SCHEDULER, SAMPLERS, SCHEDULERS
-from trainables.arguments import as_amount, as_count, as_folder, as_name, as_seed, as_tracking_uri
+from trainables.arguments import as_amount, as_count, as_folder, as_name, as_seed
 from trainables.config import RunConfig
 from trainables.records import DEFAULT_ROOT, Records
 from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
-from trainables.surroundings import check_root, check_server
+from trainables.surroundings import check_root
+from trainables.tracking_uri import VARIABLE, as_tracking_uri
 
 DEFAULT_TRIALS = 12
 DEFAULT_SAMPLER = "gp"
@@ -42,7 +43,7 @@ class Settings:
     name: str | None
     records: Records
     shown_root: Path  # the records folder as the user typed it
-    tracking_uri: str | None
+    tracking_uri: str | None  # as typed; `trainables.tracking_uri.destination` says where runs go
     address: str | None
     cpus_per_trial: float
     gpus_per_trial: float | None  # None: one where there are GPUs
@@ -180,7 +181,10 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
 def _add_record_options(group: argparse._ArgumentGroup) -> None:
     root = "folder of mlflow.db, optuna.db, artifacts, studies and cache (default: %(default)s)"
     group.add_argument("--mlruns", type=as_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
-    uri = "an MLflow server that takes all runs instead of DIR/mlflow.db"
+    uri = (
+        "an MLflow server or database that takes all runs "
+        f"(default: where the study's went; of a new study what {VARIABLE} names, else DIR/mlflow.db)"
+    )
     group.add_argument("--tracking-uri", type=as_tracking_uri, metavar="URI", help=uri)
     profile = (
         "record the first trial's beginning with torch.profiler; the traces are artifacts of its MLflow run "
@@ -210,8 +214,6 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
     """
     preset = PRESETS[args.preset]()
     check_root(args.mlruns)
-    if args.tracking_uri and args.tracking_uri.startswith("http"):
-        check_server(args.tracking_uri)
     if args.address is None:
         check_machine(args.cpus_per_trial, args.gpus_per_trial)
     else:

@@ -9,8 +9,8 @@ from typing import Any
 
 from search.options import Settings
 from trainables.records import Records, write_whole
-
-OPTIONS = "options.json"  # in the study's folder
+from trainables.studies import OPTIONS
+from trainables.tracking_uri import Destination
 
 # By the names that argparse gives them. All others define the study.
 # not kept: each run says its own
@@ -43,6 +43,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     if unknown:
         raise ValueError(f"study {args.resume!r} was begun by another version of this program: it has {unknown}")
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in stored["options"].items()}
+    options["tracking_uri"] = None  # `destination` asks for it, whether or not a study is continued by its name
     return argparse.Namespace(**{**vars(args), **options, **given, "name": args.resume})
 
 
@@ -63,9 +64,10 @@ def _check_entry(parser: argparse.ArgumentParser, entry: str, name: str) -> None
         raise ValueError(f"study {name!r} is continued by `python {shown} --resume {name}`")
 
 
-def keep(args: argparse.Namespace, settings: Settings, entry: str, folder: Path) -> None:
-    """Keep the options of a study in its folder, with paths that hold from every working folder."""
+def keep(args: argparse.Namespace, settings: Settings, where: Destination, entry: str, folder: Path) -> None:
+    """Keep the options of a study in its folder, with paths that hold from every working folder and no password."""
     options = {key: value for key, value in vars(args).items() if key not in OF_ONE_RUN | {"name"}}
+    options["tracking_uri"] = where.remembered
     if settings.data.kind == "jsonl":
         options["data"] = settings.data.location
     if settings.embedding.kind == "causal_lm":

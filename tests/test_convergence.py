@@ -32,6 +32,7 @@ from search.trial_records import TrialRecord
 from trainables import metrics as names
 from trainables.convergence import MARK, MARKED, converged, shortfall, with_converged
 from trainables.records import Records
+from trainables.tracking_uri import Destination
 from trainables.two_phase import COLLAPSED, FINAL, PHASE, SERIES, STEP, TOTAL
 
 WANTED = BASE.phase1.converged_share
@@ -156,11 +157,19 @@ def test_a_curve_of_convergence_says_it_by_its_last_sweep(ledger: Ledger) -> Non
 
 
 def test_the_end_of_a_study_says_it_of_the_best(ledger: Ledger, tmp_path: Path) -> None:
-    settings: Any = SimpleNamespace(
-        shown_root=tmp_path, tracking_uri=None, budgets=SimpleNamespace(used_up=lambda ended: "")
-    )
+    settings: Any = SimpleNamespace(shown_root=tmp_path, budgets=SimpleNamespace(used_up=lambda ended: ""))
     console = wide()
-    say_end(console, settings, ledger, ran=5, seconds=1.0, cut_off=False, profiled=False, reported=True)
+    say_end(
+        console,
+        settings,
+        Destination(None, None),
+        ledger,
+        ran=5,
+        seconds=1.0,
+        cut_off=False,
+        profiled=False,
+        reported=True,
+    )
     lines = console.export_text().splitlines()
     best = next(n for n, line in enumerate(lines) if line.startswith("best configuration:"))
     assert lines[best + 1] == ("its Phase 1 did not converge: 49% of positions at its cap of 60 sweeps, 90% asked for")

@@ -64,6 +64,7 @@ def test_imports_point_from_search_over_trainables_to_model(package: str, above:
             "mlflow",
             {
                 "trainables.mlflow_store",
+                "trainables.tracking_check",
                 "trainables.tracking",
                 "trainables.model_runs",
                 "trainables.registry",

@@ -6,19 +6,18 @@ import gzip
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from servers import answering
 
+from search.checks import ANSWERS_WITHIN
 from search.options import DEFAULT_SAMPLER, Settings, build_parser, check
 from search.presets import PRESETS
 
@@ -140,8 +139,7 @@ BAD_OF_ALL = {
     "no name": ("--name=", "--name: must be letters"),
     "long name": (f"--name {TOO_LONG}", "at most 100"),
     "plain folder as tracking": ("--tracking-uri file:/x", "not 'file:/x'"),
-    "dead server": ("--tracking-uri http://127.0.0.1:9", "no MLflow server answers at http://127.0.0.1:9"),
-    "port in letters": ("--tracking-uri http://127.0.0.1:abc", "http://127.0.0.1:abc"),
+    "port in letters": ("--tracking-uri http://u:hidden@127.0.0.1:abc", "not 'http://u:***@127.0.0.1:abc'"),
     "negative seed": ("--seed -1", "--seed: must be a whole number from 0 to 2^63-1, not '-1'"),
     "large seed": (f"--seed {1 << 63}", "--seed: must be a whole number from 0 to 2^63-1"),
     "unknown preset": ("--preset paper", "invalid choice: 'paper'"),
@@ -168,7 +166,7 @@ BAD_OF_UI = {
 BY_SUBPROCESS = [
     *((SAMPLED, case, *BAD_OF_ALL[case]) for case in BAD_OF_ALL),
     *((SAMPLED, case, *BAD_OF_SAMPLED[case]) for case in BAD_OF_SAMPLED),
-    *((GRID, case, *BAD_OF_ALL[case]) for case in ("malformed line", "model without a hub", "dead server")),
+    *((GRID, case, *BAD_OF_ALL[case]) for case in ("malformed line", "model without a hub")),
     *((GRID, case, *BAD_OF_GRID[case]) for case in BAD_OF_GRID),
     *((UI, case, *BAD_OF_UI[case]) for case in BAD_OF_UI),
 ]
@@ -191,6 +189,28 @@ def test_an_entry_answers_a_mistake_in_one_sentence_before_anything_starts(
     assert answer.imported & HEAVY == set()
     assert "argparse" in answer.imported  # what was imported was indeed seen
     assert answer.seconds < LIMIT
+
+
+@pytest.mark.parametrize("entry", [SAMPLED, GRID])
+def test_a_server_that_is_not_there_is_one_sentence_before_anything_starts(entry: str, cwd: Path) -> None:
+    """MLflow's client is imported to ask, nothing else."""
+    answer = ask(entry, "--tracking-uri", "http://127.0.0.1:9", cwd=cwd)
+    assert (answer.code, answer.out) == (2, "")
+    assert "error: no MLflow server answers at http://127.0.0.1:9" in answer.message
+    assert len(answer.message.splitlines()) == 1
+    assert list(cwd.iterdir()) == []
+    assert answer.imported & HEAVY <= {"mlflow", "pandas"}
+    assert answer.seconds < 2 * LIMIT
+
+
+def test_a_cluster_that_says_nothing_is_given_up(cwd: Path) -> None:
+    with answering(None) as server:
+        answer = ask(SAMPLED, "--address", server.removeprefix("http://"), cwd=cwd)
+    assert answer.code == 2
+    assert f"no Ray cluster answers at {server.removeprefix('http://')} within" in answer.message
+    assert len(answer.message.splitlines()) == 1
+    assert list(cwd.iterdir()) == []
+    assert answer.seconds < ANSWERS_WITHIN + LIMIT
 
 
 @pytest.mark.parametrize("entry", [SAMPLED, GRID, UI])
@@ -344,35 +364,3 @@ def test_records_are_found_from_any_working_folder(cwd: Path, monkeypatch: pytes
 @pytest.mark.parametrize("uri", ["sqlite:////tmp/a.db", "postgresql://u@h/d"])
 def test_databases_are_taken_as_tracking_uri(cwd: Path, uri: str) -> None:
     assert settings(cwd, "--tracking-uri", uri).tracking_uri == uri
-
-
-@pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server on this machine that gives one fixed answer; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def answer() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(request.param)
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        thread.join(timeout=5)
-
-
-OK_ANSWER = b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nOK"
-BAD_ANSWERS = [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.0 404 Not Found\r\n\r\n"]
-
-
-@pytest.mark.parametrize("server", [OK_ANSWER], indirect=True)
-def test_a_server_that_answers_is_taken(cwd: Path, server: str) -> None:
-    assert settings(cwd, "--tracking-uri", server).tracking_uri == server
-
-
-@pytest.mark.parametrize("server", BAD_ANSWERS, indirect=True, ids=["nothing", "no HTTP", "not found"])
-def test_a_server_that_is_not_mlflows_is_refused(cwd: Path, server: str) -> None:
-    with pytest.raises(ValueError, match=f"no MLflow server answers at {server}"):
-        settings(cwd, "--tracking-uri", server)

@@ -7,6 +7,8 @@ import pytest
 
 from search.options import build_parser, check
 from search.resume import keep, parse
+from trainables.studies import runs_went
+from trainables.tracking_uri import destination
 
 
 def parser(entry: str = "asym_layers.py") -> argparse.ArgumentParser:
@@ -20,7 +22,9 @@ def begun(root: Path, chat_file: Path, *options: str) -> argparse.Namespace:
     args = parse(parser(), ["--mlruns", str(root), "--name", "s", "--data", str(chat_file), *options])
     folder = root / "studies" / "s"
     folder.mkdir(parents=True)
-    keep(args, check(args, sampled=True), "search/asym_layers.py", folder)
+    settings = check(args, sampled=True)
+    where = destination(args.tracking_uri, runs_went(settings.records, "s"), settings.records)
+    keep(args, settings, where, "search/asym_layers.py", folder)
     return args
 
 

@@ -177,12 +177,13 @@ def test_another_store_gets_all_that_the_first_one_has(
     finished: tuple[Path, str], chat_file: Path, tmp_path: Path, earlier_records: Path
 ) -> None:
     other = f"sqlite:///{shutil.copy(Records.at(earlier_records).mlflow_database, tmp_path / 'other.db')}"
+    root = shutil.copytree(finished[0], tmp_path / "mlruns")  # for it remembers where its runs went
     options = ("--trials", "6", "--epochs", "2", "--tracking-uri", other)
-    done = start("search/asym_layers.py", chat_file, finished[0], *options)
+    done = start("search/asym_layers.py", chat_file, root, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     told = []
     for uri in (None, other):
-        parent, children, client = mlflow_runs(finished[0], uri)
+        parent, children, client = mlflow_runs(root, uri)
         assert (parent.info.status, parent.data.params["version_mlflow"]) == ("FINISHED", mlflow.__version__)
         assert {run.data.tags[PARENT_TAG] for run in children} == {parent.info.run_id}
         told.append({})

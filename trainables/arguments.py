@@ -50,16 +50,6 @@ def as_folder(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def as_tracking_uri(text: str) -> str:
-    """Where MLflow keeps runs, by its form."""
-    if not text.startswith(("http://", "https://", "sqlite:///", "postgresql", "mysql", "mssql")):
-        raise argparse.ArgumentTypeError(
-            f"must be a server (http://host:5000) or a database (sqlite:////path/mlflow.db), not {text!r}; "
-            "MLflow no longer takes plain folders"
-        )
-    return text
-
-
 def as_name(text: str) -> str:
     """A name that is safe in a path, a database and MLflow."""
     if not NAME.fullmatch(text):

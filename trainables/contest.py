@@ -39,7 +39,7 @@ def contest(settings: Settings, console: Console) -> list[Contender]:
         NoResultError: a model diverged, collapsed or does not fit, or its process died; those before it are shown.
     """
     with user_errors():
-        mlflow = ModelRun(settings.records, settings.tracking_uri, console.print)
+        mlflow = ModelRun(settings.records, settings.destination.uri, console.print)
         place, inputs, _ = prepare(settings, console)
         params, tags = params_and_tags(settings, place, inputs, trial_of(settings, mlflow))
     say_start(settings, place, inputs, console)

@@ -10,6 +10,8 @@ from trainables.arguments import MOST_THREADS
 from trainables.metrics import VAL_PPL
 from trainables.records import Records
 
+OPTIONS = "options.json"  # in a study's folder: the command line that it was begun with
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -19,6 +21,18 @@ class Chosen:
     trial: dict[str, Any] | None = None  # study, study_id, number and hash of the trial that it comes from
     val_ppl: float | None = None  # that trial's
     runtime: dict[str, Any] = field(default_factory=dict)  # its device_name, threads, gpus, compute, where on record
+
+
+def runs_went(records: Records, name: str) -> str | None:
+    """Where a study's runs went when it last ran, in remembered form.
+
+    Empty: to the records folder's own database. None: a study that has not run, or files that say nothing.
+    """
+    try:
+        options = json.loads((records.study(name) / OPTIONS).read_text(encoding="utf-8"))["options"]
+        return str(options["tracking_uri"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def from_study(records: Records, shown_root: Path, name: str, rank: int) -> Chosen:

@@ -1,12 +1,9 @@
-"""This machine, the records folder, the tracking server: looked at before anything starts. Imports nothing heavy."""
+"""This machine and the records folder: looked at before anything starts. Imports nothing heavy."""
 
-import http.client
 import os
 import shutil
 import sqlite3
 import subprocess
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from trainables.records import Records
@@ -46,18 +43,6 @@ def check_folder(folder: Path, named: str) -> None:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"{named}: {existing} is not a folder that can be written to")
-
-
-def check_server(uri: str) -> None:
-    """Raise ValueError if no MLflow server answers at `uri` within 5 seconds."""
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-            pass
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise ValueError(
-            f"no MLflow server answers at {uri} ({reason}): start it, or leave --tracking-uri out"
-        ) from None
 
 
 def count_gpus() -> int:

@@ -52,6 +52,8 @@ def main() -> int:
     """
     print_without_fail()
     signal.signal(signal.SIGTERM, terminate)
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
     folder: ModelFolder | None = None
     try:
         with user_errors():
@@ -63,8 +65,6 @@ def main() -> int:
                 }  # fmt: skip
                 folder = ModelFolder(settings.out, identity)
                 folder.check(settings.overwrite)
-        for key, value in QUIET.items():
-            os.environ.setdefault(key, value)
         if folder is None:
             _compare(settings)
         else:
@@ -104,7 +104,7 @@ def _train(settings: Settings, folder: ModelFolder) -> None:
             stack.enter_context(folder.locked())
         record = None if settings.overwrite else folder.finished()
         state = "trained already" if record else "training"
-        console.print(f"{settings.out.name}: {state}, in {settings.out}/", soft_wrap=True)
+        console.print(f"{settings.out.name}: {state}, in {settings.out}/{settings.destination.said}", soft_wrap=True)
         with console.status("starting …"):
             from trainables.training import compare, complete, train
         if record is None:
@@ -140,7 +140,7 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: "Text", con
 def _register(settings: Settings, name: str, console: "Console") -> None:
     from trainables.registry import register_model
 
-    uri = settings.tracking_uri or settings.records.tracking_uri
+    uri = settings.destination.uri or settings.records.tracking_uri
     with user_errors():
         done = register_model(settings.out, name, uri, force=settings.force)
     champion = "the champion" if done.champion else "not the champion"

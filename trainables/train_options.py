@@ -9,13 +9,15 @@ from typing import Any, get_args, get_type_hints
 
 from model.command_line import Parser
 from model.modes import CONTEXT_MODES
-from trainables.arguments import as_count, as_folder, as_name, as_seed, as_threads, as_tracking_uri
+from trainables.arguments import as_count, as_folder, as_name, as_seed, as_threads
 from trainables.config import BigramConfig, ContextsConfig, Phase1Config, Phase2Config, RunConfig
 from trainables.machine import usable_cpus
 from trainables.records import DEFAULT_ROOT, Records
 from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
-from trainables.studies import Chosen, from_file, from_study
-from trainables.surroundings import check_root, check_server, count_gpus
+from trainables.studies import Chosen, from_file, from_study, runs_went
+from trainables.surroundings import check_root, count_gpus
+from trainables.tracking_check import check_destination
+from trainables.tracking_uri import VARIABLE, Destination, as_tracking_uri, destination
 
 BASELINES = ("gru", "transformer")  # model.baselines.MODELS, before torch is imported
 ALIASES = {  # as the search calls them
@@ -34,7 +36,7 @@ class Settings:
     data: DataSource
     embedding: EmbeddingSource
     records: Records
-    tracking_uri: str | None
+    destination: Destination  # of its run and, registered, of the model
     out: Path  # the model folder
     overwrite: bool
     device: str  # cpu or cuda
@@ -96,7 +98,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     group = parser.add_argument_group("where it goes")
     root = "as given to the study; the run's record and the model go there as well (default: %(default)s)"
     group.add_argument("--mlruns", type=as_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
-    uri = "an MLflow server that takes the run instead of DIR/mlflow.db"
+    uri = (
+        "an MLflow server or database that takes the run "
+        f"(default: where the study's went; without a study what {VARIABLE} names, else DIR/mlflow.db)"
+    )
     group.add_argument("--tracking-uri", type=as_tracking_uri, metavar="URI", help=uri)
     _add_model_folder(group)
     group = parser.add_argument_group("beside what")
@@ -151,9 +156,9 @@ def check(args: argparse.Namespace) -> Settings:
         if args.baselines and getattr(args, name):
             raise ValueError(f"--{name} and --baseline do not go together: models that are compared are not kept")
     check_root(args.mlruns)
-    if args.tracking_uri and args.tracking_uri.startswith("http"):
-        check_server(args.tracking_uri)
     records = Records.at(args.mlruns)
+    where = destination(args.tracking_uri, runs_went(records, args.from_study) if args.from_study else None, records)
+    check_destination(where)
     if args.config is not None:
         chosen = from_file(args.config)
     else:
@@ -168,7 +173,7 @@ def check(args: argparse.Namespace) -> Settings:
         data=data,
         embedding=embedding,
         records=records,
-        tracking_uri=args.tracking_uri,
+        destination=where,
         out=args.out or args.mlruns / "models" / _folder_name(config),
         overwrite=args.overwrite,
         device=device,

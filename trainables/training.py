@@ -85,7 +85,7 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
             folder.clear()
         checkpoints = EpochFile(folder.work / EPOCHS, {**vars(place), "inputs": inputs.digest}, place.device)
         left = checkpoints.load()
-        mlflow = ModelRun(settings.records, settings.tracking_uri, console.print)
+        mlflow = ModelRun(settings.records, settings.destination.uri, console.print)
         trial = trial_of(settings, mlflow)
         token = (begun or {}).get("token") or uuid.uuid4().hex  # on disk before MLflow has a run of it
         folder.begin({"token": token})
@@ -139,7 +139,7 @@ def _check_champion(settings: Settings, inputs: Inputs) -> None:
     from trainables.registry import check_comparable
 
     digest = stream_digest(inputs.corpus.validation.tokens.tobytes(), inputs.corpus.tokenizer_json)
-    check_comparable(settings.register, settings.tracking_uri or settings.records.tracking_uri, digest)
+    check_comparable(settings.register, settings.destination.uri or settings.records.tracking_uri, digest)
 
 
 def complete(settings: Settings, folder: ModelFolder, console: Console) -> None:
@@ -153,7 +153,7 @@ def complete(settings: Settings, folder: ModelFolder, console: Console) -> None:
         load_model(folder.path)
     with user_errors():
         left = folder.work / MLFLOW
-        if left.exists() and not ModelRun(settings.records, settings.tracking_uri, console.print).finish_later(left):
+        if left.exists() and not ModelRun(settings.records, settings.destination.uri, console.print).finish_later(left):
             return
     folder.clear()
 

@@ -1,9 +1,11 @@
 """Times each unit of a trial, fast path and textbook side by side: `python tests/bench.py [--json FILE]`.
 
 It sizes itself to the machine: the reports' dimensions on a GPU, the demo's on a CPU. The textbook path is
-tests/reference.py as it stands, in fp32 with torch's defaults, in the same process on the same tokens.
+tests/reference.py as it stands, in fp32 with torch's defaults, in the same process on the same tokens; where a GPU's
+memory is too small for it, on the first half of them, or of those, and its time is scaled up.
 """
 
+import gc
 import json
 import os
 import platform
@@ -15,33 +17,36 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_KERNELS = tempfile.TemporaryDirectory()  # empty, so that the first trial pays what a new machine pays
-os.environ.setdefault("TRITON_CACHE_DIR", _KERNELS.name)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
+import torch
 
-import tests.reference as reference  # noqa: E402
-from model.command_line import Parser  # noqa: E402
-from model.compute import Compute  # noqa: E402
-from model.config import ModelConfig  # noqa: E402
-from model.contexts import full_products  # noqa: E402
-from model.language_model import LanguageModel  # noqa: E402
-from model.losses import effective_rank  # noqa: E402
-from search.presets import demo, reports  # noqa: E402
-from trainables import metrics as names  # noqa: E402
-from trainables.arguments import as_threads  # noqa: E402
-from trainables.artifacts import ArtifactStore  # noqa: E402
-from trainables.config import Phase1Config, Phase2Config, RunConfig  # noqa: E402
-from trainables.corpus import Corpus, Split, load_corpus  # noqa: E402
-from trainables.devices import choose_device, hardware  # noqa: E402
-from trainables.embeddings import Embedding  # noqa: E402
-from trainables.optimizer import FlatAdam  # noqa: E402
-from trainables.phase1 import Sweeps, fit_phase1  # noqa: E402
-from trainables.phase2 import Stream, _Steps  # noqa: E402
-from trainables.pipeline import Inputs, run  # noqa: E402
-from trainables.sources import resolve_data, resolve_embedding  # noqa: E402
+import tests.reference as reference
+from model.chunks import out_of_memory
+from model.command_line import Parser
+from model.compute import Compute
+from model.config import ModelConfig
+from model.contexts import full_products
+from model.language_model import LanguageModel
+from model.losses import effective_rank
+from search.presets import demo, reports
+from trainables import metrics as names
+from trainables.arguments import as_threads
+from trainables.artifacts import ArtifactStore
+from trainables.config import Phase1Config, Phase2Config, RunConfig
+from trainables.corpus import Corpus, Split, load_corpus
+from trainables.devices import choose_device, hardware
+from trainables.embeddings import Embedding
+from trainables.optimizer import FlatAdam
+from trainables.phase1 import STATE_STD, Sweeps, fit_phase1
+from trainables.phase2 import Stream, _Steps
+from trainables.pipeline import DoesNotFitError, Inputs, run
+from trainables.sources import resolve_data, resolve_embedding
 
+UNIT_SECONDS = 15.0  # a unit that takes longer is timed less often
+PIECE = 1 << 18  # rows of random operands made at once: at full length they would not fit in fp32
+SHORTEST = 1_000  # tokens; also of --tokens
+RANK_ROWS = 10_000
 SWEEPS, EPOCHS = 14, 10  # of the trial; the reports' C2T2, where the initial state counts as a sweep
 
 
@@ -97,24 +102,67 @@ class Bench:
         if self.cuda:
             torch.cuda.synchronize()
 
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Of one call."""
+        self.sync()
+        began = time.perf_counter()
+        work()
+        self.sync()
+        return time.perf_counter() - began
+
     def clock(self, work: Callable[[], object], repeats: int) -> float:
         """Median seconds of a call, after one that does not count."""
-        return self.pair(work, None, repeats)[0]
+        first = self.seconds(work)
+        return statistics.median(self.seconds(work) for _ in range(_fewer(repeats, first)))
 
-    def pair(self, fast: Callable[[], object], slow: Callable[[], object] | None, repeats: int) -> list:  # type: ignore[type-arg]
-        """Median seconds of both, in turns, after one call each that does not count."""
-        works = [fast] if slow is None or self.fast_only else [fast, slow]
-        times: list[list[float]] = [[] for _ in works]
-        for turn in range(repeats + 1):
-            for work, kept in zip(works, times, strict=True):
-                self.sync()
-                began = time.perf_counter()
-                work()
-                self.sync()
-                if turn:
-                    kept.append(time.perf_counter() - began)
-        medians: list[float | None] = [statistics.median(kept) for kept in times]
-        return [*medians, None][:2]
+    def pair(
+        self, fast: Callable[[], object], textbook: Callable[[int], Callable[[], object]], length: int, repeats: int
+    ) -> tuple[float, float | None, str]:
+        """Median seconds of both, in turns, after one call each that does not count; what the second was scaled from.
+
+        Args:
+            textbook: makes what works on the first so many of `length` tokens.
+        """
+        if self.fast_only:
+            return self.clock(fast, repeats), None, ""
+        self.seconds(fast)
+        own, slow, first = self._fitting(textbook, length)
+        mine, theirs = [], []
+        for _ in range(_fewer(repeats, first)):
+            mine.append(self.seconds(fast))
+            theirs.append(self.seconds(slow))
+        mine += [self.seconds(fast) for _ in range(_fewer(repeats, mine[-1]) - len(mine))]
+        note = "" if own == length else f"textbook scaled from {own:,} tokens"
+        return statistics.median(mine), statistics.median(theirs) * length / own, note
+
+    def _fitting(
+        self, textbook: Callable[[int], Callable[[], object]], length: int
+    ) -> tuple[int, Callable[[], object], float]:
+        """The longest of `length`, its half, a quarter … that fits the GPU's memory, its work, and a call's seconds."""
+        while True:
+            try:
+                work = textbook(length)
+                return length, work, self.seconds(work)
+            except RuntimeError as error:
+                if not out_of_memory(error) or length < 2 * SHORTEST:
+                    raise
+            self.clear()  # here, where the error and all that it holds are gone
+            length //= 2
+
+    def clear(self) -> None:
+        """Give back what earlier units took of the GPU's memory."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+    def operands(self, rows: int) -> torch.Tensor:
+        """Random contexts as a trial keeps them.  # (rows, W)"""
+        width = self.compute.width(self.d)
+        kept = self.compute.operand(torch.zeros(1, device=self.device)).new_zeros(rows, width)
+        for start in range(0, rows, PIECE):
+            piece = kept[start : start + PIECE, : self.d]
+            piece.copy_(torch.randn(piece.shape, device=self.device))
+        return kept
 
     def add(self, unit: str, fast: float, textbook: float | None, flops: float | None, note: str = "") -> None:
         floor = flops / self.peak if flops else None
@@ -144,57 +192,59 @@ class Bench:
 
     def sweep(self, c: int) -> None:
         """One Phase-1 sweep with its optimiser step, whole stream."""
+        self.clear()
         n, d, config = len(self.tokens), self.d, Phase1Config()
         model = self.model(c, 1)
         fit = Sweeps(model, self.tokens, config, 0, self.compute)
+        fit.advance()  # on a GPU the next one records
         book = reference.ReferenceModel(model.config, self.table)
-        start = torch.randn(n, d, device=self.device) * 0.01
 
-        def slow() -> None:
-            with full_products():  # torch's default, which the process has left
-                reference.phase1(
-                    book, self.tokens, start, lambda sweep: torch.randn_like(start) * config.noise,
+        def slow(length: int) -> Callable[[], object]:
+            start = torch.randn(length, d, device=self.device) * STATE_STD
+            return full_products()(  # torch's default, which the process has left
+                lambda: reference.phase1(
+                    book, self.tokens[:length], start, lambda sweep: torch.randn_like(start) * config.noise,
                     lr=config.learning_rate, clip=config.grad_clip, block=config.block, threshold=config.threshold,
                     converged_share=1.1, max_sweeps=2,
-                )  # fmt: skip
+                )
+            )  # fmt: skip
 
-        seconds = self.pair(fit.advance, slow, 9)
+        fast, textbook, note = self.pair(fit.advance, slow, n, 9)
         split = 2 * n * d * d * (3 * c - 1) + 4 * self.v * self.e * d * c
-        self.add(f"Phase-1 sweep C={c}", *seconds, split)
+        self.add(f"Phase-1 sweep C={c}", fast, textbook, split, note)
 
     def epoch(self, t: int) -> None:
         """One Phase-2 epoch over the training stream, without the validation."""
+        self.clear()
         n = len(self.tokens)
         model = self.model(t, t)
-        width = self.compute.width(self.d)
-        kept = self.compute.operand(torch.randn(n, width, device=self.device))
-        kept[:, self.d :] = 0
+        kept = self.operands(n)
         steps = _Steps(model, self.compute)
         optimizer = FlatAdam(model.token_block, 1e-3, 1.0, self.compute)
         contexts = [kept if read else None for read in model.config.reads]
         stream = Stream(self.tokens, contexts)
         book = reference.ReferenceModel(model.config, self.table)
-        share = kept[:, : self.d].float()
-        rows = [None if c is None else share for c in contexts]
 
-        def slow() -> None:
-            with full_products():  # torch's default, which the process has left
-                reference.phase2(
-                    book, self.tokens, self.val[:2], rows, [None if r is None else r[:2] for r in rows], lr=1e-3,
-                    clip=1.0, batch_size=self.batch, epochs=1, patience=1,
-                )  # fmt: skip
+        def slow(length: int) -> Callable[[], object]:
+            share = kept[:length, : self.d].float()
+            rows = [None if c is None else share for c in contexts]
+            return full_products()(  # torch's default, which the process has left
+                lambda: reference.phase2(
+                    book, self.tokens[:length], self.val[:2], rows, [None if r is None else r[:2] for r in rows],
+                    lr=1e-3, clip=1.0, batch_size=self.batch, epochs=1, patience=1,
+                )
+            )  # fmt: skip
 
         def fast() -> None:
             steps.train(stream, optimizer, self.batch)
 
-        seconds = self.pair(fast, slow, 1 if self.cuda else 5)
-        if self.cuda:
-            seconds[0] = self.clock(fast, 5)
+        seconds, textbook, note = self.pair(fast, slow, n, 5)
         per_token = 4 * self.e * self.v + (3 * t - 1) * 2 * (self.e + self.d) * self.e + 2 * self.d * self.e
-        self.add(f"Phase-2 epoch T={t}, batch {self.batch:,}", *seconds, n * per_token)
+        self.add(f"Phase-2 epoch T={t}, batch {self.batch:,}", seconds, textbook, n * per_token, note)
 
     def contexts(self) -> None:
         """Exact contexts of a trained ContextBlock, both streams, and their effective rank."""
+        self.clear()
         model = self.model(2, 2)
         fit_phase1(model, self.tokens, Phase1Config(max_sweeps=SWEEPS), 0, compute=self.compute)
         book = reference.ReferenceModel(model.config, self.table)
@@ -216,15 +266,17 @@ class Bench:
                 note += f"; textbook scaled from {len(sample):,}"
             self.add(f"exact contexts, {name}", fast, per_token and per_token * len(tokens), None, note)
         rows = model.contexts(self.tokens, 1e-4, self.compute).final
-        fast, slow = self.pair(
-            lambda: effective_rank(rows, 10_000, 0),
-            lambda: reference.effective_rank(rows[:10_000].float()),
+        ranked = min(RANK_ROWS, len(rows))
+        fast, slow, note = self.pair(
+            lambda: effective_rank(rows, RANK_ROWS, 0),
+            lambda length: lambda: reference.effective_rank(rows[:length].float()),
+            ranked,
             3,
         )
-        self.add(f"effective rank, {min(10_000, len(rows)):,} x {self.d}", fast, slow, None)
+        self.add(f"effective rank, {ranked:,} x {self.d}", fast, slow, None, note)
 
-    def trial(self, name: str) -> float:
-        """A whole C2T2 trial through the pipeline; its seconds."""
+    def trial(self, name: str) -> float | None:
+        """A whole C2T2 trial through the pipeline; its seconds, or None where the GPU's memory is too small for it."""
         config = RunConfig(
             data="bench", data_fingerprint="", embedding="table", embedding_fingerprint="", context_layers=2,
             token_layers=2, context_dim=self.d, context_mode="layerwise",
@@ -238,15 +290,24 @@ class Bench:
         )
         corpus = Corpus(train, validation, empty, "", self.v, "")
         inputs = Inputs(corpus, Embedding(self.table.cpu().numpy(), "table", None), name)
+        self.clear()
         if self.cuda:
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        with tempfile.TemporaryDirectory() as folder:
-            result = run(config, inputs, ArtifactStore(Path(folder)), self.device).metrics
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                result = run(config, inputs, ArtifactStore(Path(folder)), self.device).metrics
+        except DoesNotFitError as error:
+            print(f"whole C2T2 trial: {error}", flush=True)
+            return None
         assert result[names.SWEEPS] == SWEEPS, "the trial must have as many sweeps as were announced"
         peak = f", peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if self.cuda else ""
         self.note = f"{SWEEPS} sweeps, {EPOCHS} epochs, val PPL {result[names.VAL_PPL]:.2f}{peak}"
         return result[names.TOTAL_SECONDS]
+
+
+def _fewer(repeats: int, seconds: float) -> int:
+    """How often to time what takes so long: once at least."""
+    return max(1, min(repeats, int(UNIT_SECONDS / seconds)))
 
 
 def _format(unit: Unit) -> str:
@@ -272,14 +333,16 @@ def main() -> None:
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"this PyTorch ({torch.__version__}) sees no GPU")
-    if options.tokens is not None and not 1_000 <= options.tokens < 1 << 40:
-        parser.error("--tokens must be at least 1000, and fit a machine")
+    if options.tokens is not None and not SHORTEST <= options.tokens < 1 << 40:
+        parser.error(f"--tokens must be at least {SHORTEST}, and fit a machine")
     try:
         if options.json:
             options.json.open("a").close()
         resolve_data(options.data or "pydoc", None)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    kernels = tempfile.TemporaryDirectory()  # empty, so that the first trial pays what a new machine pays
+    os.environ.setdefault("TRITON_CACHE_DIR", kernels.name)
     torch.set_num_threads(options.threads)
     device = choose_device(1 if options.device == "cuda" else 0)
     bench = Bench(device, options.data, options.tokens, options.fast_only)
@@ -302,9 +365,9 @@ def main() -> None:
     book = sum((unit.textbook_s or 0) * times for unit, times in parts)
     floor = sum((unit.floor_s or 0) * times for unit, times in parts)
     warm = bench.trial("second")
-    if first is None:
+    if warm is not None and first is None:
         bench.add("whole C2T2 trial", warm, None, floor * bench.peak, bench.note)
-    else:
+    elif warm is not None and first is not None:
         bench.add("whole C2T2 trial", warm, book, floor * bench.peak, bench.note + "; textbook: its units added up")
         bench.add("first trial's extra", first - warm, None, None, "compilation, libraries' start")
     if options.json:

@@ -12,12 +12,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model import head_kernels
 from model import triton_kernels as kernels
+from model.build_cache import keep_kernels
 from model.plain import BlockGradient, Settled, Sums, join, put
 from model.seeds import seed_of
 
 __all__ = [
     "Noise", "TokenSums", "head_gradient", "join", "residual_norm", "residual_norm_backward", "settling_norm",
 ]  # fmt: skip
+keep_kernels()  # before the first is compiled
+
 NORM_PROGRAMS = 1 << 14  # of a kernel that goes through rows: enough to fill a GPU, each with several of them
 SETTLING_PROGRAMS = 1 << 13  # of one that sums a block's rows besides
 SUM_PROGRAMS = 3168  # of one that sums over rows besides: few enough to add up at once

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from model.build_cache import build_folder, is_own
 from model.plain import BlockGradient, Noise, Settled, Sums, TokenSums
 
 __all__ = [
@@ -45,11 +46,6 @@ C_TYPES: dict[str, Any] = {"n": ctypes.c_int64, "x": ctypes.c_float, "y": ctypes
 DTYPES = {"f": torch.float32, "d": torch.float64, "i": torch.int64}
 
 
-def _folder() -> Path:
-    """Where this user's builds are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "two-phase-search"
-
-
 def _cpu() -> str:
     """What `-march=native` depends on: builds must not meet another CPU through a shared home folder."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -59,8 +55,11 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _is_whole(content: bytes) -> bool:
-    """Whether a library is as it was built: one that a crash cut off would end the process that loads it."""
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there as this user built it: one that a crash cut off would end the process loading it."""
+    if not library.is_file() or not is_own(library):
+        return False
+    content = library.read_bytes()
     return hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
@@ -71,14 +70,13 @@ def _build(compiler: str, threads: str) -> Path:
         threads: the compiler's option for OpenMP's pragmas.
 
     Raises:
-        OSError: the compiler fails, or the folder cannot be written to.
+        OSError: the compiler fails, or the disk takes no more.
     """
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     key = hashlib.sha256("\0".join((SOURCE.read_text(), version, *FLAGS, threads, _cpu())).encode()).hexdigest()[:16]
-    library = _folder() / f"native-{key}.so"
-    if library.exists() and _is_whole(library.read_bytes()):
+    library = build_folder() / f"native-{key}.so"
+    if _is_whole(library):
         return library
-    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         compiled, made = Path(scratch) / "native.o", Path(scratch) / library.name
         for command in (
@@ -90,6 +88,7 @@ def _build(compiler: str, threads: str) -> Path:
                 raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
         content = made.read_bytes()
         made.write_bytes(content + hashlib.sha256(content).digest())  # what lies behind a library's end is not loaded
+        made.chmod(0o700)
         made.replace(library)  # at once: several processes may build it at the same time
     return library
 
@@ -99,7 +98,7 @@ def _threaded_or_not(compiler: str) -> ctypes.CDLL | None:
     for threads in ("-fopenmp", "-fopenmp-simd"):
         try:
             return ctypes.CDLL(str(_build(compiler, threads)))
-        except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder
+        except OSError as error:
             reason = error
     log.warning("the C operators cannot be built, torch's are used: %s", reason)
     return None

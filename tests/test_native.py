@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import native, plain
+from model.build_cache import build_folder
 from model.compute import Compute
 from model.plain import BlockGradient, Sums
 
@@ -175,13 +176,14 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_builds_are_kept_by_source_and_may_meet(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(lambda _: native.load() is not None, range(4)))
-    kept = list((fresh / "two-phase-search").iterdir())
+    kept = list(build_folder().iterdir())
     assert len(kept) == 1
     changed = tmp_path / "changed.c"
     changed.write_text(native.SOURCE.read_text() + "\n/* another */\n")
     monkeypatch.setattr(native, "SOURCE", changed)
     assert native.load() is not None
-    assert len(list((fresh / "two-phase-search").iterdir())) == 2
+    assert len(list(build_folder().iterdir())) == 2
+    assert build_folder().is_relative_to(fresh)
 
 
 @pytest.mark.parametrize("size", [0, 10, 5_000])
@@ -190,11 +192,11 @@ def test_a_build_that_was_cut_off_is_made_anew(fresh: Path, size: int) -> None:
     script = "from model import native; assert native.load() is not None"
     command = [sys.executable, "-c", script]
     subprocess.run(command, check=True)
-    (kept,) = (fresh / "two-phase-search").iterdir()
+    (kept,) = build_folder().iterdir()
     whole = kept.read_bytes()
     os.truncate(kept, size)
     subprocess.run(command, check=True)
-    assert list((fresh / "two-phase-search").iterdir()) == [kept]
+    assert list(build_folder().iterdir()) == [kept]
     assert kept.read_bytes() == whole
 
 

@@ -126,28 +126,29 @@ class Bench:
         if self.fast_only:
             return self.clock(fast, repeats), None, ""
         self.seconds(fast)
-        own, slow, first = self._fitting(textbook, length)
-        mine, theirs = [], []
+        own = length
+        while True:
+            try:
+                mine, theirs = self._in_turns(fast, textbook(own), repeats)
+                break
+            except RuntimeError as error:
+                if not out_of_memory(error) or own < 2 * SHORTEST:
+                    raise
+            self.clear()  # here, where the error and all that it holds are gone
+            own //= 2
+        note = "" if own == length else f"textbook scaled from {own:,} tokens"
+        return statistics.median(mine), statistics.median(theirs) * length / own, note
+
+    def _in_turns(
+        self, fast: Callable[[], object], slow: Callable[[], object], repeats: int
+    ) -> tuple[list[float], list[float]]:
+        """Seconds of each call; the first of `slow` does not count."""
+        first, mine, theirs = self.seconds(slow), [], []
         for _ in range(_fewer(repeats, first)):
             mine.append(self.seconds(fast))
             theirs.append(self.seconds(slow))
         mine += [self.seconds(fast) for _ in range(_fewer(repeats, mine[-1]) - len(mine))]
-        note = "" if own == length else f"textbook scaled from {own:,} tokens"
-        return statistics.median(mine), statistics.median(theirs) * length / own, note
-
-    def _fitting(
-        self, textbook: Callable[[int], Callable[[], object]], length: int
-    ) -> tuple[int, Callable[[], object], float]:
-        """The longest of `length`, its half, a quarter … that fits the GPU's memory, its work, and a call's seconds."""
-        while True:
-            try:
-                work = textbook(length)
-                return length, work, self.seconds(work)
-            except RuntimeError as error:
-                if not out_of_memory(error) or length < 2 * SHORTEST:
-                    raise
-            self.clear()  # here, where the error and all that it holds are gone
-            length //= 2
+        return mine, theirs
 
     def clear(self) -> None:
         """Give back what earlier units took of the GPU's memory."""
@@ -259,12 +260,14 @@ class Bench:
             with full_products():  # torch's default, which the process has left
                 per_token = self.clock(lambda: reference.sequential_contexts(book, sample), 1) / len(sample)
         for name, tokens in (("validation", self.val), ("training", self.tokens)):
+            self.clear()  # the longest stream's contexts need all that Phase 1 had, in one piece
             passes = model.contexts(tokens, 1e-4, self.compute).passes
             fast = self.clock(lambda tokens=tokens: model.contexts(tokens, 1e-4, self.compute), 3)
             note = f"{len(tokens):,} tokens, {passes} passes"
             if per_token is not None:
                 note += f"; textbook scaled from {len(sample):,}"
             self.add(f"exact contexts, {name}", fast, per_token and per_token * len(tokens), None, note)
+        self.clear()
         rows = model.contexts(self.tokens, 1e-4, self.compute).final
         ranked = min(RANK_ROWS, len(rows))
         fast, slow, note = self.pair(
@@ -354,14 +357,19 @@ def main() -> None:
     heads = ("unit", "fast s", "textbook s", "ratio", "TFLOP/s", "floor s", "share")
     print("{:34}{:>10}{:>12}{:>8}{:>9}{:>10}{:>8}".format(*heads))
     first = None if options.fast_only else bench.trial("first")
-    for layers in (1, 2):
-        bench.sweep(layers)
-    for layers in (1, 2):
-        bench.epoch(layers)
-    bench.contexts()
-    seconds = {unit.unit.split(",")[0]: unit for unit in bench.units}
+    try:
+        for layers in (1, 2):
+            bench.sweep(layers)
+        for layers in (1, 2):
+            bench.epoch(layers)
+        bench.contexts()
+    except RuntimeError as error:
+        if reason := out_of_memory(error):
+            sys.exit(f"error: {len(bench.tokens):,} tokens are too many for this GPU: {reason}")
+        raise
+    seconds = {unit.unit.removesuffix(f", batch {bench.batch:,}"): unit for unit in bench.units}
     parts = [(seconds["Phase-1 sweep C=2"], SWEEPS - 1), (seconds["Phase-2 epoch T=2"], EPOCHS)]
-    parts += [(seconds["exact contexts"], 1)]  # the training stream's
+    parts += [(seconds["exact contexts, training"], 1)]
     book = sum((unit.textbook_s or 0) * times for unit, times in parts)
     floor = sum((unit.floor_s or 0) * times for unit, times in parts)
     warm = bench.trial("second")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench import PIECE, Bench, reference
+from bench import PIECE, Bench, main, reference
 
 from model.compute import Compute
 from trainables.pipeline import DoesNotFitError
@@ -83,6 +83,36 @@ def test_a_textbook_that_does_not_fit_takes_half_the_stream_and_says_so(
     assert line.note in capsys.readouterr().out
     assert line.textbook_s is not None
     assert line.ratio == pytest.approx(line.textbook_s / line.fast_s)
+
+
+def test_a_textbook_that_fits_once_and_not_again_takes_half_too(
+    monkeypatch: pytest.MonkeyPatch, of_a_gpu: None
+) -> None:
+    """What the fast path's recording takes comes between."""
+    whole, lengths = reference.phase1, []
+
+    def later(book: object, tokens: torch.Tensor, *rest: object, **options: object) -> object:
+        lengths.append(len(tokens))
+        if len(tokens) == 6_000 and lengths.count(6_000) == 2:
+            raise torch.OutOfMemoryError(FULL)
+        return whole(book, tokens, *rest, **options)
+
+    monkeypatch.setattr(reference, "phase1", later)
+    bench = Bench("cpu", None, 6_000)
+    bench.sweep(1)
+    assert lengths[:3] == [6_000, 6_000, 3_000]
+    assert bench.units[0].note == "textbook scaled from 3,000 tokens"
+
+
+def test_a_stream_too_long_for_the_fast_path_is_one_sentence(monkeypatch: pytest.MonkeyPatch, of_a_gpu: None) -> None:
+    def too_large(self: Bench, layers: int) -> None:
+        raise torch.OutOfMemoryError(FULL)
+
+    monkeypatch.setattr(Bench, "sweep", too_large)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "unused")  # which it would set
+    monkeypatch.setattr("sys.argv", ["bench.py", "--device", "cpu", "--tokens", "6000", "--fast-only"])
+    with pytest.raises(SystemExit, match="error: 6,000 tokens are too many for this GPU: CUDA out of memory"):
+        main()
 
 
 def test_other_errors_of_the_textbook_are_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch, of_a_gpu: None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from search.ledger import Ledger
+from search.replicates import open_replicates
 from search.results import CONFIG, HASH, METRICS, PROVENANCE, Origin, digest_of
 from search.trial_records import TrialRecord, read_trial_record
 from trainables.digests import Provenance
@@ -24,18 +25,37 @@ def others(ledger: Ledger, now: Provenance) -> list[Origin]:
 
 def refusal(ledger: Ledger, now: Provenance) -> str | None:
     """Why the study does not go on without being told to; None where all its trials are of this code and device."""
-    found = others(ledger, now)
+    found = [f"{len(origin.trials)} trial(s): {_difference(origin.trials[-1], now)}" for origin in others(ledger, now)]
+    if pruned := _pruned_by_others(ledger, now):
+        found.append(f"{len(pruned)} pruned trial(s): {_difference(pruned[-1], now)}")
     if not found or ledger.accepts(now.digest):
         return None
-    what = "; ".join(f"{len(origin.trials)} trial(s): {_difference(origin, now)}" for origin in found)
+    what = "; ".join(found)
     return (
         f"study {ledger.name!r} has trials of other code or on another device ({what}): with --accept-code it goes on, "
         "trains the cheapest of them again, and compares like with like only where the figures differ"
     )
 
 
-def _difference(origin: Origin, now: Provenance) -> str:
-    recorded = origin.trials[-1].user_attrs.get(PROVENANCE)
+def _pruned_by_others(ledger: Ledger, now: Provenance) -> list[FrozenTrial]:
+    """Pruned trials of another code or device; of earlier versions it was not recorded, and those are none."""
+    recorded = [trial for trial in ledger.pruned() if trial.user_attrs.get(PROVENANCE)]
+    alike = {trial.number for trial in ledger.alike(recorded, now.digest)}
+    return [trial for trial in recorded if trial.number not in alike]
+
+
+def without_replicates(ledger: Ledger, now: Provenance) -> str:
+    """Which finished configurations are run with no further seeds, and why; empty where none is left out."""
+    wanted = {trial.number: trial for trial, _ in open_replicates(ledger, ledger.study, ledger.seeds)}
+    left_out = sorted(wanted.keys() - {trial.number for trial in ledger.alike(wanted.values(), now.digest)})
+    if not left_out:
+        return ""
+    numbers = ", ".join(map(str, left_out))
+    return f"no further seeds of other code's configurations (trials {numbers}): a mean over seeds is of one code"
+
+
+def _difference(trial: FrozenTrial, now: Provenance) -> str:
+    recorded = trial.user_attrs.get(PROVENANCE)
     if not recorded:
         return "code not recorded"
     was, here = recorded, asdict(now)
@@ -60,6 +80,9 @@ def accept(ledger: Ledger, records: Records, now: Provenance, repeat: Repeat) ->
         else:
             ledger.keep_same_results(digest_of(trial), now.digest)
             said.append(f"{about}: equal to the last digit. Both count as one from now on")
+    if pruned := _pruned_by_others(ledger, now):
+        numbers = ", ".join(str(trial.number) for trial in pruned)
+        said.append(f"pruned by other code (trials {numbers}): they stay so, and no new trial is measured by them")
     ledger.accept(now.digest)
     return said
 

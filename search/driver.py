@@ -247,17 +247,19 @@ class _StudyRun:
         Raises:
             BadInputError: they may not, and the study was not told to go on.
         """
-        from search.continuation import accept, refusal
+        from search.continuation import accept, refusal, without_replicates
         from search.preparation import repeater
 
-        if (reason := refusal(self.ledger, now)) is None:
-            return
-        if not self.settings.accept_code:
-            raise BadInputError(reason)
-        with self.console.status("training a trial again, to compare …"):
-            said = accept(self.ledger, self.settings.records, now, repeater(inputs, self.resources))
-        for sentence in said:
-            self.console.print(sentence)
+        said = []
+        if (reason := refusal(self.ledger, now)) is not None:
+            if not self.settings.accept_code:
+                raise BadInputError(reason)
+            with self.console.status("training a trial again, to compare …"):
+                said = accept(self.ledger, self.settings.records, now, repeater(inputs, self.resources))
+        self.ledger.digest = now.digest
+        for sentence in [*said, without_replicates(self.ledger, now)]:
+            if sentence:
+                self.console.print(sentence)
 
     @staticmethod
     def _runtime(summary: dict[str, Any]) -> dict[str, Any]:

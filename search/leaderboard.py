@@ -205,7 +205,10 @@ def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: 
 
 
 def origins_told(results: Results) -> list[str]:
-    """What each letter of the leaderboard's `CODE` stands for; empty where all figures can be compared."""
+    """What each letter of the leaderboard's `CODE` stands for, and what counts in no mean.
+
+    Empty where all figures can be compared.
+    """
     found = results.origins()
     told = [f"code {o.label}: {len(o.trials)} trial(s), {o.shown}" for o in found] if len(found) > 1 else []
     for origin in found:
@@ -213,6 +216,9 @@ def origins_told(results: Results) -> list[str]:
         if len(parts) > 1:
             named = "; ".join(f"{shown}: trials {', '.join(map(str, numbers))}" for shown, numbers in parts.items())
             told.append(f"counted as one, since a trial trained again gave the same figures: {named}")
+    if apart := results.apart():
+        numbers = ", ".join(str(trial.number) for trial in apart)
+        told.append(f"{len(apart)} replicate(s) of other code than their first seed count in no mean: trials {numbers}")
     return told
 
 

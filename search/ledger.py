@@ -42,6 +42,7 @@ from search.results import (
     STUDY_ID,
     SUMMARY,
     TOLD,
+    digest_of,
     open_storage,
 )
 from search.samplers import make_sampler
@@ -55,6 +56,12 @@ MAX_LOSSES = 3  # a configuration whose worker died so often is failed
 MAX_FAILURES = 3  # times that a configuration is run to fail alike, before a study goes on without it
 ENDED_ELSEWHERE = "another process has ended this trial in the database: it is run again"
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
+
+Made = dict[str, str] | None  # `digests.Provenance` of a trial; None or empty: not known
+
+
+def _kept(provenance: Made) -> dict[str, Any]:
+    return {PROVENANCE: provenance} if provenance else {}
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,7 @@ class Ledger(Standing):
                 f"study {name!r} exists with another definition ({differences(stored, wanted)}): "
                 "begin a new one under another --name"
             )
-        self._judge = (
-            None if study.scheduler == NO_SCHEDULER else Judge(study.scheduler, name, self.storage, self._made)
-        )
+        self._judge = None if study.scheduler == NO_SCHEDULER else Judge(study.scheduler, name, self.storage)
         self._recover()
 
     def _recover(self) -> None:
@@ -103,7 +108,7 @@ class Ledger(Standing):
         self._tell(number, None, TrialState.FAIL, {REASON: reason})
         self._release(number)
 
-    def lose(self, number: int) -> str | None:
+    def lose(self, number: int, provenance: Made = None) -> str | None:
         """A trial whose worker died: it is asked for again, or failed after `MAX_LOSSES` times; then, why."""
         own_hash = self._trial(number).user_attrs[HASH]
         lost = [t for t in self._trials(TrialState.FAIL) if t.user_attrs.get(REASON) == LOST]
@@ -111,7 +116,7 @@ class Ledger(Standing):
             self.interrupt(number, LOST)
             return None
         reason = f"{LOST} {MAX_LOSSES} times"
-        self.fail(number, reason)
+        self.fail(number, reason, provenance)
         return reason
 
     def run_again(self, numbers: Iterable[int], always: bool) -> bool:
@@ -253,15 +258,13 @@ class Ledger(Standing):
         value = known.value if known.state == TrialState.COMPLETE else None
         self._tell(number, value, known.state, {REPEAT_OF: known.number})
 
-    def complete(
-        self, number: int, figures: dict[str, float], compute: str = "", provenance: dict[str, str] | None = None
-    ) -> None:
-        """A trial's result, how it was computed, and by what code, torch and device (`digests.Provenance`)."""
-        made = {PROVENANCE: provenance} if provenance else {}
-        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, {METRICS: figures, COMPUTE: compute, **made})
+    def complete(self, number: int, figures: dict[str, float], compute: str = "", provenance: Made = None) -> None:
+        """A trial's result, how it was computed, and by what code, torch and device."""
+        attrs = {METRICS: figures, COMPUTE: compute, **_kept(provenance)}
+        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, attrs)
         self._release(number)
 
-    def epoch(self, number: int, epoch: int, value: float) -> str:
+    def epoch(self, number: int, epoch: int, value: float, provenance: Made = None) -> str:
         """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
         try:
             self.storage.set_trial_intermediate_value(number, epoch, value)
@@ -273,17 +276,21 @@ class Ledger(Standing):
         trial = self._trial(number)
         if REPLICATE_OF in trial.user_attrs:
             return ""
-        reason = self._judge.reason(trial)  # asked for fixed points too: others are measured by them
+        if provenance and PROVENANCE not in trial.user_attrs:  # before its end, since running ones are compared
+            self.storage.set_trial_user_attr(number, PROVENANCE, provenance)
+            trial = self._trial(number)
+        # asked for fixed points too: others are measured by them
+        reason = self._judge.reason(trial, self.alike(self._made(), digest_of(trial)))
         return "" if trial.user_attrs[HASH] in self._fixed_hashes else reason
 
-    def prune(self, number: int, reason: str, figures: dict[str, float]) -> None:
+    def prune(self, number: int, reason: str, figures: dict[str, float], provenance: Made = None) -> None:
         """A trial that was stopped for what it had shown: why, and the figures that it has."""
-        self._tell(number, None, TrialState.PRUNED, {REASON: reason, METRICS: figures})
+        self._tell(number, None, TrialState.PRUNED, {REASON: reason, METRICS: figures, **_kept(provenance)})
         self._release(number)
 
-    def fail(self, number: int, reason: str) -> None:
+    def fail(self, number: int, reason: str, provenance: Made = None) -> None:
         """A trial that has no result, and why."""
-        self._tell(number, None, TrialState.FAIL, {REASON: reason})
+        self._tell(number, None, TrialState.FAIL, {REASON: reason, **_kept(provenance)})
         self._release(number)
 
     def _release(self, number: int) -> None:

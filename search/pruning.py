@@ -1,6 +1,6 @@
 """Which trials are stopped early: Optuna's pruners, asked about what is on record, so that a resume changes nothing."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 
 import optuna
 from optuna.pruners import BasePruner, PercentilePruner, SuccessiveHalvingPruner
@@ -12,19 +12,17 @@ from search.spaces import SCHEDULERS
 class _OnRecord(optuna.Study):
     """A study as pruners see it: an interrupted trial and its second try, or a repeat, do not count twice."""
 
-    made: Callable[..., list[FrozenTrial]]
+    among: Sequence[FrozenTrial] = ()
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        return [trial for trial in self.made() if states is None or trial.state in states]
+        return [trial for trial in self.among if states is None or trial.state in states]
 
 
 class Judge:
     """Looks at each epoch's validation perplexity."""
 
-    def __init__(
-        self, kind: str, study: str, storage: optuna.storages.BaseStorage, made: Callable[..., list[FrozenTrial]]
-    ) -> None:
-        """Args: a scheduler other than none, and the ledger's trials that stand for a configuration of their own."""
+    def __init__(self, kind: str, study: str, storage: optuna.storages.BaseStorage) -> None:
+        """`kind` is a scheduler other than none."""
         self.kind, self.options = kind, SCHEDULERS[kind]
         kinds: dict[str, Callable[..., BasePruner]] = {
             "asha": SuccessiveHalvingPruner,
@@ -32,10 +30,14 @@ class Judge:
         }
         self._pruner = kinds[kind](**self.options)
         self._study = _OnRecord(study, storage)
-        self._study.made = made
 
-    def reason(self, trial: FrozenTrial) -> str:
-        """Why a trial whose latest epoch is on record is to be stopped; empty if it is not."""
+    def reason(self, trial: FrozenTrial, among: Sequence[FrozenTrial]) -> str:
+        """Why a trial whose latest epoch is on record is to be stopped; empty if it is not.
+
+        Args:
+            among: trials that it can be compared with, itself among them; each stands for a configuration of its own.
+        """
+        self._study.among = among
         epoch = trial.last_step
         assert epoch is not None
         if self.kind == "first-epoch" and epoch > 1:

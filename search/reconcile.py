@@ -40,13 +40,14 @@ def complete_mlflow(ledger: Results, spool: Spool, records: Records, runtime: di
             points = [(name, *point) for name, curve in left.series.items() for point in curve]
             spool.put("log_series", key, points=points)
             spool.put("log_file", key, file=str(path))
+        place = {COMPUTE_TAG: kept[COMPUTE]} if kept.get(COMPUTE) else {}
+        place |= provenance_tags(kept.get(PROVENANCE))
+        place |= {tag: left.runtime[tag] for tag in (COMPUTE_TAG, DEVICE_TAG) if tag in left.runtime}
         if failed:
-            spool.put("fail_trial", key, reason=kept[REASON], details="")
+            spool.put("fail_trial", key, reason=kept[REASON], details="", place=place)
         elif trial.state == TrialState.PRUNED:
-            spool.put("prune_trial", key, reason=kept[REASON], figures=with_converged(config, kept[METRICS]))
+            figures = with_converged(config, kept[METRICS])
+            spool.put("prune_trial", key, reason=kept[REASON], figures=figures, place=place)
         else:
-            place = {COMPUTE_TAG: kept[COMPUTE]} if kept.get(COMPUTE) else {}
-            place |= provenance_tags(kept.get(PROVENANCE))
-            place |= {key: left.runtime[key] for key in (DEVICE_TAG,) if key in left.runtime}
             figures = with_converged(config, kept[METRICS])
             spool.put("finish_trial", key, figures=figures, place=place, phase1_by=left.phase1_by)

@@ -137,7 +137,7 @@ class Recorder(Unpickled, Callback):
                 continue
             best = min(self._best.get(number, (value, epoch)), (value, epoch))
             self._best[number] = best
-            reason = self._ledger.epoch(number, epoch, value)
+            reason = self._ledger.epoch(number, epoch, value, result[PROVENANCE])
             # The epoch after which the trial ends by itself is not judged: nothing is left to be saved.
             if reason and epoch < result[TOTAL] and epoch - best[1] < patience:
                 self._stopped.setdefault(number, reason)
@@ -150,18 +150,17 @@ class Recorder(Unpickled, Callback):
         self._searcher.ended.add(trial.trial_id)
         last = trial.last_result or {}
         if number in self._stopped:
-            self._prune(number, config, self._stopped[number], {})
+            self._prune(number, config, self._stopped[number], {}, last)
         elif last.get(COLLAPSED):
-            self._prune(number, config, last[COLLAPSED], last[FINAL])
+            self._prune(number, config, last[COLLAPSED], last[FINAL], last)
         elif last.get(NO_RESULT):
-            self._fail(number, last[NO_RESULT], "")
+            self._fail(number, last[NO_RESULT], "", last)
         elif last.get(FINAL):
             self._alike = []
-            made = last[PROVENANCE]
-            place = {COMPUTE_TAG: last[COMPUTE], DEVICE_TAG: last[DEVICE_NAME], **provenance_tags(made)}
+            place = _place(last)
             kept = {"metrics": last[FINAL], "runtime": self._runtime | place, "phase1_by": last[PHASE1_BY]}
             self._keep(number, "finished", result={**last[DOCUMENTS], **kept})
-            self._ledger.complete(number, last[FINAL], last[COMPUTE], made)
+            self._ledger.complete(number, last[FINAL], last[COMPUTE], last[PROVENANCE])
             self._open.discard(number)
             self._tracker.put(
                 "finish_trial",
@@ -180,11 +179,11 @@ class Recorder(Unpickled, Callback):
         number = self._searcher.assigned[trial.trial_id].number
         if number not in self._runs:
             self.on_trial_start(iteration, trials, trial)  # it failed before it started
-        error = _error(trial)
+        error, last = _error(trial), trial.last_result or {}
         if number in self._killed:
             reason: str | None = f"no progress for {self._timeout / 60:g} min"
         elif isinstance(error, LOSSES):
-            reason = self._ledger.lose(number)
+            reason = self._ledger.lose(number, last.get(PROVENANCE))
         else:
             reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
         if reason is None:
@@ -192,25 +191,28 @@ class Recorder(Unpickled, Callback):
             self._tracker.put("fail_trial", self._runs[number], reason=LOST, details="", status="KILLED")
             self._display.lose(number)
             return
-        self._fail(number, reason, _story(trial))
+        self._fail(number, reason, _story(trial), last)
         # neither a full disk nor a host with another version is a trial's own fault
         self._count(number, reason, stop=bool(unwritable(error)) or isinstance(error, OtherCodeError))
 
-    def _fail(self, number: int, reason: str, details: str) -> None:
-        self._keep(number, "failed", reason)
+    def _fail(self, number: int, reason: str, details: str, last: dict[str, Any]) -> None:
+        place = _place(last)
+        self._keep(number, "failed", reason, {"runtime": self._runtime | place})
         if not self._ledger.has_ended(number):
-            self._ledger.fail(number, reason)
+            self._ledger.fail(number, reason, last.get(PROVENANCE))
         self._open.discard(number)
-        self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details)
+        self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details, place=place)
         self._display.fail(number, reason)
 
-    def _prune(self, number: int, config: RunConfig, reason: str, figures: dict[str, float]) -> None:
-        self._alike = []
-        self._keep(number, "pruned", reason)
-        self._ledger.prune(number, reason, figures)
+    def _prune(
+        self, number: int, config: RunConfig, reason: str, figures: dict[str, float], last: dict[str, Any]
+    ) -> None:
+        self._alike, place = [], _place(last)
+        self._keep(number, "pruned", reason, {"runtime": self._runtime | place})
+        self._ledger.prune(number, reason, figures, last.get(PROVENANCE))
         self._open.discard(number)
         told = with_converged(config, figures)
-        self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=told)
+        self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=told, place=place)
         self._display.prune(number, reason)
 
     def _keep(self, number: int, status: str, reason: str = "", result: dict[str, Any] | None = None) -> None:
@@ -252,6 +254,13 @@ class Recorder(Unpickled, Callback):
             if number in self._runs:
                 self._tracker.put("fail_trial", self._runs[number], reason=INTERRUPTED, details="", status="KILLED")
         return len(cut_off)
+
+
+def _place(last: dict[str, Any]) -> dict[str, str]:
+    """Where and by what code a trial ran, by its last report; empty where it made none."""
+    if PROVENANCE not in last:
+        return {}
+    return {COMPUTE_TAG: last[COMPUTE], DEVICE_TAG: last[DEVICE_NAME], **provenance_tags(last[PROVENANCE])}
 
 
 def _unpickled(trial: Trial) -> Exception:

@@ -198,9 +198,14 @@ class Results:
         known = self.optuna.user_attrs.get(SAME_RESULTS, ())
         return next((frozenset(each) for each in known if digest in each), frozenset({digest}))
 
+    def alike(self, trials: Iterable[FrozenTrial], digest: str) -> list[FrozenTrial]:
+        """Those of `trials` whose code and devices give the same figures as those of `digest`."""
+        same = self._same_results(digest)
+        return [trial for trial in trials if digest_of(trial) in same]
+
     def comparable(self, one: FrozenTrial, other: FrozenTrial) -> bool:
         """Whether the figures of two trials come from code and devices that give the same."""
-        return self._same_results(digest_of(one)) == self._same_results(digest_of(other))
+        return bool(self.alike([one], digest_of(other)))
 
     def origins(self) -> list[Origin]:
         """Finished trials, replicates left out, by what gave their figures; in the order of their first trials."""
@@ -210,13 +215,18 @@ class Results:
         labels = (_letters(rank) for rank in range(len(found)))
         return [Origin(label, key, tuple(trials)) for label, (key, trials) in zip(labels, found.items(), strict=True)]
 
+    def apart(self) -> list[FrozenTrial]:
+        """Finished replicates that no mean over seeds has: that is of one code and device, the first seed's."""
+        first = {trial.number: trial for trial in self.finished()}
+        finished = self.replicates(TrialState.COMPLETE)
+        return [t for t in finished if not self.comparable(t, first[t.user_attrs[REPLICATE_OF]])]
+
     def configurations(self) -> list[Configuration]:
         """All finished configurations, by mean loss over their seeds."""
-        seeds = {trial.number: [trial] for trial in self.finished()}
+        seeds, apart = {trial.number: [trial] for trial in self.finished()}, {t.number for t in self.apart()}
         for trial in sorted(self.replicates(TrialState.COMPLETE), key=lambda t: t.user_attrs[SEED]):
-            of_seed = seeds[trial.user_attrs[REPLICATE_OF]]
-            if self.comparable(trial, of_seed[0]):  # a mean over seeds is of one code and device
-                of_seed.append(trial)
+            if trial.number not in apart:
+                seeds[trial.user_attrs[REPLICATE_OF]].append(trial)
         found = [Configuration(tuple(trials)) for trials in seeds.values()]
         return sorted(found, key=lambda c: (c.ppl, c.first.number))
 

@@ -23,6 +23,7 @@ class Standing(Results):
         """`study` is what was asked for; its finalists are run with `seeds` seeds in all."""
         super().__init__(record)
         self.study, self.seeds = study, seeds
+        self.digest: str | None = None  # of the code and device of new trials, once the driver knows it
         self._parked: dict[str, list[int]] = {}  # config hash -> trials that wait for a running one's value
         self._fixed_hashes = {self._config(point).config_hash() for point in study.fixed_points}
 
@@ -66,7 +67,7 @@ class Standing(Results):
 
     def open_replicates(self) -> list[tuple[FrozenTrial, int]]:
         """Finalists, as they stand now, with the seeds that are still to be asked for."""
-        return open_replicates(self, self.study, self.seeds)
+        return open_replicates(self, self.study, self.seeds, self.digest)
 
     def planned_replicates(self) -> int:
         """How many there are and will be; as long as trials of the study's own are open, at most."""

@@ -33,9 +33,14 @@ class TrialRecord:
     targets: list[int] = field(default_factory=list)
     units: list[int] = field(default_factory=list)  # as `trainables.corpus.Split.units`; [] each document its own
     config: dict[str, Any] = field(default_factory=dict)  # a flat `RunConfig`, to train the same again
-    runtime: dict[str, Any] = field(default_factory=dict)  # where it finished: device_name, threads, gpus, compute
+    runtime: dict[str, Any] = field(default_factory=dict)  # where it ended: device_name, threads, gpus, compute, code
     metrics: dict[str, float] = field(default_factory=dict)  # where it finished
     phase1_by: str = ""  # where it finished: config hash of the run that trained Phase 1
+
+    @property
+    def units_known(self) -> bool:
+        """Whether it says which documents are equal; records of earlier versions do not."""
+        return bool(self.units)
 
     def add(self, points: Iterable[tuple[str, int, float]]) -> None:
         """Further points (name, step, value) of the curves."""

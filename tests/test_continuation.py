@@ -13,7 +13,7 @@ import pytest
 from costless import handed_out, replicated, value_of
 from studies import ROOT, SMALL
 
-from search.continuation import accept, others, refusal
+from search.continuation import accept, others, refusal, without_replicates
 from search.evidence import OTHER_CODE, compare, load_evidence
 from search.leaderboard import CODE, leaderboard, origins_told
 from search.ledger import Ledger
@@ -122,6 +122,60 @@ def test_a_mean_over_seeds_is_of_one_code(tmp_path: Path) -> None:
     assert all(len(found.trials) == 1 for found in ledger.configurations())
 
 
+def test_replicates_of_other_code_are_not_trained_in_vain_and_said(tmp_path: Path) -> None:
+    """Four trials of OLD; NEW gives other figures, and further seeds of it would count in no mean."""
+    ledger = replicated(5, 3, tmp_path / "optuna.db")
+    for _ in range(4):
+        finish(ledger, OLD)
+    ppl = figures_of(ledger, 0)[0][VAL_PPL]
+    accept(ledger, Records.at(tmp_path), NEW, lambda _: figures_of(ledger, 0, **{VAL_PPL: ppl + 1e-9}))
+    assert without_replicates(ledger, OLD) == ""
+    assert "(trials 0, 1, 2, 3)" in without_replicates(ledger, NEW)
+    ledger.digest = NEW.digest
+    own = finish(ledger, NEW)
+    handed = []
+    while (assignment := ledger.next()) is not None:
+        handed.append((assignment.replicate_of, assignment.config.seed))
+        ledger.complete(assignment.number, {VAL_PPL: 1.0}, "fp32", vars(NEW))
+    assert handed == [(own, 1), (own, 2)]
+    assert sorted(len(found.trials) for found in ledger.configurations()) == [1, 1, 1, 1, 3]
+    assert not any("no mean" in line for line in origins_told(ledger))
+    ledger.digest = OLD.digest  # the old code again: nothing of its own was taken from it
+    assert {trial.number for trial, _ in ledger.open_replicates()} == {0, 1, 2, 3}
+
+
+def test_replicates_that_count_in_no_mean_are_told(tmp_path: Path) -> None:
+    ledger = replicated(4, 2, tmp_path / "optuna.db")
+    for _ in range(4):
+        finish(ledger, OLD)
+    number = finish(ledger, NEW)
+    finish(ledger, OLD)
+    assert [trial.number for trial in ledger.apart()] == [number]
+    (told,) = origins_told(ledger)
+    assert told == f"1 replicate(s) of other code than their first seed count in no mean: trials {number}"
+
+
+def test_what_other_code_pruned_is_refused_and_told_too(tmp_path: Path) -> None:
+    ledger = replicated(8, 1, tmp_path / "optuna.db")
+    finish(ledger, NEW)
+    pruned = handed_out(ledger).number
+    ledger.prune(pruned, "collapsed", {}, vars(OLD))
+    ledger.fail(handed_out(ledger).number, "diverged", vars(OLD))
+    said = refusal(ledger, NEW)
+    assert said is not None
+    assert "(1 pruned trial(s): code was old, is new)" in said
+    (told,) = accept(ledger, Records.at(tmp_path), NEW, lambda _: pytest.fail("of NEW's own trials none runs again"))
+    assert f"(trials {pruned})" in told
+    assert refusal(ledger, NEW) is None
+
+
+def test_pruned_trials_of_before_it_was_recorded_refuse_nothing(tmp_path: Path) -> None:
+    ledger = replicated(8, 1, tmp_path / "optuna.db")
+    finish(ledger, NEW)
+    ledger.prune(handed_out(ledger).number, "collapsed", {})
+    assert refusal(ledger, NEW) is None
+
+
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("data") / "documents.jsonl"
@@ -165,19 +219,27 @@ def test_the_driver_s_code_is_what_runs_and_other_code_is_told(documents: Path, 
     shown = [json.loads((r / "studies" / "small" / "best.json").read_text()) for r in (root, tmp_path / "again")]
     assert shown[0]["metrics"][VAL_PPL] == shown[1]["metrics"][VAL_PPL]
 
-    more = ("--resume", "small", "--trials", "5")
     changed = run(other / "search" / "asym_layers.py", other, documents, root, PYTHONPATH=str(other))
     assert changed.returncode == 2
     assert "other code" in changed.stderr
-    typed = [sys.executable, str(other / "search" / "asym_layers.py"), "--mlruns", str(root), *more, "--accept-code"]
-    accepted = subprocess.run(
-        typed, cwd=other, env=os.environ | {"PYTHONPATH": str(other)}, capture_output=True, text=True, check=False
-    )
+
+    def accepting(*more: str) -> subprocess.CompletedProcess[str]:
+        typed = [sys.executable, str(other / "search" / "asym_layers.py"), "--mlruns", str(root), "--resume", "small"]
+        environment = os.environ | {"PYTHONPATH": str(other)}
+        whole = [*typed, *more, "--accept-code"]
+        return subprocess.run(whole, cwd=other, env=environment, capture_output=True, text=True, check=False)
+
+    in_vain = accepting("--trials", "4", "--replicates", "2")
+    assert in_vain.returncode == 0, in_vain.stderr
+    said = " ".join(in_vain.stdout.split())
+    assert "only like is compared with like" in said
+    assert "no further seeds of other code's configurations (trials 0, 1, 2, 3)" in said
+    assert "0 ran now" in in_vain.stdout
+    accepted = accepting("--trials", "5", "--replicates", "1")
     assert accepted.returncode == 0, accepted.stderr
-    assert "only like is compared with like" in " ".join(accepted.stdout.split()), accepted.stdout
     history = json.loads((root / "studies" / "small" / "study.json").read_text())["history"]
-    assert [entry["trials"] for entry in history] == [[0, 1, 2, 3], [4]]
-    assert history[0]["digest"] != history[1]["digest"]
+    assert [entry["trials"] for entry in history] == [[0, 1, 2, 3], [], [4]]
+    assert history[0]["digest"] != history[2]["digest"]
 
 
 def test_the_history_names_each_trial_once_also_of_a_run_that_was_killed() -> None:

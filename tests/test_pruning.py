@@ -1,15 +1,26 @@
 """Trials that are stopped early: what the ledger decides, keeps and answers, without training."""
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from costless import ask_next, base_config, handed_out, trial
 from optuna.trial import TrialState
+from rich.console import Console
 
 from search.budgets import Budgets
-from search.ledger import METRICS, REASON, REPEAT_OF, Ledger
+from search.ledger import HASH, METRICS, REASON, REPEAT_OF, Ledger
+from search.progress import Display
+from search.recorder import Recorder
+from search.searcher import LedgerSearcher
 from search.spaces import SCHEDULERS, Study, asym_layers
+from search.trial_records import read_trial_record
 from trainables.metrics import VAL_ER, VAL_PPL
+from trainables.records import Records
+from trainables.tracking import provenance_tags
+from trainables.two_phase import COLLAPSED, COMPUTE, DEVICE_NAME, FINAL, NO_RESULT, PROVENANCE
 
 
 def study(scheduler: str, trials: int = 10) -> Study:
@@ -100,3 +111,47 @@ def test_a_repeat_of_a_pruned_trial_is_answered_alike(tmp_path: Path) -> None:
 def test_the_scheduler_is_part_of_the_definition() -> None:
     names = {study(scheduler).default_name("data") for scheduler in SCHEDULERS}
     assert len(names) == len(SCHEDULERS)
+
+
+@pytest.mark.parametrize(("code", "stopped"), [("old", True), ("new", False)])
+def test_a_trial_is_measured_by_those_of_its_own_code_alone(tmp_path: Path, code: str, stopped: bool) -> None:
+    ledger = Ledger(study("asha"), "s", tmp_path / "o.db")
+    made = {"code": "old", "torch": "2.11.0", "device": "cpu", "compute": "fp32"}
+    for position in range(4):
+        number = handed_out(ledger).number
+        assert ledger.epoch(number, 1, 20.0 + position, made) == ""
+        ledger.complete(number, {VAL_PPL: 20.0 + position}, "fp32", made)
+    assert bool(ledger.epoch(handed_out(ledger).number, 1, 90.0, made | {"code": code})) == stopped
+    assert not ledger.epoch(handed_out(ledger).number, 1, 80.0, made | {"code": "newer"})
+
+
+PLACE: dict[str, Any] = {
+    COMPUTE: "fp32",
+    DEVICE_NAME: "a machine",
+    PROVENANCE: {"code": "c", "torch": "2.11.0", "device": "cpu", "compute": "fp32"},
+}
+
+
+@pytest.mark.parametrize(
+    ("end", "verb"),
+    [({COLLAPSED: "collapsed", FINAL: {VAL_ER: 1.0}}, "prune_trial"), ({NO_RESULT: "diverged"}, "fail_trial")],
+)
+def test_a_trial_without_a_result_says_what_code_it_was_of(tmp_path: Path, end: dict[str, Any], verb: str) -> None:
+    """In the ledger, its file and MLflow."""
+    records = Records.at(tmp_path)
+    ledger = Ledger(study("none"), "s", records.optuna_database)
+    searcher, told = LedgerSearcher(ledger, None, Budgets()), {}
+    spool: Any = SimpleNamespace(put=lambda verb, key="", **arguments: told.update({verb: arguments}))
+    display = Display(Console(file=io.StringIO()), 1, 0, None)
+    recorder = Recorder(ledger, spool, display, searcher, {"threads": 1}, records, 60.0)
+    searcher.suggest("a")
+    ended: Any = SimpleNamespace(trial_id="a", config={}, last_result={**PLACE, **end})
+    recorder.on_trial_start(0, [], ended)
+    recorder.on_trial_complete(0, [], ended)
+    tags = {"compute": "fp32", "device_name": "a machine", **provenance_tags(PLACE[PROVENANCE])}
+    assert told[verb]["place"] == tags
+    (record,) = [*ledger.pruned(), *ledger.failed()]
+    assert record.user_attrs[PROVENANCE] == PLACE[PROVENANCE]
+    left = read_trial_record(records.trial_record("s", record.user_attrs[HASH]))
+    assert left is not None
+    assert left.runtime == {"threads": 1, **tags}

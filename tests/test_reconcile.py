@@ -27,6 +27,7 @@ from trainables.tracking import (
 
 RUNTIME = {"threads": 1, "gpus": 0.0}
 EARLIER = {"device_name": "another machine", "threads": 2, "gpus": 1.0, "compute": "fp32"}
+MADE = {"code": "c", "torch": "2.11.0", "device": "cpu", "compute": "fp32"}
 CURVES = {EPOCH_VAL_PPL: [(1, 30.0), (2, 25.0)], SWEEP_LOSS: [(step, -0.1 * step) for step in range(2, 30)]}
 OUTCOMES = ("finished", "failed", "pruned", "finished")
 STUDY = "s"
@@ -51,11 +52,11 @@ def ledger(records: Records) -> Ledger:
             ledger.complete(number, figures, "fp32")
         elif outcome == "failed":
             left = left.ended(outcome, "diverged")
-            ledger.fail(number, "diverged")
+            ledger.fail(number, "diverged", MADE)
         else:
             left = left.ended(outcome, "poor")
             ledger.epoch(number, 1, 30.0)
-            ledger.prune(number, "poor", {})
+            ledger.prune(number, "poor", {}, MADE)
         path = records.trial_record(STUDY, config.config_hash())
         write_trial_record(path, left)
         if number == 3:
@@ -98,6 +99,9 @@ def test_a_store_that_has_no_run_gets_them_all_once(records: Records, ledger: Le
         assert [runs[n].data.params["threads"] for n in "0123"] == ["2", "1", "1", "1"]
         assert {n: run.data.tags.get(COMPUTE_TAG) for n, run in runs.items()} == {
             "0": "fp32", "1": None, "2": None, "3": "fp32", "4": "fp32"
+        }  # fmt: skip
+        assert {n: run.data.tags.get("code") for n, run in runs.items()} == {
+            "0": None, "1": "c", "2": "c", "3": None, "4": None
         }  # fmt: skip
         assert (runs["0"].data.tags[PHASE1_TAG], runs["1"].data.tags[REASON_TAG]) == ("who", "diverged")
         assert (runs["2"].data.tags[PRUNED_TAG], runs["4"].data.tags[REPLICATE_TAG]) == ("poor", "0")

@@ -197,16 +197,21 @@ class Tracker:
             token = page.token or ""
         return found
 
-    def fail_trial(self, run_id: str, reason: str, details: str, status: str = "FAILED") -> None:
-        """End a run without figures; `details` (a traceback, say) becomes an artifact."""
-        self.client.log_batch(run_id, tags=[RunTag(REASON_TAG, reason[:500])])
+    def fail_trial(
+        self, run_id: str, reason: str, details: str, status: str = "FAILED", place: dict[str, str] | None = None
+    ) -> None:
+        """End a run without figures; `details` (a traceback, say) becomes an artifact, `place` as in `finish_trial`."""
+        tags = {REASON_TAG: reason[:500]} | (place or {})
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         self.client.set_terminated(run_id, status)
         if details:
             self.client.log_text(run_id, details, "error.txt")
 
-    def prune_trial(self, run_id: str, reason: str, figures: dict[str, float]) -> None:
-        """End a run that was stopped early, with the figures that it has."""
-        self._log_figures(run_id, figures, {PRUNED_TAG: reason[:500]})
+    def prune_trial(
+        self, run_id: str, reason: str, figures: dict[str, float], place: dict[str, str] | None = None
+    ) -> None:
+        """End a run that was stopped early, with the figures that it has; `place` as in `finish_trial`."""
+        self._log_figures(run_id, figures, {PRUNED_TAG: reason[:500]} | (place or {}))
         self.client.set_terminated(run_id, "FINISHED")
 
     def _log_figures(self, run_id: str, figures: dict[str, float], tags: dict[str, str]) -> None:

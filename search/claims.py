@@ -83,17 +83,14 @@ def _layerwise(evidence: list[Evidence], by_hash: By) -> list[Claim]:
 
 
 def _cells(evidence: list[Evidence], by_hash: By) -> list[tuple[str, Cells]]:
-    """The settings (D, mode) of which all four cells are there; modes that are the same four models once."""
-    found: dict[tuple[int, ...], tuple[str, Cells]] = {}
+    """The settings (D, mode) of which all four cells are there."""
+    found: list[tuple[str, Cells]] = []
     for dim, base in sorted(_bases(evidence).items()):
         for mode in CONTEXT_MODES:
             cells = {(c, t): e for c, t in CELLS if (e := _at(base, by_hash, c, t, mode))}
-            if len(cells) < len(CELLS):
-                continue
-            key = tuple(e.found.first.number for e in cells.values())
-            where = f"{found[key][0]} = {mode}" if key in found else f"D={dim}, {mode}"
-            found[key] = (where, cells)
-    return list(found.values())
+            if len(cells) == len(CELLS):
+                found.append((f"D={dim}, {mode}", cells))
+    return found
 
 
 def _judge(text: str, where: str, verdict: Callable[[Cells], tuple[str, str]], cells: Cells) -> Claim:
@@ -131,7 +128,7 @@ def _beats(one: Evidence, others: list[Evidence], loses: bool = False) -> tuple[
         f"{_short(other, one)} against {_short(one, other)}: {percent(_less(one, other))}" for other in others
     )
     assert one.losses is not None
-    detail = f"{detail}; {documents(one.losses.num_units)}"
+    detail = f"{detail}; {documents(one.losses.num_units, all(e.units_known for e in (one, *others)))}"
     if all(interval(other, 1).low > 0 for other in others):
         return SUPPORTED, detail
     if any(interval(other, len(others)).high < 0 for other in others):

@@ -26,6 +26,7 @@ class Evidence:
 
     found: Configuration
     losses: Losses | None  # None: a seed's record is missing or damaged
+    units_known: bool = True  # False: equal documents count as independent, since a record does not name them
 
     @property
     def name(self) -> str:
@@ -66,14 +67,16 @@ class Comparison:
         known = [row.difference for row in self.rows if row.difference is not None]
         if not known:
             return ""
-        number = f"Intervals over {documents(known[0].num_units)}."
+        compared = [self.leader, *(row.other for row in self.rows if row.difference is not None)]
+        units_known = all(each.units_known for each in compared if each is not None)
+        number = f"Intervals over {documents(known[0].num_units, units_known)}."
         tested = any(difference.seeds_tested for difference in known)
         return number if tested else f"{number} One seed: this is about these trained models only."
 
 
 def load_evidence(results: Results, records: Records) -> list[Evidence]:
     """All finished configurations, by mean loss."""
-    loaded = [Evidence(found, _losses(found, results.name, records)) for found in results.configurations()]
+    loaded = [Evidence(found, *_losses(found, results.name, records)) for found in results.configurations()]
     # One data set has one list of documents, the commonest: a record of others is not this study's.
     known = Counter(e.losses.targets.tobytes() for e in loaded if e.losses is not None)
     usual = known.most_common(1)[0][0] if known else b""
@@ -82,17 +85,19 @@ def load_evidence(results: Results, records: Records) -> list[Evidence]:
     ]
 
 
-def _losses(found: Configuration, study: str, records: Records) -> Losses | None:
+def _losses(found: Configuration, study: str, records: Records) -> tuple[Losses | None, bool]:
+    """Its losses by unit, and whether all its records say which documents are one unit."""
     nats: list[np.ndarray] = []
-    targets = np.empty(0)
+    targets, units_known = np.empty(0), True
     for trial, ppl in zip(found.trials, found.ppls, strict=True):
         record = read_trial_record(records.trial_record(study, trial.user_attrs[HASH]))
         known = record.unit_losses(ppl) if record else None
         if known is None or (nats and not np.array_equal(known[1], targets)):
-            return None
+            return None, True
+        units_known = units_known and record is not None and record.units_known
         nats.append(known[0])
         targets = known[1]
-    return Losses(np.stack(nats), targets)
+    return Losses(np.stack(nats), targets), units_known
 
 
 def comparable(results: Results, evidence: list[Evidence]) -> list[Evidence]:
@@ -116,9 +121,9 @@ def compare(results: Results, evidence: list[Evidence]) -> Comparison:
     if leader.losses is None or len(usable) < 2 or len(leader.losses.targets) < 2:
         headline = f"Lowest validation PPL: {_shown(leader)}; {_why_not(leader, others)}."
         return Comparison(leader, headline, [*(Row(other, None, NO_LOSSES) for other in others), *unlike])
-    # The leader was chosen among all of them, so all of them count where intervals are widened.
+    # The leader was chosen among all of them, those without losses too: all count where intervals are widened.
     losses = [e.losses for e in usable if e.losses is not None]
-    made = differences(losses, [(0, i) for i in range(1, len(usable))], all_pairs(len(usable)))
+    made = differences(losses, [(0, i) for i in range(1, len(usable))], all_pairs(1 + len(others)))
     known = {e.found.first.number: d for e, d in zip(usable[1:], made, strict=True)}
     rows = [_row(e, known.get(e.found.first.number)) for e in others]
     return Comparison(leader, _headline(leader, rows), [*rows, *unlike])
@@ -194,9 +199,10 @@ def _plain(value: float) -> str:
     return f"{value:+.1f}" if value < 1_000 else ">+1000"  # two seeds can say next to nothing
 
 
-def documents(number: int) -> str:
-    """How many independent documents an interval is over, and whether they are few."""
-    return f"{number} documents" + (f", {FEW}" if number < FEW_UNITS else "")
+def documents(number: int, units_known: bool = True) -> str:
+    """How many independent documents an interval is over, whether they are few, and whether equal ones are known."""
+    told = f"{number} documents" + ("" if units_known else " (equal documents not known)")
+    return told + (f", {FEW}" if number < FEW_UNITS else "")
 
 
 def absolute(interval: Interval) -> str:

@@ -47,7 +47,7 @@ def run(
         running = TrialRecord(config.config_hash(), assignment.number, config.seed)
         running.add([(names.SWEEP_CONVERGENCE, step, step / 20) for step in range(2, 19)])
         running.add([(names.EPOCH_VAL_PPL, epoch, ppl + 5 - epoch) for epoch in range(1, 6)])
-        documents = {"nats": nats.tolist(), "targets": targets.tolist()}
+        documents = {"nats": nats.tolist(), "targets": targets.tolist(), "units": list(range(DOCUMENTS))}
         path = records.trial_record(ledger.name, config.config_hash())
         write_trial_record(path, running.ended("finished", result=documents))
         ledger.complete(assignment.number, figures(config, ppl))

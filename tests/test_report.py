@@ -6,14 +6,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import made_up
 import numpy as np
 import pytest
 from made_up import BASE, modes, run
 from scipy import stats
 
 from model.modes import same_model_modes
-from search import claims
+from search import claims, evidence
 from search.claims import evaluate
 from search.evidence import (
     AHEAD,
@@ -23,11 +26,12 @@ from search.evidence import (
     TIE,
     Comparison,
     Evidence,
+    Row,
     compare,
     documents,
     load_evidence,
 )
-from search.leaderboard import BEST
+from search.leaderboard import BEST, trial_name
 from search.ledger import Ledger
 from search.optuna_plots import contour_pairs, readable_study
 from search.plots import front
@@ -35,6 +39,8 @@ from search.report import HTML, MARKDOWN, write_report
 from search.spaces import asym_layers, context_modes
 from search.study_record import git_state, read_study_record, write_study_record
 from search.verdict import Losses
+from trainables import metrics as names
+from trainables.convergence import MARKED
 from trainables.records import Records
 
 ROOT = Path(__file__).parents[1]
@@ -42,8 +48,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def judged(ledger: Ledger, records: Records) -> tuple[Comparison, dict[str, str]]:
-    evidence = load_evidence(ledger, records)
-    return compare(ledger, evidence), {claim.text: claim.verdict for claim in evaluate(evidence)}
+    found = load_evidence(ledger, records)
+    return compare(ledger, found), {claim.text: claim.verdict for claim in evaluate(found)}
 
 
 @pytest.fixture
@@ -183,6 +189,7 @@ HALVES = {
     "all as many": ([(30, 30), (30, 29), (30, 31)], claims.CONTRADICTED),
     "all far fewer": ([(60, 6), (60, 7), (60, 8)], claims.CONTRADICTED),
     "far apart, above and below": ([(30, 3), (30, 15), (30, 60)], claims.NOT_SUPPORTED),
+    "two seeds near a half, of which one is not enough": ([(30, 14), (30, 16)], claims.NOT_SUPPORTED),
     "one seed, a half": ([(30, 15)], f"{claims.SUPPORTED}, one seed"),
     "one seed, two thirds": ([(30, 20)], f"{claims.SUPPORTED}, one seed"),
     "one seed, just under a third": ([(30, 9)], f"{claims.CONTRADICTED}, one seed"),
@@ -210,13 +217,76 @@ def test_all_who_are_compared_with_the_leader_count_in_its_intervals(records: Re
     """Five modes are ten pairs; with one seed an interval's width is its documents' by the quantiles of Student's t."""
     comparison, _ = judged(run(context_modes(BASE, (16,)), records, modes), records)
     assert len(comparison.rows) == 4
-    evidence = [comparison.leader, *(row.other for row in comparison.rows)]
-    (sizes,) = {each.losses.targets.tobytes(): each.losses.targets for each in evidence}.values()
+    found = [comparison.leader, *(row.other for row in comparison.rows)]
+    (sizes,) = {each.losses.targets.tobytes(): each.losses.targets for each in found}.values()
     freedom = sizes.sum() ** 2 / (sizes**2).sum() - 1
     expected = stats.t.isf(0.025 / 10, freedom) / stats.t.isf(0.025, freedom)
     for row in comparison.rows:
         plain, wide = row.difference.documents, row.difference.combined
         assert (wide.high - wide.low) / (plain.high - plain.low) == pytest.approx(expected)
+
+
+def test_configurations_without_losses_count_in_the_leader_s_intervals_too(records: Records) -> None:
+    """The leader was chosen among them: a file that is lost makes no interval narrower."""
+    ledger = run(context_modes(BASE, (16,)), records, modes)
+    before = {row.other.name: row.difference for row in judged(ledger, records)[0].rows}
+    lost = ledger.configurations()[-1]
+    records.trial_record(ledger.name, lost.config.config_hash()).unlink()
+    after = {row.other.name: row.difference for row in judged(ledger, records)[0].rows}
+    assert [name for name, difference in after.items() if difference is None] == [trial_name(lost.config)]
+    for name, difference in after.items():
+        assert difference is None or difference.combined == before[name].combined
+
+
+def test_where_records_do_not_name_equal_documents_that_is_said(records: Records) -> None:
+    ledger = run(asym_layers(BASE, (8, 16), "random", 4), records, lambda c: 3.0 + c.token_layers / 10)
+    number = "60 documents (equal documents not known), so few"
+    comparison, told = compare(ledger, load_evidence(ledger, records)), evaluate(load_evidence(ledger, records))
+    assert not any("not known" in text for text in (comparison.over, *(claim.detail for claim in told)))
+    path = records.trial_record(ledger.name, ledger.configurations()[-1].config.config_hash())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"units": []}))
+    comparison, told = compare(ledger, load_evidence(ledger, records)), evaluate(load_evidence(ledger, records))
+    assert comparison.over.startswith(f"Intervals over {number}")
+    assert any(number in claim.detail for claim in told)
+
+
+def test_the_headline_says_that_the_leader_did_not_converge(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = made_up.figures
+    monkeypatch.setattr(made_up, "figures", lambda *of: whole(*of) | {names.CONVERGENCE: 0.5})
+    comparison, _ = judged(run(context_modes(BASE, (16,)), records, modes), records)
+    assert f", {MARKED})" in comparison.headline
+
+
+def rival(dim: int, losses: Losses | None = None) -> Evidence:
+    found: Any = SimpleNamespace(config=BASE.replace(context_dim=dim), converged=True, ppl=20.0, trials=(None,))
+    return Evidence(found, losses)
+
+
+@pytest.mark.parametrize(
+    ("number", "named"),
+    [
+        (1, "C1T1 D1 prev_and_current"),
+        (2, "C1T1 D1 prev_and_current and C1T1 D2 prev_and_current"),
+        (5, ", ".join(f"C1T1 D{dim} prev_and_current" for dim in range(1, 5)) + " and 1 more"),
+    ],
+)
+def test_rivals_are_listed_in_a_sentence(number: int, named: str) -> None:
+    rows = [Row(rival(dim), None, f"{TIE} {ON_DOCUMENTS}") for dim in range(1, number + 1)]
+    leader = "C1T1 D9 prev_and_current (val PPL 20.00)"
+    assert evidence._headline(rival(9), rows) == f"{leader} is lowest, but not told apart from {named} {ON_DOCUMENTS}."
+
+
+@pytest.mark.parametrize(
+    ("documents", "rivals", "why"),
+    [
+        (1, 1, "with one validation document nothing can be said of the differences"),
+        (2, 1, f"{NO_LOSSES}, so nothing can be said of the differences"),
+        (2, 0, "there is no other configuration to compare it with"),
+    ],
+)
+def test_why_nothing_is_compared(documents: int, rivals: int, why: str) -> None:
+    leader = rival(9, Losses(np.ones((1, documents)), np.ones(documents)))
+    assert evidence._why_not(leader, [rival(8)] * rivals) == why
 
 
 def test_a_trial_without_a_usable_record_is_said_to_have_no_losses(records: Records) -> None:
@@ -328,6 +398,7 @@ def test_the_command_writes_the_report_and_tells_the_verdict(reported: tuple[Rec
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "claims of the earlier reports" in done.stdout
+    assert compare(reported[1], load_evidence(reported[1], records)).over in done.stdout
     assert str(records.study("made-up") / HTML) in done.stdout
     best = json.loads((records.study("made-up") / BEST).read_text())  # of a study that may be running still
     leader = reported[1].best()

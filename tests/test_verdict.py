@@ -6,7 +6,9 @@ from scipy import stats
 
 from search.verdict import (
     Losses,
+    _interaction,
     all_pairs,
+    combined,
     combined_interval,
     differences,
     documents_intervals,
@@ -250,3 +252,31 @@ def test_documents_of_a_unit_are_added_up_whatever_their_order() -> None:
     units = np.array([7, -1, 7, 0, -1])
     columns = np.arange(10.0).reshape(2, 5)
     assert merged(units, columns).tolist() == [[5.0, 3.0, 2.0], [15.0, 8.0, 12.0]]
+
+
+def test_a_batch_of_studies_is_each_of_them_alone() -> None:
+    rng = np.random.default_rng(3)
+    spread = np.array([0.1, 1.0, 10.0])[:, None, None]  # so that no study may take another's
+    targets = rng.integers(50, 200, (3, 12)).astype(float)
+    a, b, c = (Losses((3 + spread * rng.normal(0, 0.1, (3, 4, 12))) * targets[:, None], targets) for _ in range(3))
+    pooled = pooled_seeds([a, b, c])
+    value, half = combined(a, b, 3, pooled)
+    plain_value, plain_half = combined(a, b)
+    for study in range(3):
+        alone = [Losses(each.nats[study], targets[study]) for each in (a, b, c)]
+        own = pooled_seeds(alone)
+        assert np.allclose([value[study], half[study]], combined(*alone[:2], 3, own), rtol=1e-12)
+        assert np.allclose([plain_value[study], plain_half[study]], combined(*alone[:2]), rtol=1e-12)
+        assert np.allclose(a.influence()[study], alone[0].influence(), rtol=1e-12)
+        assert np.isclose(_interaction(a)[study], _interaction(alone[0]), rtol=1e-12)
+        assert pooled is not None
+        assert own is not None
+        assert np.isclose(pooled.variance[study], own.variance, rtol=1e-12)
+
+
+def test_parts_of_a_batch_are_added_study_by_study() -> None:
+    parts = [Part(np.array([1.0, 4.0]), np.array([3.0, 5.0])), Part(np.array([2.0, 0.5]), np.array([7.0, 2.0]))]
+    whole = added(parts)
+    for study in range(2):
+        alone = added([Part(part.variance[study], part.freedom[study]) for part in parts])
+        assert (whole.variance[study], whole.freedom[study]) == (alone.variance, alone.freedom)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model.text_model import TextModel
+    from model.text.text_model import TextModel
 
 __all__ = ["load"]
 
@@ -20,6 +20,6 @@ def load(where: "str | Path", device: str | None = None) -> "TextModel":
     Raises:
         ValueError: there is no such model, it is damaged, or the device cannot be used.
     """
-    from model.text_model import load_text_model  # torch takes seconds to import
+    from model.text.text_model import load_text_model  # torch takes seconds to import
 
     return load_text_model(where, device)

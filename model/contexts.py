@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.compute import Compute
 from model.layers import ContextBlock
 from model.modes import Read, Reads
-from model.passes import ContextPass
+from model.ops.compute import Compute
+from model.ops.passes import ContextPass
 
 CHUNK = 64  # positions scanned one after another; 0.77**64 = 5e-8 of a start survives a C=1 chunk
 MAX_PASSES = 50

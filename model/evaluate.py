@@ -6,9 +6,9 @@ import json
 import sys
 import time
 
-from model.command_line import Parser, add_model, open_model, run
-from model.documents import documents_of
+from model.cli import Parser, add_model, open_model, run
 from model.errors import user_errors
+from model.text.documents import documents_of
 
 
 def _arguments() -> argparse.Namespace:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from model.command_line import Parser, add_model, open_model, run
+from model.cli import Parser, add_model, open_model, run
 from model.errors import BadInputError, user_errors
-from model.sampling import Sampling
+from model.text.sampling import Sampling
 
 if TYPE_CHECKING:
-    from model.chat import Chat
+    from model.text.chat import Chat
 
 
 def _arguments() -> argparse.Namespace:
@@ -89,8 +89,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a ? for it
 
-    from model.chat import Chat  # only now: torch takes seconds to import
-    from model.continuation import Continuation
+    from model.text.chat import Chat  # only now: torch takes seconds to import
+    from model.text.continuation import Continuation
 
     model = open_model(args)
     if args.chat and model.chat is False:

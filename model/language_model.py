@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from model.compute import Compute
 from model.config import ModelConfig
 from model.contexts import StreamContexts, exact_contexts
 from model.layers import ContextBlock, TokenBlock
-from model.passes import TokenPass
+from model.ops.compute import Compute
+from model.ops.passes import TokenPass
 from model.seeds import seeded
 
 

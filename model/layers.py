@@ -1,4 +1,4 @@
-"""The parameters of the two blocks. `model.passes` computes with them."""
+"""The parameters of the two blocks. `model.ops.passes` computes with them."""
 
 from collections.abc import Iterator
 from typing import cast

@@ -5,7 +5,7 @@ import random
 import torch
 from torch import Tensor
 
-from model.plain import BlockGradient
+from model.ops.plain import BlockGradient
 
 MEAN_WEIGHT = 0.1  # of the squared norm of a block's mean in the dispersion loss
 

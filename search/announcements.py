@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search.leaderboard import BEST, failures
-from search.ledger import Ledger
+from search.findings.leaderboard import BEST, failures
+from search.ledger.ledger import Ledger
+from search.ledger.results import METRICS, Configuration, trial_config
 from search.options import Settings
-from search.progress import duration
 from search.report import HTML
-from search.results import METRICS, Configuration, trial_config
-from trainables.convergence import shortfall
+from search.screen import duration
+from trainables.inputs.overlap import SEQUENCES, told
 from trainables.metrics import CONVERGENCE
-from trainables.overlap import SEQUENCES, told
-from trainables.tracking_uri import Destination
+from trainables.phases.convergence import shortfall
+from trainables.tracking.destination import Destination
 
 if TYPE_CHECKING:  # Ray is not imported where nothing is to run
-    from search.cluster import Resources
+    from search.execution.cluster import Resources
 
 
 def say_prepared(console: Console, settings: Settings, resources: "Resources", summary: dict[str, Any]) -> None:

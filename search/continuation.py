@@ -6,11 +6,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from search.ledger import Ledger
-from search.replicates import open_replicates
-from search.results import CONFIG, HASH, METRICS, PROVENANCE, Origin, digest_of
-from search.trial_records import TrialRecord, read_trial_record
-from trainables.digests import Provenance
+from search.ledger.ledger import Ledger
+from search.ledger.records import TrialRecord, read_trial_record
+from search.ledger.replicates import open_replicates
+from search.ledger.results import CONFIG, HASH, METRICS, PROVENANCE, Origin, digest_of
+from trainables.host.digests import Provenance
 from trainables.metrics import ATTEMPTS, PHASE1_SAVED, PHASE1_SECONDS, PHASE1_SHARED, PHASE2_SECONDS, TOTAL_SECONDS
 from trainables.records import Records
 

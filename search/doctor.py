@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.command_line import Parser
+from model.cli import Parser
 from model.output import print_in_any_encoding
 from trainables.errors import OtherVersionError
 from trainables.records import DEFAULT_ROOT, Records
 
 if TYPE_CHECKING:
-    from search.findings import Finding, Skipped
-    from search.results import Results
-    from trainables.mlflow_store import StoredRun, StoreView
+    from search.audit.findings import Finding, Skipped
+    from search.ledger.results import Results
+    from trainables.tracking.store import StoredRun, StoreView
 
 OK, WRONG, BAD_INPUT = 0, 1, 2
 
@@ -37,9 +37,9 @@ class Diagnosis:
 
 def examine(records: Records) -> Diagnosis:
     """Check every study, the cache and the registry."""
-    from search.findings import Finding, snapshots
-    from search.store_checks import check_cache, check_registry
-    from trainables.collection import no_collection
+    from search.audit.findings import Finding, snapshots
+    from search.audit.store_checks import check_cache, check_registry
+    from trainables.host.collection import no_collection
 
     seen = Diagnosis()
     try:
@@ -67,15 +67,15 @@ def examine(records: Records) -> Diagnosis:
 
 
 def _view(database: Path) -> "StoreView":
-    from trainables.mlflow_store import StoreView
+    from trainables.tracking.store import StoreView
 
     return StoreView(f"sqlite:///{database}")
 
 
 def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, runs: Path | None) -> None:
-    from search.findings import Finding, Skipped
-    from search.lock import is_running
-    from search.results import known_studies, load_results
+    from search.audit.findings import Finding, Skipped
+    from search.ledger.lock import is_running
+    from search.ledger.results import known_studies, load_results
 
     store = _view(runs) if runs is not None else None
     for name in known_studies(ledgers) if ledgers is not None else []:
@@ -93,8 +93,8 @@ def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, 
 
 
 def _examine_study(seen: Diagnosis, results: "Results", records: Records, store: "StoreView | None") -> None:
-    from search.findings import Skipped
-    from search.study_checks import (
+    from search.audit.findings import Skipped
+    from search.audit.study_checks import (
         MLFLOW,
         check_leaderboard,
         check_mlflow,
@@ -122,11 +122,11 @@ def _examine_study(seen: Diagnosis, results: "Results", records: Records, store:
 def repair(seen: Diagnosis, records: Records) -> list["Skipped"]:
     """Mend what can be; what could not, and why."""
     from model.errors import BadInputError
-    from search.findings import Skipped
-    from search.lock import study_lock
-    from search.mending import mend_cache
-    from search.results import load_results
-    from search.store_checks import CACHE
+    from search.audit.findings import Skipped
+    from search.audit.mending import mend_cache
+    from search.audit.store_checks import CACHE
+    from search.ledger.lock import study_lock
+    from search.ledger.results import load_results
 
     skipped = []
     for name, kinds in seen.ailing.items():
@@ -142,8 +142,8 @@ def repair(seen: Diagnosis, records: Records) -> list["Skipped"]:
 
 
 def _mend_study(seen: Diagnosis, results: "Results", kinds: set[str], records: Records) -> None:
-    from search.mending import mend_leaderboard, mend_mlflow, mend_trial_files
-    from search.study_checks import LEADERBOARD, MLFLOW, TRIAL_FILE
+    from search.audit.mending import mend_leaderboard, mend_mlflow, mend_trial_files
+    from search.audit.study_checks import LEADERBOARD, MLFLOW, TRIAL_FILE
 
     runs = seen.runs[results.name]
     if TRIAL_FILE in kinds:
@@ -157,7 +157,7 @@ def _mend_study(seen: Diagnosis, results: "Results", kinds: set[str], records: R
 def _print(seen: Diagnosis, mended: list["Finding"]) -> None:
     from rich.text import Text
 
-    from trainables.console import open_console
+    from trainables.host.console import open_console
 
     console = open_console()
 
@@ -190,7 +190,7 @@ def main() -> int:
         return BAD_INPUT
     records = Records.at(args.mlruns)
     if args.repair:
-        from trainables.surroundings import check_folder
+        from trainables.host.preflight import check_folder
 
         try:
             check_folder(records.root, "--repair")

@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import BadInputError, user_errors, without_passwords
 from model.output import print_without_fail
-from search.environment import set_environment
+from search.execution.environment import set_environment
 from search.interrupts import Interrupts
-from search.lock import study_lock
+from search.ledger.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.resume import keep, parse
 from search.spaces import Study
 from trainables.errors import StoppedError, unwritable
-from trainables.studies import runs_went
-from trainables.tracking_check import check_destination
-from trainables.tracking_uri import Destination, destination
+from trainables.tracking.check import check_destination
+from trainables.tracking.destination import Destination, destination
+from trainables.training.studies import runs_went
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console
 
-    from search.cluster import Resources
-    from search.ledger import Ledger
-    from search.tuner import Outcome
-    from trainables.digests import Provenance
-    from trainables.spool import Spool
+    from search.execution.cluster import Resources
+    from search.execution.tuner import Outcome
+    from search.ledger.ledger import Ledger
+    from trainables.host.digests import Provenance
+    from trainables.tracking.spool import Spool
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -71,7 +71,7 @@ def _run(
 ) -> int:
     from rich.text import Text
 
-    from trainables.console import open_console
+    from trainables.host.console import open_console
 
     console = open_console()
     began = time.monotonic()
@@ -90,7 +90,7 @@ def _run(
         with user_errors():
             stack.enter_context(study_lock(folder))
         with console.status("opening the records …"), user_errors():
-            from search.ledger import Ledger
+            from search.ledger.ledger import Ledger
 
             ledger = Ledger(study, name, settings.records.optuna_database, settings.replicates)
         if said := ledger.left_alone():
@@ -108,7 +108,7 @@ def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
     """A connection to Ray, and what each trial gets there."""
     import ray
 
-    from search.cluster import check_hosts, plan_resources, start_ray
+    from search.execution.cluster import check_hosts, plan_resources, start_ray
 
     try:
         with console.status("starting Ray …"), user_errors():
@@ -141,7 +141,7 @@ class _StudyRun:
         self.made_before = len(ledger.made_with_replicates())
         self.profiled = self.reported = False
         self.typed = without_passwords(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-        from search.study_record import read_study_record
+        from search.ledger.study_record import read_study_record
 
         begun = read_study_record(settings.records.study_record(self.name))
         self.command = begun.get("command", self.typed)  # which the study was begun by
@@ -157,10 +157,10 @@ class _StudyRun:
         ledger, folder = self.ledger, self.settings.records.study(self.name)
         refs = None if enough else self._start_preparing()  # on a worker, while MLflow's store is opened here
         with self.console.status("opening the records …"):
-            from search.results import METRICS, trial_config
-            from trainables.convergence import with_converged
-            from trainables.spool import Spool
-            from trainables.tracking import Tracker
+            from search.ledger.results import METRICS, trial_config
+            from trainables.phases.convergence import with_converged
+            from trainables.tracking.spool import Spool
+            from trainables.tracking.study_runs import Tracker
 
             with user_errors():
                 tracker = Tracker(self.settings.records, self.name, ledger.study_id, self.where.uri)
@@ -174,8 +174,8 @@ class _StudyRun:
         status, outcome, through = "FAILED", None, False
         try:
             if enough:
-                from search.reconcile import complete_mlflow
-                from search.study_record import HISTORY
+                from search.execution.reconcile import complete_mlflow
+                from search.ledger.study_record import HISTORY
 
                 summary = ledger.summary()
                 self._say_nothing_to_run(enough)
@@ -185,9 +185,9 @@ class _StudyRun:
                     spool.put("start_study", params=record)
                     complete_mlflow(ledger, spool, self.settings.records, self._runtime(summary))
             else:
-                from search.preparation import prepared
-                from search.results import PROVENANCE
-                from trainables.digests import Provenance
+                from search.execution.preparation import prepared
+                from search.ledger.results import PROVENANCE
+                from trainables.host.digests import Provenance
 
                 with self.console.status("preparing token ids and embedding (cached for next time) …"):
                     inputs, summary = prepared(self.settings, refs)
@@ -237,7 +237,7 @@ class _StudyRun:
             self.console.print("so nothing is profiled: a larger --trials or another --seed runs one")
 
     def _start_preparing(self) -> Any:
-        from search.preparation import start_preparing
+        from search.execution.preparation import start_preparing
 
         return start_preparing(self.settings, self.study.base, self.resources)
 
@@ -248,7 +248,7 @@ class _StudyRun:
             BadInputError: they may not, and the study was not told to go on.
         """
         from search.continuation import accept, refusal, without_replicates
-        from search.preparation import repeater
+        from search.execution.preparation import repeater
 
         said = []
         if (reason := refusal(self.ledger, now)) is not None:
@@ -271,17 +271,17 @@ class _StudyRun:
         from search.announcements import say_prepared
 
         say_prepared(self.console, self.settings, self.resources, summary)
-        from search.study_record import HISTORY, continued, study_record, write_study_record
+        from search.ledger.study_record import HISTORY, continued, study_record, write_study_record
 
         record = study_record(self.settings, self.study, self.command, self.typed, summary)
         past = self._recorded().get(HISTORY, [])
         file = self.settings.records.study_record(self.name)
         write_study_record(file, {**record, HISTORY: continued(past, record, self.typed)})
         spool.put("start_study", params=record)
-        from search.leaderboard import trial_name
-        from search.progress import Display
-        from search.reconcile import complete_mlflow
-        from search.tuner import run_trials
+        from search.execution.reconcile import complete_mlflow
+        from search.execution.tuner import run_trials
+        from search.findings.leaderboard import trial_name
+        from search.screen import Display
 
         complete_mlflow(ledger, spool, self.settings.records, self._runtime(summary))
         leader = ledger.leader()
@@ -297,7 +297,7 @@ class _StudyRun:
 
     def _recorded(self) -> dict[str, Any]:
         """The study's record, its history with every trial that has ended by now."""
-        from search.study_record import HISTORY, read_study_record, with_trials
+        from search.ledger.study_record import HISTORY, read_study_record, with_trials
 
         record = read_study_record(self.settings.records.study_record(self.name))
         ended = [t.number for t in self.ledger.made_with_replicates()]
@@ -305,9 +305,9 @@ class _StudyRun:
 
     def _report(self, ledger: "Ledger", summary: dict[str, Any]) -> list[Path]:
         """Write the study's results, then show them; the files."""
-        from search.leaderboard import as_table, leaderboard, origins_told, write_results
+        from search.findings.leaderboard import as_table, leaderboard, origins_told, write_results
+        from search.ledger.study_record import bigram_figures, write_study_record
         from search.report import print_verdict
-        from search.study_record import bigram_figures, write_study_record
 
         frame, best = leaderboard(ledger, bigram_figures(summary)), ledger.best()
         if record := self._recorded():

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
-from model.command_line import Parser
-from search.budgets import LEAST_GAIN, Budgets
-from search.checks import check_cluster, check_machine
+from model.cli import Parser
+from search.ledger.budgets import LEAST_GAIN, Budgets
+from search.preflight import check_cluster, check_machine
 from search.presets import PRESETS, Preset
 from search.spaces import NO_SCHEDULER, SAMPLERS, SCHEDULERS
-from trainables.arguments import as_amount, as_count, as_folder, as_name, as_seed
 from trainables.config import RunConfig
+from trainables.host.arguments import as_amount, as_count, as_folder, as_name, as_seed
+from trainables.host.preflight import check_root
+from trainables.inputs.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
 from trainables.records import DEFAULT_ROOT, Records
-from trainables.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
-from trainables.surroundings import check_root
-from trainables.tracking_uri import VARIABLE, as_tracking_uri
+from trainables.tracking.destination import VARIABLE, as_tracking_uri
 
 DEFAULT_TRIALS = 12
 DEFAULT_SAMPLER = "gp"
@@ -43,7 +43,7 @@ class Settings:
     name: str | None
     records: Records
     shown_root: Path  # the records folder as the user typed it
-    tracking_uri: str | None  # as typed; `trainables.tracking_uri.destination` says where runs go
+    tracking_uri: str | None  # as typed; `trainables.tracking.destination.destination` says where runs go
     address: str | None
     cpus_per_trial: float
     gpus_per_trial: float | None  # None: one where there are GPUs

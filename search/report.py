@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.command_line import Parser
+from model.cli import Parser
 from model.output import print_without_fail
 from trainables.errors import OtherVersionError
 from trainables.records import DEFAULT_ROOT, Records
@@ -15,10 +15,10 @@ from trainables.records import DEFAULT_ROOT, Records
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from search.claims import Claim
-    from search.evidence import Comparison
-    from search.results import Results
-    from search.trial_records import TrialRecord
+    from search.findings.claims import Claim
+    from search.findings.evidence import Comparison
+    from search.ledger.records import TrialRecord
+    from search.ledger.results import Results
 
 HTML, MARKDOWN = "report.html", "report.md"
 RUNNERS_UP = 5  # shown on the terminal
@@ -32,8 +32,8 @@ HOW = (
 
 def write_report(results: "Results", records: Records) -> tuple[list[Path], "Comparison", list["Claim"]]:
     """Write both files into the study's folder; the files, and what the terminal tells of them."""
-    from search.claims import evaluate
-    from search.evidence import comparable, compare, load_evidence
+    from search.findings.claims import evaluate
+    from search.findings.evidence import comparable, compare, load_evidence
     from trainables.records import write_whole
 
     evidence = load_evidence(results, records)
@@ -62,10 +62,10 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
     """All that the templates show."""
     from plotly.offline import get_plotlyjs
 
-    from search.leaderboard import at_cap_note, leaderboard, origins_told, same_models
-    from search.plots import all_plots
-    from search.study_record import bigram_figures, read_study_record
-    from trainables.overlap import SEQUENCES, told
+    from search.findings.leaderboard import at_cap_note, leaderboard, origins_told, same_models
+    from search.findings.plots import all_plots
+    from search.ledger.study_record import bigram_figures, read_study_record
+    from trainables.inputs.overlap import SEQUENCES, told
 
     about = read_study_record(records.study_record(results.name))
     bigram = bigram_figures(about)
@@ -99,8 +99,8 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
 
 def _trial_records(results: "Results", records: Records) -> tuple[dict[int, "TrialRecord"], list[int]]:
     """Records of trials that ended, by number; numbers of finished ones that have none."""
-    from search.results import HASH
-    from search.trial_records import read_trial_record
+    from search.ledger.records import read_trial_record
+    from search.ledger.results import HASH
 
     found, unreadable = {}, []
     finished = {t.number: t for c in results.configurations() for t in c.trials}
@@ -115,8 +115,8 @@ def _trial_records(results: "Results", records: Records) -> tuple[dict[int, "Tri
 
 def _table(frame: Any, best: int | None, comparison: "Comparison") -> dict[str, Any]:
     """The leaderboard as text: headings, and rows with what marks them."""
-    from search.evidence import TIE
-    from search.leaderboard import BIGRAM_ROW, CODE, WITH_SEEDS, cells, heading
+    from search.findings.evidence import TIE
+    from search.findings.leaderboard import BIGRAM_ROW, CODE, WITH_SEEDS, cells, heading
 
     shown = [column for column in frame.columns if column in (*WITH_SEEDS, CODE)]
     tied = {row.other.found.first.number for row in comparison.rows if row.verdict.startswith(TIE)}
@@ -137,7 +137,7 @@ def _table(frame: Any, best: int | None, comparison: "Comparison") -> dict[str, 
 
 def _row(row: Any) -> dict[str, str]:
     """One comparison with the leader as text."""
-    from search.evidence import TIE, absolute, percent
+    from search.findings.evidence import TIE, absolute, percent
 
     told = {"name": row.other.marked, "seeds": str(row.other.num_seeds), "verdict": row.verdict}
     difference = row.difference
@@ -157,8 +157,8 @@ def _ended(results: "Results") -> list[tuple[int, str, str, str]]:
     """Trials without a result: number, configuration, how they ended and why."""
     from optuna.trial import TrialState
 
-    from search.leaderboard import trial_name
-    from search.results import REASON, SEED, trial_config
+    from search.findings.leaderboard import trial_name
+    from search.ledger.results import REASON, SEED, trial_config
 
     ways = (
         ("failed", [*results.failed(), *results.replicates(TrialState.FAIL)]),
@@ -188,7 +188,7 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
     from rich.table import Table
     from rich.text import Text
 
-    from trainables.convergence import MARK, MARKED
+    from trainables.phases.convergence import MARK, MARKED
 
     console.print(f"\n{comparison.headline}", style="bold")
     shown = [row for row in comparison.rows if row.difference is not None][:RUNNERS_UP]
@@ -220,7 +220,7 @@ def main() -> int:
     root = "as given to the study (default: %(default)s)"
     parser.add_argument("--mlruns", type=Path, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
     args = parser.parse_args()
-    from search.results import known_studies, load_results
+    from search.ledger.results import known_studies, load_results
 
     records = Records.at(args.mlruns)
     try:
@@ -232,9 +232,9 @@ def main() -> int:
         names = f"there are {', '.join(known)}" if known else "there is none yet"
         print(f"error: no study {args.study!r} in {args.mlruns}/: {names}", file=sys.stderr)
         return 2
-    from search.leaderboard import leaderboard, write_results
-    from search.study_record import bigram_figures, read_study_record
-    from trainables.console import open_console
+    from search.findings.leaderboard import leaderboard, write_results
+    from search.ledger.study_record import bigram_figures, read_study_record
+    from trainables.host.console import open_console
 
     results = load_results(args.study, records.optuna_database)
     about, folder = read_study_record(records.study_record(args.study)), records.study(args.study)

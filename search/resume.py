@@ -9,8 +9,8 @@ from typing import Any
 
 from search.options import Settings
 from trainables.records import Records, write_whole
-from trainables.studies import OPTIONS
-from trainables.tracking_uri import Destination
+from trainables.tracking.destination import Destination
+from trainables.training.studies import OPTIONS
 
 # By the names that argparse gives them. All others define the study.
 # not kept: each run says its own

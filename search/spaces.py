@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any, Protocol
 
 from model.modes import CONTEXT_MODES, MAX_LAYERS, same_model_modes
-from trainables.artifacts import content_key
+from trainables.cache import content_key
 from trainables.config import METHOD_VERSION, RunConfig
 
 STARTUP_TRIALS = 6  # finished trials before gp and tpe start to model; the fixed points count

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from model.command_line import Parser
+from model.cli import Parser
 from model.output import print_without_fail
 from trainables.records import DEFAULT_ROOT, Records
 
@@ -31,7 +31,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    from trainables.mlflow_store import StoreView
+    from trainables.tracking.store import StoreView
 
     try:
         StoreView(records.tracking_uri)

@@ -22,26 +22,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import tests.reference as reference
-from model.chunks import out_of_memory
-from model.command_line import Parser
-from model.compute import Compute
+from model.cli import Parser
 from model.config import ModelConfig
 from model.contexts import full_products
 from model.language_model import LanguageModel
 from model.losses import effective_rank
+from model.ops.chunks import out_of_memory
+from model.ops.compute import Compute
 from search.presets import demo, reports
 from trainables import metrics as names
-from trainables.arguments import as_threads
-from trainables.artifacts import ArtifactStore
+from trainables.cache import ArtifactStore
 from trainables.config import Phase1Config, Phase2Config, RunConfig
-from trainables.corpus import Corpus, Split, load_corpus
-from trainables.devices import choose_device, hardware
-from trainables.embeddings import Embedding
-from trainables.optimizer import FlatAdam
-from trainables.phase1 import STATE_STD, Sweeps, fit_phase1
-from trainables.phase2 import Stream, _Steps
+from trainables.host.arguments import as_threads
+from trainables.host.devices import choose_device, hardware
+from trainables.inputs.corpus import Corpus, Split, load_corpus
+from trainables.inputs.embeddings import Embedding
+from trainables.inputs.sources import resolve_data, resolve_embedding
+from trainables.phases.optimizer import FlatAdam
+from trainables.phases.phase1 import STATE_STD, Sweeps, fit_phase1
+from trainables.phases.phase2 import Stream, _Steps
 from trainables.pipeline import DoesNotFitError, Inputs, run
-from trainables.sources import resolve_data, resolve_embedding
 
 UNIT_SECONDS = 15.0  # a unit that takes longer is timed less often
 PIECE = 1 << 18  # rows of random operands made at once: at full length they would not fit in fp32

@@ -22,15 +22,15 @@ if not torch.cuda.is_available():  # before Triton is imported anywhere: its ker
 from costless import layers_study, run_to_the_end
 from small import VOCAB, E, N, run_config
 
-from search.ledger import Ledger
+from search.ledger.ledger import Ledger
+from search.ledger.results import open_storage
 from search.options import build_parser, check
-from search.results import open_storage
 from search.spaces import SAMPLERS
-from trainables.artifacts import ArtifactStore
+from trainables.cache import ArtifactStore
 from trainables.config import RunConfig
+from trainables.inputs.sources import resolve_data, resolve_embedding
 from trainables.pipeline import Inputs, prepare_inputs
 from trainables.records import Records
-from trainables.sources import resolve_data, resolve_embedding
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from model.modes import CONTEXT_MODES
-from search.ledger import (
+from search.ledger.ledger import (
     Assignment,
     Ledger,
 )

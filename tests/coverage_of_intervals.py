@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from search.verdict import Losses, all_pairs, combined, pooled_seeds
-from trainables.intervals import CHAMPION_LEVEL, documents_part, half_width, ratio
+from search.findings.verdict import Losses, all_pairs, combined, pooled_seeds
+from trainables.evaluation.intervals import CHAMPION_LEVEL, documents_part, half_width, ratio
 
 GENERATORS = ("normal", "skewed", "growing", "lognormal lengths")
 DOCUMENTS, SEEDS = (10, 20, 100, 1000), (1, 2, 3, 5)

@@ -16,19 +16,19 @@ import numpy as np
 from overhead import FIGURES, RUNTIME, Watch, wide_study
 from rich.console import Console
 
-from search.budgets import Budgets
+from search.audit.mending import mend_leaderboard
 from search.doctor import examine
-from search.ledger import Ledger
-from search.mending import mend_leaderboard
-from search.progress import Display
-from search.reconcile import complete_mlflow
-from search.recorder import Recorder
-from search.results import load_results
-from search.searcher import LedgerSearcher
+from search.execution.reconcile import complete_mlflow
+from search.execution.recorder import Recorder
+from search.execution.searcher import LedgerSearcher
+from search.ledger.budgets import Budgets
+from search.ledger.ledger import Ledger
+from search.ledger.results import load_results
+from search.screen import Display
 from trainables import metrics as names
 from trainables.records import Records
-from trainables.spool import Spool
-from trainables.tracking import Tracker
+from trainables.tracking.spool import Spool
+from trainables.tracking.study_runs import Tracker
 from trainables.two_phase import (
     COLLAPSED,
     COMPUTE,

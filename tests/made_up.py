@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from search.ledger import Ledger
+from search.ledger.ledger import Ledger
+from search.ledger.records import TrialRecord, write_trial_record
 from search.spaces import Study
-from search.trial_records import TrialRecord, write_trial_record
 from trainables import metrics as names
 from trainables.config import BigramConfig, RunConfig
 from trainables.records import Records

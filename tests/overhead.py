@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.environment import ENVIRONMENT
+from search.execution.environment import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
 
@@ -23,19 +23,19 @@ from ray import tune
 from rich.console import Console
 
 from model.modes import CONTEXT_MODES
-from search.budgets import Budgets
-from search.cluster import plan_resources, start_ray
-from search.leaderboard import leaderboard, trial_name, write_results
-from search.ledger import Ledger
-from search.progress import Display
-from search.reconcile import complete_mlflow
+from search.execution.cluster import plan_resources, start_ray
+from search.execution.reconcile import complete_mlflow
+from search.execution.tuner import run_trials
+from search.findings.leaderboard import leaderboard, trial_name, write_results
+from search.ledger.budgets import Budgets
+from search.ledger.ledger import Ledger
+from search.screen import Display
 from search.spaces import Space, Study
-from search.tuner import run_trials
 from trainables import metrics as names
 from trainables.config import BigramConfig, RunConfig
 from trainables.records import Records
-from trainables.spool import Spool
-from trainables.tracking import Tracker
+from trainables.tracking.spool import Spool
+from trainables.tracking.study_runs import Tracker
 from trainables.two_phase import (
     COLLAPSED,
     COMPUTE,

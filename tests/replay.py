@@ -32,7 +32,7 @@ def record(path: Path, options: list[str]) -> None:
     """Train every model of the space of `asym_layers`, one after the other on one thread, into a table."""
     import torch
 
-    from trainables.artifacts import ArtifactStore
+    from trainables.cache import ArtifactStore
     from trainables.pipeline import prepare_inputs, run
     from trainables.progress import Progress
 
@@ -97,7 +97,7 @@ def base(seed: int) -> RunConfig:
 
 def replay(table: Table, sampler: str, scheduler: str, trials: int, seed: int) -> Replayed:
     """One study, one trial at a time."""
-    from search.ledger import Ledger
+    from search.ledger.ledger import Ledger
 
     study = asym_layers(base(seed), table.dims, sampler, trials, scheduler)
     regret: list[float] = []

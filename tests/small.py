@@ -4,7 +4,7 @@ from pathlib import Path
 
 from model.config import ModelConfig
 from trainables.config import BigramConfig, Phase2Config, RunConfig
-from trainables.sources import resolve_data, resolve_embedding
+from trainables.inputs.sources import resolve_data, resolve_embedding
 
 VOCAB, E, D, N = 37, 12, 8, 301
 

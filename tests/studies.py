@@ -9,9 +9,9 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
-from search.ledger import REPEAT_OF
+from search.ledger.ledger import REPEAT_OF
 from trainables.records import Records
-from trainables.tracking import (
+from trainables.tracking.study_runs import (
     ROLE_TAG,
 )
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench import PIECE, Bench, main, reference
 
-from model.compute import Compute
+from model.ops.compute import Compute
 from trainables.pipeline import DoesNotFitError
 
 pytestmark = pytest.mark.slow

@@ -12,13 +12,13 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from optuna.trial import TrialState
 from studies import ROOT, SMALL, mlflow_runs, optuna_trials, start
 
-import trainables.spool as spool_module
-from search.results import known_studies, load_results
+import trainables.tracking.spool as spool_module
+from search.ledger.results import known_studies, load_results
 from trainables.errors import unwritable
 from trainables.metrics import EPOCH_VAL_PPL, VAL_PPL
 from trainables.records import Records
-from trainables.spool import Spool, read_journal
-from trainables.tracking import REASON_TAG, TRIAL_TAG, Tracker
+from trainables.tracking.spool import Spool, read_journal
+from trainables.tracking.study_runs import REASON_TAG, TRIAL_TAG, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +206,8 @@ def test_a_bug_in_the_writer_is_raised_in_the_study(tracker: Tracker, tmp_path: 
 
 FAULTY = """
 import os, signal, sys, time
-import ray, search.recorder, search.searcher, search.tuner
-import trainables.spool, trainables.two_phase
+import ray, search.execution.recorder, search.execution.searcher, search.execution.tuner
+import trainables.tracking.spool, trainables.two_phase
 from search.driver import main
 from search.spaces import context_modes
 
@@ -241,8 +241,8 @@ untold = pressure = unwritten
 def break_records(fault):
     # in the driver: the second trial's record cannot be written, or what the fourth one came to is not handed on
     owner, name, call, at = {
-        "unwritten": (search.recorder, "write_trial_record", search.recorder.write_trial_record, 2),
-        "untold": (trainables.spool.Spool, "put", trainables.spool.Spool.put, 4),
+        "unwritten": (search.execution.recorder, "write_trial_record", search.execution.recorder.write_trial_record, 2),
+        "untold": (trainables.tracking.spool.Spool, "put", trainables.tracking.spool.Spool.put, 4),
     }[fault]
     calls = 0
 
@@ -258,7 +258,7 @@ def break_records(fault):
 
 def break_ray():
     # as where Ray's watch over the host's memory ends a worker: Tune ends with an error that this one is behind
-    suggest, calls = search.searcher.LedgerSearcher.suggest, 0
+    suggest, calls = search.execution.searcher.LedgerSearcher.suggest, 0
 
     def failing(self, trial_id):
         nonlocal calls
@@ -267,14 +267,14 @@ def break_ray():
             raise RuntimeError("unexpected") from ray.exceptions.OutOfMemoryError("the node is low on memory. More.")
         return suggest(self, trial_id)
 
-    search.searcher.LedgerSearcher.suggest = failing
+    search.execution.searcher.LedgerSearcher.suggest = failing
 
 def study(settings):
     return context_modes(settings.base, settings.context_dims)
 
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
-    search.tuner.run_trials.__defaults__ = (globals()[fault],)
+    search.execution.tuner.run_trials.__defaults__ = (globals()[fault],)
     if fault in ("unwritten", "untold"):
         break_records(fault)
     if fault == "pressure":

@@ -8,17 +8,17 @@ from reference import sequential_contexts, twin
 from small import model_config, run_config
 
 from model import load
-from model.checkpoint import save_model
-from model.compute import Compute
 from model.config import ModelConfig
 from model.language_model import LanguageModel
+from model.ops.compute import Compute
+from model.text.checkpoint import save_model
 from trainables import metrics as names
-from trainables import phase2 as phase2_module
 from trainables import pipeline as pipeline_module
-from trainables.artifacts import ArtifactStore
+from trainables.cache import ArtifactStore
 from trainables.config import Phase2Config
-from trainables.devices import choose_device
-from trainables.phase2 import Stream, fit_phase2
+from trainables.host.devices import choose_device
+from trainables.phases import phase2 as phase2_module
+from trainables.phases.phase2 import Stream, fit_phase2
 from trainables.pipeline import DoesNotFitError, Inputs, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -13,15 +13,15 @@ import torch
 from ray import tune
 from small import run_config
 
-from model.chunks import Chunks
-from model.compute import Compute
-from model.head import FrozenHead
+from model.ops.chunks import Chunks
+from model.ops.compute import Compute
+from model.ops.head import FrozenHead
 from trainables import metrics as names
 from trainables import pipeline as pipeline_module
-from trainables import shared_phase1 as shared_phase1_module
 from trainables import two_phase as two_phase_module
-from trainables.artifacts import ArtifactStore
-from trainables.digests import TRIAL, code_digest
+from trainables.cache import ArtifactStore
+from trainables.host.digests import TRIAL, code_digest
+from trainables.phases import shared_phase1 as shared_phase1_module
 from trainables.pipeline import DoesNotFitError, Inputs, run
 from trainables.two_phase import FINAL, NO_RESULT, SERIES, two_phase
 

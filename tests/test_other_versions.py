@@ -15,12 +15,12 @@ from costless import layers_study, run_to_the_end
 from optuna.storages import RDBStorage
 
 from search.doctor import examine
-from search.ledger import Ledger
-from search.results import open_storage
+from search.ledger.ledger import Ledger
+from search.ledger.results import open_storage
 from search.ui import __file__ as ui
 from trainables.errors import OtherVersionError
-from trainables.mlflow_store import StoreView, open_experiment
 from trainables.records import Records
+from trainables.tracking.store import StoreView, open_experiment
 
 REMEDY = r"run `([^`]*)`"
 

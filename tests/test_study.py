@@ -17,17 +17,17 @@ from optuna.trial import TrialState
 from studies import ROOT, command, made, mlflow_runs, optuna_trials, start
 
 from model import load
-from model.compute import Compute
-from search.ledger import CONFIG, HASH, METRICS, REASON, REPEAT_OF
-from search.results import REPLICATE_OF
-from search.trial_records import read_trial_record
+from model.ops.compute import Compute
+from search.ledger.ledger import CONFIG, HASH, METRICS, REASON, REPEAT_OF
+from search.ledger.records import read_trial_record
+from search.ledger.results import REPLICATE_OF
 from trainables import metrics as names
 from trainables.config import RunConfig
-from trainables.convergence import converged
-from trainables.devices import hardware
+from trainables.host.devices import hardware
+from trainables.inputs.sources import split_of
+from trainables.phases.convergence import converged
 from trainables.records import Records
-from trainables.sources import split_of
-from trainables.tracking import (
+from trainables.tracking.study_runs import (
     COMPUTE_TAG,
     DEVICE_TAG,
     HASH_TAG,

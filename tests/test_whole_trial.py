@@ -7,17 +7,17 @@ import reference
 import torch
 from reference import sequential_contexts, twin
 
-from model.compute import Compute
 from model.config import ModelConfig
 from model.language_model import LanguageModel
+from model.ops.compute import Compute
 from model.seeds import seeded
-from trainables.artifacts import ArtifactStore
+from trainables.cache import ArtifactStore
 from trainables.config import Phase1Config, Phase2Config
-from trainables.corpus import load_corpus
-from trainables.devices import choose_device
-from trainables.phase1 import STATE_STD, fit_phase1
-from trainables.phase2 import Stream, fit_phase2
-from trainables.sources import resolve_data, resolve_embedding
+from trainables.host.devices import choose_device
+from trainables.inputs.corpus import load_corpus
+from trainables.inputs.sources import resolve_data, resolve_embedding
+from trainables.phases.phase1 import STATE_STD, fit_phase1
+from trainables.phases.phase2 import Stream, fit_phase2
 
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SIZES = {"cpu": (48, 96, 512, 40), "cuda": (100, 256, 2048, 100)}  # D, E, V, documents

@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from trainables.corpus import pydoc_documents
+from trainables.inputs.corpus import pydoc_documents
 
 
 def tiny_gpt2(folder: Path, shard_size: str = "1GB", rows: int = 300) -> GPT2LMHeadModel:

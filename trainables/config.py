@@ -10,7 +10,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.modes import context_reads
-from trainables.artifacts import content_key
+from trainables.cache import content_key
 
 METHOD_VERSION = 5  # raise when the same config would give other numbers: old cached results then miss
 
@@ -101,7 +101,7 @@ class RunConfig:
     """One run: data, embedding, model, both phases and the seed."""
 
     data: str  # pydoc, ultrachat, or a .jsonl[.gz] path
-    data_fingerprint: str  # of the content (trainables.sources)
+    data_fingerprint: str  # of the content (trainables.inputs.sources)
     samples: int | None = None  # the first documents only (pydoc, ultrachat: to train on); None: all
     embedding: str  # bigram, or a causal LM's name or folder
     embedding_fingerprint: str  # of the table and tokenizer; of the settings for a bigram

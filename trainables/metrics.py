@@ -2,7 +2,7 @@
 
 SWEEPS = "phase1/sweeps"
 CONVERGENCE = "phase1/convergence"  # share of converged positions at the last sweep
-CONVERGED = "phase1/converged"  # 1 or 0, in MLflow alone: trainables.convergence derives it
+CONVERGED = "phase1/converged"  # 1 or 0, in MLflow alone: trainables.phases.convergence derives it
 TRAIN_ER = "phase1/train_er"  # effective rank of the exact contexts, per cent of D
 VAL_ER = "phase1/val_er"
 PHASE1_SECONDS = "phase1/seconds"  # of the run that trained it, also where it was reused
@@ -27,7 +27,7 @@ PHASE2_PARAMS = "params/phase2_trained"
 TRAINED_PARAMS = "params/trained"  # in both phases; of a yardstick, all but the table
 BIGRAM_VAL_PPL = "embedding/bigram_val_ppl"
 
-# Of the models of a contest alone (trainables.contender says how they are measured).
+# Of the models of a contest alone (trainables.baselines.candidate says how they are measured).
 TOKENS_PER_SECOND = "compared/tokens_per_second"  # training tokens times epochs, by a training's seconds
 PEAK_BYTES = "compared/peak_bytes"  # memory of a training
 

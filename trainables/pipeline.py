@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.chunks import out_of_memory
-from model.compute import Compute
 from model.language_model import LanguageModel
+from model.ops.chunks import out_of_memory
+from model.ops.compute import Compute
 from trainables import metrics as names
-from trainables.artifacts import ArtifactStore
+from trainables.cache import ArtifactStore
 from trainables.config import RunConfig
-from trainables.corpus import Corpus, load_corpus
-from trainables.embeddings import Embedding, load_embedding
-from trainables.phase1 import DivergedError
-from trainables.phase2 import Checkpoints, Epoch, Phase2Result, Stream, evaluate, fit_phase2, ranks
+from trainables.inputs.corpus import Corpus, load_corpus
+from trainables.inputs.embeddings import Embedding, load_embedding
+from trainables.inputs.sources import DataSource, EmbeddingSource
+from trainables.phases.phase1 import DivergedError
+from trainables.phases.phase2 import Checkpoints, Epoch, Phase2Result, Stream, evaluate, fit_phase2, ranks
+from trainables.phases.shared_phase1 import SharedPhase1
 from trainables.progress import Listener, Progress
-from trainables.shared_phase1 import SharedPhase1
-from trainables.sources import DataSource, EmbeddingSource
 
 
 class DoesNotFitError(RuntimeError):

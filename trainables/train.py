@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import BadInputError, user_errors
 from model.output import print_without_fail
-from trainables.digests import TRIAL, code_digest
 from trainables.errors import NoResultError
-from trainables.model_folder import CODE, ModelFolder
-from trainables.train_options import Settings, parse
+from trainables.host.digests import TRIAL, code_digest
+from trainables.training.model_folder import CODE, ModelFolder
+from trainables.training.options import Settings, parse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,16 +87,16 @@ def main() -> int:
 
 
 def _compare(settings: Settings) -> None:
-    from trainables.console import open_console
+    from trainables.host.console import open_console
 
     console = open_console()
     with console.status("starting …"):
-        from trainables.contest import contest
+        from trainables.baselines.comparison import contest
     contest(settings, console)
 
 
 def _train(settings: Settings, folder: ModelFolder) -> None:
-    from trainables.console import open_console
+    from trainables.host.console import open_console
 
     console = open_console()
     with ExitStack() as stack:
@@ -106,7 +106,7 @@ def _train(settings: Settings, folder: ModelFolder) -> None:
         state = "trained already" if record else "training"
         console.print(f"{settings.out.name}: {state}, in {settings.out}/{settings.destination.said}", soft_wrap=True)
         with console.status("starting …"):
-            from trainables.training import compare, complete, train
+            from trainables.training.run import compare, complete, train
         if record is None:
             record = train(settings, folder, console)
         else:
@@ -118,8 +118,8 @@ def _train(settings: Settings, folder: ModelFolder) -> None:
 
 def _say_end(settings: Settings, record: dict[str, Any], comparison: "Text", console: "Console") -> None:
     from trainables import metrics as names
-    from trainables.convergence import shortfall
-    from trainables.train_view import result_table
+    from trainables.phases.convergence import shortfall
+    from trainables.training.view import result_table
 
     metrics, folder = record["metrics"], shlex.quote(str(settings.out))
     console.print()
@@ -138,7 +138,7 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: "Text", con
 
 
 def _register(settings: Settings, name: str, console: "Console") -> None:
-    from trainables.registry import register_model
+    from trainables.tracking.registry import register_model
 
     uri = settings.destination.uri or settings.records.tracking_uri
     with user_errors():

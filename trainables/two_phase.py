@@ -10,14 +10,14 @@ import ray
 from ray import tune
 
 from trainables.config import RunConfig
-from trainables.devices import choose_device, hardware
 from trainables.errors import OtherCodeError
+from trainables.host.devices import choose_device, hardware
 
 if TYPE_CHECKING:
-    from trainables.digests import Provenance
+    from trainables.host.digests import Provenance
+    from trainables.inputs.sources import DataSource, EmbeddingSource
     from trainables.pipeline import DocumentLosses, Inputs
     from trainables.progress import Progress
-    from trainables.sources import DataSource, EmbeddingSource
 
 REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in one of them
 
@@ -77,7 +77,7 @@ def check_code(code: str, place: str) -> None:
     Raises:
         OtherCodeError: it does not.
     """
-    from trainables.digests import ROOT, TRIAL, code_digest
+    from trainables.host.digests import ROOT, TRIAL, code_digest
 
     if code_digest(TRIAL) != code:
         raise OtherCodeError(
@@ -108,12 +108,12 @@ def two_phase(
     check_code(*code)
     import torch
 
-    from model.compute import Compute
-    from trainables.artifacts import ArtifactStore
-    from trainables.digests import Provenance
-    from trainables.phase1 import DivergedError
+    from model.ops.compute import Compute
+    from trainables.cache import ArtifactStore
+    from trainables.host.digests import Provenance
+    from trainables.phases.phase1 import DivergedError
+    from trainables.phases.traces import Profiler
     from trainables.pipeline import CollapsedError, DoesNotFitError, run
-    from trainables.traces import Profiler
 
     torch.set_num_threads(threads)
     device = choose_device(gpus)
@@ -147,7 +147,7 @@ def repeat(
 
     import torch
 
-    from trainables.artifacts import ArtifactStore
+    from trainables.cache import ArtifactStore
     from trainables.pipeline import run
 
     torch.set_num_threads(threads)
@@ -169,11 +169,11 @@ def prepare(
     check_code(*code)
     import torch
 
-    from model.chunks import out_of_memory
-    from model.compute import Compute
-    from trainables.artifacts import ArtifactStore
-    from trainables.digests import Provenance
-    from trainables.overlap import as_params
+    from model.ops.chunks import out_of_memory
+    from model.ops.compute import Compute
+    from trainables.cache import ArtifactStore
+    from trainables.host.digests import Provenance
+    from trainables.inputs.overlap import as_params
     from trainables.pipeline import prepare_inputs
 
     torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""How it is computed: the training passes and their operators, in torch, C and Triton."""

@@ -1,0 +1,1 @@
+"""A trained model at work on text: loaded, scored, continued, served."""

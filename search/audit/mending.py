@@ -1,0 +1,118 @@
+"""A records folder mended from the ledger. No result is deleted; what is removed can be made again."""
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from search.audit.findings import Finding, Skipped
+from search.audit.store_checks import artefact_lock
+from search.audit.study_checks import trial_file_wrong
+from search.execution.reconcile import complete_mlflow
+from search.findings.leaderboard import leaderboard, write_results
+from search.ledger.results import HASH, METRICS, SUMMARY, Results
+from search.ledger.study_record import bigram_figures, read_study_record
+from trainables.records import Records
+from trainables.tracking.spool import Spool
+from trainables.tracking.store import StoredRun, StoreView
+from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_ID_TAG, Tracker
+
+LONG = 600.0  # seconds that MLflow may take for one operation
+
+
+def mend_trial_files(results: Results, runs: list[StoredRun], records: Records) -> None:
+    """Bring back trial files of which MLflow has a whole copy; a damaged one is kept beside it."""
+    last = sorted(runs, key=lambda run: not run.deleted)  # of two runs the one that is not deleted
+    folders = {run.tags[HASH_TAG]: run.folder for run in last if HASH_TAG in run.tags}
+    for trial in results.made_with_replicates():
+        key = trial.user_attrs[HASH]
+        folder = folders.get(key)
+        if folder is None or not trial_file_wrong(trial, results.name, records):
+            continue
+        path = records.trial_record(results.name, key)
+        copy = folder / path.name
+        if not copy.is_file():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = path.with_name(f"{path.name}.damaged")
+        if path.exists():
+            path.replace(kept)
+        shutil.copyfile(copy, path)
+        if trial_file_wrong(trial, results.name, records):  # the copy is no better
+            path.unlink()
+            if kept.exists():
+                kept.replace(path)
+
+
+def mend_mlflow(
+    results: Results, runs: list[StoredRun], again: set[str], records: Records, say: Callable[[str], None]
+) -> None:
+    """Restore a deleted parent run, tell MLflow what it lacks, and make all runs children of the parent.
+
+    Args:
+        runs: all of the experiment, as they were read.
+        again: hashes of configurations whose runs say something else than the ledger.
+
+    Raises:
+        ValueError: MLflow refuses its store, or did not take all.
+    """
+    study_id = results.study_id  # a query each time
+    mine = [r for r in runs if r.tags.get(STUDY_ID_TAG) == study_id]
+    parents = [r for r in mine if r.tags.get(ROLE_TAG) == "study"]
+    if parents and all(r.deleted for r in parents):
+        StoreView(records.tracking_uri).restore(parents[-1].run_id)
+    before = parents[-1].status if parents else "FINISHED"
+    tracker = Tracker(records, results.name, study_id)
+    spool = Spool(tracker, records.journal(results.name, None), say)
+    assert spool.ended is not None
+    spool.ended = {status: hashes - again for status, hashes in spool.ended.items()}
+    spool.start()
+    spool.put("start_study", params=read_study_record(records.study_record(results.name)))
+    summary = results.optuna.user_attrs.get(SUMMARY, {})
+    complete_mlflow(results, spool, records, {name: summary[name] for name in ("threads", "gpus") if name in summary})
+    best = results.best()
+    status = "KILLED" if before == "RUNNING" else before  # its driver is gone
+    spool.put("end_study", status=status, figures=best.user_attrs[METRICS] if best else {}, files=[])
+    if spool.close(LONG):
+        raise ValueError(f"MLflow did not take all of study {results.name!r}: run it again")
+    for run in mine:
+        if not run.deleted and run.tags.get(PARENT_TAG, tracker.parent) != tracker.parent:
+            tracker.client.set_tag(run.run_id, PARENT_TAG, tracker.parent)
+
+
+def mend_leaderboard(results: Results, records: Records) -> None:
+    """Write `leaderboard.csv` and `best.json` as the ledger has them; a `best.json` of nothing is moved aside."""
+    board = leaderboard(results, bigram_figures(results.optuna.user_attrs.get(SUMMARY, {})))
+    about = read_study_record(records.study_record(results.name))
+    write_results(results, board, records.study(results.name), about.get("command", ""))
+    best = records.study(results.name) / "best.json"
+    if results.leader() is None and best.exists():
+        best.replace(best.with_name("best.json.stale"))
+
+
+def mend_cache(findings: list[Finding]) -> list[Skipped]:
+    """Remove the cache entries, scratch folders and locks that were found; none that a process now works on.
+
+    Returns:
+        what may not be removed, and why
+    """
+    skipped = []
+    for finding in findings:
+        path = Path(finding.where)
+        own = artefact_lock(path)
+        made = not own.exists()
+        try:
+            with contextlib.suppress(Timeout), FileLock(own).acquire(timeout=0):  # what is held is found again
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                if made:
+                    own.unlink(missing_ok=True)
+                elif not path.with_name(own.name[1:-5]).exists():
+                    own.unlink(missing_ok=True)  # of an entry that is gone; held, so nobody else has it
+        except OSError as error:
+            skipped.append(Skipped(where=str(path), why=f"not mended: {error}"))
+    return skipped

@@ -1,0 +1,60 @@
+"""A study's inputs, token ids and embedding, made where its trials run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from model.errors import BadInputError
+from search.execution.cluster import Resources
+from search.options import Settings
+from trainables.config import RunConfig
+from trainables.errors import OtherCodeError
+from trainables.host.digests import ROOT, TRIAL, code_digest
+from trainables.host.machine import usable_cpus
+from trainables.two_phase import prepare, repeat
+
+
+def start_preparing(settings: Settings, base: RunConfig, resources: Resources) -> Any:
+    """References to the inputs and to what the driver wants to know of them."""
+    # Nothing else computes meanwhile: on this machine it may use every core that this process may.
+    threads = resources.threads if settings.address else usable_cpus()
+    task = ray.remote(prepare).options(num_cpus=resources.cpus, num_gpus=resources.gpus, num_returns=2, max_retries=2)
+    own_code = code_digest(TRIAL), str(ROOT)
+    arguments = (settings.data, settings.embedding, str(settings.records.cache), threads, resources.gpus, own_code)
+    return task.remote(base, *arguments)
+
+
+def prepared(settings: Settings, refs: Any) -> tuple[Any, dict[str, Any]]:
+    """A reference to the inputs, and what the driver wants to know of them.
+
+    Raises:
+        BadInputError: they cannot be made.
+    """
+    inputs, summary = refs
+    try:
+        if settings.address is None:
+            return inputs, ray.get(summary)
+        # Kept by this process: if they lay on a node that dies, they could be made again only where a trial that
+        # waits for them holds the CPUs.
+        return ray.put(ray.get(inputs)), ray.get(summary)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError | OtherCodeError):
+            raise BadInputError(str(error.cause)) from error
+        raise
+    except ray.exceptions.WorkerCrashedError as error:
+        raise BadInputError("the process that prepares the inputs died; is there enough memory for them?") from error
+
+
+def repeater(inputs: Any, resources: Resources) -> Callable[[dict[str, Any]], tuple[dict[str, float], list[float]]]:
+    """`two_phase.repeat` where trials run, on a study's inputs."""
+    task = ray.remote(repeat).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
+    own_code = code_digest(TRIAL), str(ROOT)
+
+    def call(config: dict[str, Any]) -> tuple[dict[str, float], list[float]]:
+        found: tuple[dict[str, float], list[float]] = ray.get(
+            task.remote(config, inputs, resources.threads, resources.gpus, own_code)
+        )
+        return found
+
+    return call

@@ -1,0 +1,1 @@
+"""What a study says: leaderboard, verdict, claims, plots."""

@@ -1,0 +1,1 @@
+"""What was asked for and what came back: one Optuna study and its files."""

@@ -1,0 +1,332 @@
+"""The ledger: one Optuna study in a database is the truth about what was asked for and what came back.
+
+Whatever else shows a study (MLflow, the leaderboard) is written from it. Running the same command again
+continues from it: finished trials are kept, trials that were interrupted are asked for again, and a
+configuration that is the same model as a finished one is answered with that one's value, not trained.
+"""
+
+import json
+import random
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from search.ledger.budgets import UNLIMITED, Budgets
+from search.ledger.pruning import Judge
+from search.ledger.results import (
+    ACCEPTED,
+    COMPUTE,
+    CONFIG,
+    DEFINITION,
+    ENDED,
+    HASH,
+    INTERRUPTED,
+    LOST,
+    METRICS,
+    PROVENANCE,
+    REASON,
+    REPEAT_OF,
+    REPLICATE_OF,
+    RETRY_OF,
+    RUN_AGAIN,
+    SAME_RESULTS,
+    SEED,
+    STUDY_ID,
+    SUMMARY,
+    TOLD,
+    digest_of,
+    open_storage,
+)
+from search.ledger.samplers import make_sampler
+from search.ledger.standing import Ending, Standing
+from search.ledger.storage import WriteThrough
+from search.spaces import NO_SCHEDULER, Study, differences
+from trainables.config import RunConfig
+from trainables.metrics import VAL_PPL
+
+MAX_LOSSES = 3  # a configuration whose worker died so often is failed
+MAX_FAILURES = 3  # times that a configuration is run to fail alike, before a study goes on without it
+ENDED_ELSEWHERE = "another process has ended this trial in the database: it is run again"
+MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
+
+Made = dict[str, str] | None  # `digests.Provenance` of a trial; None or empty: not known
+
+
+def _kept(provenance: Made) -> dict[str, Any]:
+    return {PROVENANCE: provenance} if provenance else {}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One configuration to train."""
+
+    number: int  # of the Optuna trial
+    config: RunConfig
+    replicate_of: int | None = None  # the trial of which this is another seed
+
+
+class Ledger(Standing):
+    """One study on record. Only one process at a time may hold it (the caller keeps the lock)."""
+
+    def __init__(self, study: Study, name: str, database: Path, seeds: int = 1) -> None:
+        """Open the study `name`, or begin it; its finalists are run with `seeds` seeds in all.
+
+        Raises:
+            ValueError: a study of that name has another definition; the differences are named.
+        """
+        wanted = json.loads(json.dumps(study.definition()))
+        self.storage = WriteThrough(open_storage(database), name)
+        super().__init__(optuna.load_study(storage=self.storage, study_name=name), study, seeds)
+        if STUDY_ID not in self.optuna.user_attrs:
+            self.optuna.set_user_attr(STUDY_ID, uuid.uuid4().hex)
+        stored = self.optuna.user_attrs.get(DEFINITION)
+        if stored is None:
+            self.optuna.set_user_attr(DEFINITION, wanted)
+        elif stored != wanted:
+            raise ValueError(
+                f"study {name!r} exists with another definition ({differences(stored, wanted)}): "
+                "begin a new one under another --name"
+            )
+        self._judge = None if study.scheduler == NO_SCHEDULER else Judge(study.scheduler, name, self.storage)
+        self._recover()
+
+    def _recover(self) -> None:
+        """Trials that a killed driver left running are interrupted."""
+        for trial in self._trials(TrialState.RUNNING):
+            self.interrupt(trial.number)
+
+    def interrupt(self, number: int, reason: str = INTERRUPTED) -> None:
+        """A trial that was cut off, and those that wait for its value: failed; `_queue` asks for it again."""
+        self._tell(number, None, TrialState.FAIL, {REASON: reason})
+        self._release(number)
+
+    def lose(self, number: int, provenance: Made = None) -> str | None:
+        """A trial whose worker died: it is asked for again, or failed after `MAX_LOSSES` times; then, why."""
+        own_hash = self._trial(number).user_attrs[HASH]
+        lost = [t for t in self._trials(TrialState.FAIL) if t.user_attrs.get(REASON) == LOST]
+        if 1 + sum(t.user_attrs.get(HASH) == own_hash for t in lost) < MAX_LOSSES:
+            self.interrupt(number, LOST)
+            return None
+        reason = f"{LOST} {MAX_LOSSES} times"
+        self.fail(number, reason, provenance)
+        return reason
+
+    def run_again(self, numbers: Iterable[int], always: bool) -> bool:
+        """Have the next command run these failed trials again; whether it will any of them.
+
+        Args:
+            always: also those that failed `MAX_FAILURES` times: it is no fault of theirs.
+        """
+        known = self.optuna.user_attrs.get(RUN_AGAIN, ())
+        failed = Counter(self._trial(n).user_attrs[HASH] for n in {*known, *numbers})
+        again = [n for n in numbers if always or failed[self._trial(n).user_attrs[HASH]] < MAX_FAILURES]
+        self.optuna.set_user_attr(RUN_AGAIN, sorted({*known, *again}))
+        return bool(again)
+
+    def _queue(self) -> bool:
+        """Queue what comes before the sampler's proposals; whether anything is queued.
+
+        That is interrupted trials, with their parameters, then fixed points. It is read from the record each
+        time, so that they keep their order and a kill at any moment loses none.
+        """
+        if self._trials(TrialState.WAITING):
+            return True
+        made = {t.user_attrs.get(HASH) for t in self._made()}
+        for trial in self._trials(TrialState.FAIL):
+            if REPLICATE_OF in trial.user_attrs:
+                continue  # `_next_replicate` finds by itself what is missing
+            own_hash = trial.user_attrs.get(HASH)  # none: it was cut off before it had parameters
+            if self._cut_off(trial) and own_hash is not None and own_hash not in made:
+                self.optuna.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+                return True
+        for point in self.study.fixed_points:
+            if self._config(point).config_hash() not in made:
+                self.optuna.enqueue_trial(self.study.space.params(point))
+                return True
+        return False
+
+    def keep_summary(self, summary: dict[str, Any]) -> None:
+        """Keep it, for a run that has nothing to train and so makes no inputs.
+
+        Raises:
+            ValueError: the inputs are not those that the study began with.
+        """
+        before = self.summary().get("inputs", summary["inputs"])
+        if before != summary["inputs"]:
+            raise ValueError(
+                f"study {self.name!r} began with another embedding table, and the cache no longer has it: it was made "
+                "anew and differs (other hardware, or another number of cores). Bring the study's cache folder back, "
+                "or begin a new one under another --name"
+            )
+        self.optuna.set_user_attr(SUMMARY, summary)
+
+    def accepts(self, digest: str) -> bool:
+        """Whether the study was told to go on with this code, torch and device."""
+        return digest in self.optuna.user_attrs.get(ACCEPTED, ())
+
+    def accept(self, digest: str) -> None:
+        """It is from now on."""
+        self.optuna.set_user_attr(ACCEPTED, sorted({*self.optuna.user_attrs.get(ACCEPTED, ()), digest}))
+
+    def keep_same_results(self, one: str, other: str) -> None:
+        """The digests `one` and `other` were seen to give the same figures: from now on they count as one."""
+        both = self._same_results(one) | self._same_results(other)
+        apart = [each for each in self.optuna.user_attrs.get(SAME_RESULTS, ()) if not both & set(each)]
+        self.optuna.set_user_attr(SAME_RESULTS, [*apart, sorted(both)])
+
+    def keep_told(self, ending: Ending) -> None:
+        """They are complete now."""
+        self.optuna.set_user_attr(TOLD, [*ending, self._all_ended()])
+
+    def next(self, budgets: Budgets = UNLIMITED) -> Assignment | None:
+        """The next configuration to train, marked as running; None when there is none left, or none `undecided`."""
+        own = None if self.enough(budgets) else self._next_own()
+        return own or (None if budgets.out_of_time() else self._next_replicate())
+
+    def _next_own(self) -> Assignment | None:
+        """The next configuration of the study's own seed."""
+        for _ in range(MAX_REPEATS):
+            with self.storage.at_once():
+                if not self._queue() and self.study.sampler is None:
+                    return None  # an exact grid: all asked for
+                assignment = self._ask()
+            if assignment is not None:
+                return assignment
+        untried = self._untried()
+        if not untried:
+            return None
+        rng = random.Random(f"{self.study.base.seed}:untried:{self._proposals()}")
+        with self.storage.at_once():
+            self.optuna.enqueue_trial(self.study.space.params(rng.choice(untried)))
+            return self._ask()
+
+    def _ask(self) -> Assignment | None:
+        """Ask the sampler once; None where it proposed what is known already, which is answered on the spot."""
+        if self.study.sampler is not None:
+            self._use_sampler(make_sampler(self.study.sampler, self.study.base.seed, self._proposals()))
+        trial = self.optuna.ask()
+        config = self._config(self.study.space.suggest(trial))
+        replicate_of = trial.user_attrs.get(REPLICATE_OF)
+        if replicate_of is not None:
+            config = config.replace(seed=trial.user_attrs[SEED])
+        own_hash = config.config_hash()
+        trial.set_user_attr(HASH, own_hash)
+        trial.set_user_attr(CONFIG, config.flat())
+        if replicate_of is not None:
+            return Assignment(trial.number, config, replicate_of)
+        for known in self._made(*ENDED, TrialState.RUNNING):
+            if known.number != trial.number and known.user_attrs.get(HASH) == own_hash:
+                self._answer(trial.number, known)
+                return None
+        return Assignment(trial.number, config)
+
+    def _use_sampler(self, sampler: BaseSampler) -> None:
+        """Let `sampler` propose next, from the study's own trials: replicates would count its favourites twice."""
+        if not self.replicates():
+            self.optuna.sampler = sampler
+            return
+        self.optuna.sampler = RandomSampler(seed=0)  # what comes next is queued: it proposes nothing
+        if not self._trials(TrialState.WAITING):
+            shown = optuna.create_study(sampler=sampler, direction="minimize")
+            shown.add_trials(self._without_replicates())
+            self.optuna.enqueue_trial(self.study.space.params(self.study.space.suggest(shown.ask())))
+
+    def _next_replicate(self) -> Assignment | None:
+        if self.undecided() or not (missing := self.open_replicates()):
+            return None
+        with self.storage.at_once():
+            if not self._trials(TrialState.WAITING):  # one may wait where a driver was killed
+                trial, seed = missing[0]
+                self.optuna.enqueue_trial(trial.params, user_attrs={REPLICATE_OF: trial.number, SEED: seed})
+            return self._ask()
+
+    def _answer(self, number: int, known: FrozenTrial) -> None:
+        if known.state == TrialState.RUNNING:
+            self._parked.setdefault(known.user_attrs[HASH], []).append(number)
+            return
+        if known.state == TrialState.PRUNED:  # its value is that of its last epoch, which Optuna looks up itself
+            for epoch, ppl in known.intermediate_values.items():
+                self.storage.set_trial_intermediate_value(number, epoch, ppl)
+        value = known.value if known.state == TrialState.COMPLETE else None
+        self._tell(number, value, known.state, {REPEAT_OF: known.number})
+
+    def complete(self, number: int, figures: dict[str, float], compute: str = "", provenance: Made = None) -> None:
+        """A trial's result, how it was computed, and by what code, torch and device."""
+        attrs = {METRICS: figures, COMPUTE: compute, **_kept(provenance)}
+        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, attrs)
+        self._release(number)
+
+    def epoch(self, number: int, epoch: int, value: float, provenance: Made = None) -> str:
+        """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
+        try:
+            self.storage.set_trial_intermediate_value(number, epoch, value)
+        except UpdateFinishedTrialError:
+            self._take_end(number)
+            return ENDED_ELSEWHERE
+        if self._judge is None:
+            return ""
+        trial = self._trial(number)
+        if REPLICATE_OF in trial.user_attrs:
+            return ""
+        if provenance and PROVENANCE not in trial.user_attrs:  # before its end, since running ones are compared
+            self.storage.set_trial_user_attr(number, PROVENANCE, provenance)
+            trial = self._trial(number)
+        # asked for fixed points too: others are measured by them
+        reason = self._judge.reason(trial, self.alike(self._made(), digest_of(trial)))
+        return "" if trial.user_attrs[HASH] in self._fixed_hashes else reason
+
+    def prune(self, number: int, reason: str, figures: dict[str, float], provenance: Made = None) -> None:
+        """A trial that was stopped for what it had shown: why, and the figures that it has."""
+        self._tell(number, None, TrialState.PRUNED, {REASON: reason, METRICS: figures, **_kept(provenance)})
+        self._release(number)
+
+    def fail(self, number: int, reason: str, provenance: Made = None) -> None:
+        """A trial that has no result, and why."""
+        self._tell(number, None, TrialState.FAIL, {REASON: reason, **_kept(provenance)})
+        self._release(number)
+
+    def _release(self, number: int) -> None:
+        if not self._parked:
+            return
+        known = self._trial(number)
+        for parked in self._parked.pop(known.user_attrs.get(HASH, ""), []):
+            if self._cut_off(known):
+                self._tell(parked, None, TrialState.FAIL, {REASON: INTERRUPTED})
+            else:
+                self._answer(parked, known)
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.storage.get_trial(number)
+
+    def _tell(self, number: int, value: float | None, state: TrialState, attrs: dict[str, Any]) -> None:
+        try:
+            for key, attr in attrs.items():
+                self.storage.set_trial_user_attr(number, key, attr)
+            self.optuna.tell(number, value, state=state)
+        except UpdateFinishedTrialError:
+            self._take_end(number)
+
+    def _take_end(self, number: int) -> None:
+        """The database refuses what is told of a trial: another process has ended it, so it is asked for again."""
+        if number in self.storage.ended_elsewhere:
+            return
+        if self.has_ended(number):
+            raise ValueError(f"trial {number} has ended already")
+        self.storage.take_end(number)
+
+    def left_alone(self) -> str:
+        """What another program has done to this study in the database, in one sentence; empty where nothing."""
+        said = []
+        if self.storage.foreign:
+            said.append(f"{self.storage.foreign} trial(s) were put into it, which are left alone")
+        if self.storage.ended_elsewhere:
+            said.append(f"{len(self.storage.ended_elsewhere)} of its own were ended without figures and are run again")
+        return f"another program wrote into this study: {' and '.join(said)}" if said else ""

@@ -1,0 +1,286 @@
+"""What a study has on record, to look at only: configurations with their seeds, failures, the leader."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.trial import FrozenTrial, TrialState
+
+from trainables.config import METHOD_VERSION, RunConfig
+from trainables.errors import OtherVersionError
+from trainables.host.digests import Provenance
+from trainables.metrics import VAL_PPL
+from trainables.phases.convergence import converged
+
+# User attributes of an Optuna trial.
+CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
+    "config", "config_hash", "metrics", "compute", "reason", "repeat_of", "retry_of", "replicate_of", "seed",
+)  # fmt: skip
+PROVENANCE = "provenance"  # as CONFIG: `digests.Provenance` as a dict
+# User attributes of the Optuna study.
+DEFINITION, STUDY_ID, SUMMARY, TOLD = "definition", "study_id", "summary", "told"
+RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next command runs again
+ACCEPTED = "accepted"  # as DEFINITION: digests that the study was told to go on with
+SAME_RESULTS = "same_results"  # as DEFINITION: lists of digests that were seen to give the same figures
+INTERRUPTED, LOST = "interrupted", "the worker process died"  # the reasons of trials that are asked for again
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration's finished trials: the study's own first, then its replicates by seed."""
+
+    trials: tuple[FrozenTrial, ...]
+
+    @property
+    def first(self) -> FrozenTrial:
+        """The trial that the search made."""
+        return self.trials[0]
+
+    @property
+    def config(self) -> RunConfig:
+        """With the first trial's seed."""
+        return trial_config(self.first)
+
+    @property
+    def converged(self) -> bool:
+        """Whether Phase 1 converged with each seed."""
+        return all(converged(trial_config(t), t.user_attrs[METRICS]) for t in self.trials)
+
+    @property
+    def ppls(self) -> list[float]:
+        """Validation perplexity of each seed."""
+        return [t.value for t in self.trials if t.value is not None]
+
+    @property
+    def ppl(self) -> float:
+        """Geometric mean over seeds: exp of the mean loss; with one seed its very value."""
+        if len(self.trials) == 1:
+            return self.ppls[0]
+        return math.exp(math.fsum(map(math.log, self.ppls)) / len(self.ppls))
+
+
+def trial_config(trial: FrozenTrial) -> RunConfig:
+    """The configuration of a trial on record."""
+    return RunConfig.from_flat(trial.user_attrs[CONFIG])
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Trials whose figures can be compared: of one digest, or of several that were seen to give the same figures."""
+
+    label: str  # A, B, … by their first trial
+    digests: frozenset[str]  # "" where none was recorded
+    trials: tuple[FrozenTrial, ...]  # that finished
+
+    @property
+    def shown(self) -> str:
+        """For people."""
+        return _shown(self.trials[-1])
+
+    def parts(self) -> dict[str, list[int]]:
+        """The numbers of its trials by what each was made by, for people."""
+        found: dict[str, list[int]] = {}
+        for trial in self.trials:
+            found.setdefault(_shown(trial), []).append(trial.number)
+        return found
+
+
+def _shown(trial: FrozenTrial) -> str:
+    recorded: dict[str, str] = trial.user_attrs.get(PROVENANCE, {})
+    if not recorded:
+        return "code not recorded"
+    return f"code {recorded['code'][:8]}, torch {recorded['torch']}, {recorded['device']}, {recorded['compute']}"
+
+
+def digest_of(trial: FrozenTrial) -> str:
+    """Of the code, torch and device that gave a trial's figures; empty where it was not recorded."""
+    recorded = trial.user_attrs.get(PROVENANCE)
+    return Provenance(**recorded).digest if recorded else ""
+
+
+def is_ours(trial: FrozenTrial, definition: dict[str, Any] | None = None) -> bool:
+    """Whether this program made a trial, and for this study; Optuna's own commands can put others into it.
+
+    Args:
+        definition: the study's. With it what a trial says of itself must agree: configuration, hash and value.
+    """
+    attrs = trial.user_attrs
+    if not attrs.keys() & {HASH, RETRY_OF, REPLICATE_OF}:
+        return False
+    if definition is None or CONFIG not in attrs or HASH not in attrs or definition.get("method") != METHOD_VERSION:
+        return True  # a hash of another method is not known here
+    config = attrs[CONFIG]
+    same_study = all(config[key] == value for key, value in definition.items() if key in config and key != "seed")
+    figures = attrs.get(METRICS)
+    same_value = trial.value is None or not figures or figures.get(VAL_PPL, trial.value) == trial.value
+    return same_study and same_value and RunConfig.from_flat(config).config_hash() == attrs[HASH]
+
+
+def ended_elsewhere(trial: FrozenTrial) -> bool:
+    """Whether a trial was ended by another process, through plain Optuna: it has none of the figures of an end here."""
+    attrs = trial.user_attrs  # asked of every trial on record for every trial that is handed out
+    return METRICS not in attrs and REASON not in attrs and REPEAT_OF not in attrs and trial.state.is_finished()
+
+
+def sorted_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Best first."""
+    return sorted(trials, key=lambda t: (t.value, t.number))
+
+
+def _letters(rank: int) -> str:
+    """A, …, Z, AA, …"""
+    return (_letters(rank // 26 - 1) if rank >= 26 else "") + chr(ord("A") + rank % 26)
+
+
+class Results:
+    """A study's record in Optuna. Nothing here changes it."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.optuna, self.name = study, study.study_name
+        self._again = frozenset(study.user_attrs.get(RUN_AGAIN, ()))  # read once: what is added is for the next command
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What the study is (`spaces.Study.definition`)."""
+        found: dict[str, Any] = self.optuna.user_attrs[DEFINITION]
+        return found
+
+    @property
+    def study_id(self) -> str:
+        """Which study of this name it is, wherever its runs are."""
+        return str(self.optuna.user_attrs.get(STUDY_ID, ""))
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.optuna.get_trials(deepcopy=False, states=states or None)  # none named: all
+
+    def _made(self, *states: TrialState) -> list[FrozenTrial]:
+        """Trials that stand for a configuration of their own: no repeats, replicates or interrupted ones."""
+        return [
+            t
+            for t in self._trials(*states)
+            if REPEAT_OF not in t.user_attrs and REPLICATE_OF not in t.user_attrs and not self._cut_off(t)
+        ]
+
+    def _cut_off(self, trial: FrozenTrial) -> bool:
+        """Whether a trial is to be asked for again."""
+        if trial.user_attrs.get(REASON) in (INTERRUPTED, LOST) or trial.number in self._again:
+            return True
+        return ended_elsewhere(trial)
+
+    def finished(self) -> list[FrozenTrial]:
+        """Trials with a result."""
+        return self._made(TrialState.COMPLETE)
+
+    def failed(self) -> list[FrozenTrial]:
+        """Trials that ended without one, and will not be tried again."""
+        return self._made(TrialState.FAIL)
+
+    def pruned(self) -> list[FrozenTrial]:
+        """Trials that were stopped for what they had shown; their REASON says what."""
+        return self._made(TrialState.PRUNED)
+
+    def replicates(self, *states: TrialState) -> list[FrozenTrial]:
+        """Further seeds of configurations that were finished; no interrupted ones."""
+        return [t for t in self._trials(*states) if REPLICATE_OF in t.user_attrs and not self._cut_off(t)]
+
+    def made_with_replicates(self) -> list[FrozenTrial]:
+        """All trials that have ended for good, further seeds included."""
+        return self._made(*ENDED) + self.replicates(*ENDED)
+
+    def _same_results(self, digest: str) -> frozenset[str]:
+        """All digests that count as this one."""
+        known = self.optuna.user_attrs.get(SAME_RESULTS, ())
+        return next((frozenset(each) for each in known if digest in each), frozenset({digest}))
+
+    def alike(self, trials: Iterable[FrozenTrial], digest: str) -> list[FrozenTrial]:
+        """Those of `trials` whose code and devices give the same figures as those of `digest`."""
+        same = self._same_results(digest)
+        return [trial for trial in trials if digest_of(trial) in same]
+
+    def comparable(self, one: FrozenTrial, other: FrozenTrial) -> bool:
+        """Whether the figures of two trials come from code and devices that give the same."""
+        return bool(self.alike([one], digest_of(other)))
+
+    def origins(self) -> list[Origin]:
+        """Finished trials, replicates left out, by what gave their figures; in the order of their first trials."""
+        found: dict[frozenset[str], list[FrozenTrial]] = {}
+        for trial in sorted(self.finished(), key=lambda t: t.number):
+            found.setdefault(self._same_results(digest_of(trial)), []).append(trial)
+        labels = (_letters(rank) for rank in range(len(found)))
+        return [Origin(label, key, tuple(trials)) for label, (key, trials) in zip(labels, found.items(), strict=True)]
+
+    def apart(self) -> list[FrozenTrial]:
+        """Finished replicates that no mean over seeds has: that is of one code and device, the first seed's."""
+        first = {trial.number: trial for trial in self.finished()}
+        finished = self.replicates(TrialState.COMPLETE)
+        return [t for t in finished if not self.comparable(t, first[t.user_attrs[REPLICATE_OF]])]
+
+    def configurations(self) -> list[Configuration]:
+        """All finished configurations, by mean loss over their seeds."""
+        seeds, apart = {trial.number: [trial] for trial in self.finished()}, {t.number for t in self.apart()}
+        for trial in sorted(self.replicates(TrialState.COMPLETE), key=lambda t: t.user_attrs[SEED]):
+            if trial.number not in apart:
+                seeds[trial.user_attrs[REPLICATE_OF]].append(trial)
+        found = [Configuration(tuple(trials)) for trials in seeds.values()]
+        return sorted(found, key=lambda c: (c.ppl, c.first.number))
+
+    def leader(self) -> Configuration | None:
+        """The best mean loss among the configurations of the most seeds: a lucky seed alone leads nothing."""
+        origins = self.origins()
+        if len(origins) > 1:  # only like is compared with like: those of which there are most, the later of equals
+            largest = max(origins, key=lambda origin: (len(origin.trials), origin.label))
+            numbers = {trial.number for trial in largest.trials}
+            found = [c for c in self.configurations() if c.first.number in numbers]
+        else:
+            found = self.configurations()
+        most = max((len(c.trials) for c in found), default=0)
+        return next((c for c in found if len(c.trials) == most), None)
+
+    def best(self) -> FrozenTrial | None:
+        """The leader's own trial, of the study's seed."""
+        leader = self.leader()
+        return leader.first if leader else None
+
+
+def open_storage(database: Path) -> optuna.storages.RDBStorage:
+    """The Optuna database, made if need be.
+
+    Raises:
+        OtherVersionError: it is of another version of Optuna.
+    """
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_name(f".{database.name}.lock")):  # initialised by one process at a time
+        if not database.exists():  # whole or not at all: one that was cut off half made could never be opened again
+            scratch = database.with_name(f".{database.name}.new")
+            for left_behind in database.parent.glob(f"{scratch.name}*"):
+                left_behind.unlink()
+            optuna.storages.RDBStorage(f"sqlite:///{scratch.resolve()}").engine.dispose()
+            scratch.rename(database)
+        url = f"sqlite:///{database.resolve()}"
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        except RuntimeError as error:  # of no class of its own
+            if "compatible with the table schema" not in str(error):
+                raise
+            upgrade = "optuna storage upgrade --storage" if "storage upgrade" in str(error) else ""
+            raise OtherVersionError(url, "optuna", upgrade) from error
+
+
+def known_studies(database: Path) -> list[str]:
+    """Names of the studies on record, without making anything."""
+    if not database.exists():
+        return []
+    return sorted(optuna.get_all_study_names(open_storage(database)))
+
+
+def load_results(name: str, database: Path) -> Results:
+    """A study on record, which must be there."""
+    from search.ledger.storage import WriteThrough  # which is built on this module
+
+    return Results(optuna.load_study(study_name=name, storage=WriteThrough(open_storage(database), name)))

@@ -1,0 +1,158 @@
+"""What a person sees while a study runs: a live table on a terminal, plain lines elsewhere."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from trainables.config import RunConfig
+from trainables.metrics import ATTEMPTS, CONVERGENCE, EPOCH_VAL_PPL, PHASE1_SHARED, SWEEP_CONVERGENCE, SWEEPS, VAL_PPL
+from trainables.phases.convergence import MARK, converged
+from trainables.two_phase import PHASE, SERIES, STEP, TOTAL
+
+SAY_EVERY = 30  # seconds between lines about a running trial where there is no live table
+
+
+@dataclass
+class _Running:
+    name: str
+    config: RunConfig
+    began: float = field(default_factory=time.monotonic)
+    phase: str = "starting"
+    step: int = 0
+    total: int = 0
+    latest: str = ""
+    converged: str = ""
+    mark: str = ""  # behind it, if Phase 1 ends as it is now
+    said: float = field(default_factory=time.monotonic)  # when a line about it was last printed
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Display:
+    """Follows a study's trials; `with` it while they run."""
+
+    def __init__(self, console: Console, total: int, done: int, best: tuple[float, str] | None) -> None:
+        """Args: trials in all and done already, and the best value so far with its trial's name."""
+        self.console, self.total, self.done, self.best = console, total, done, best
+        self._done_before, self._began = done, time.monotonic()
+        self._running: dict[int, _Running] = {}
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "Display":
+        self._began = time.monotonic()
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def start(self, number: int, name: str, config: RunConfig) -> None:
+        """A trial was handed to a worker."""
+        self._running[number] = _Running(name, config)
+        if not self.console.is_terminal:
+            self._say(number, name, "started")
+
+    def update(self, number: int, report: dict[str, Any]) -> None:
+        """A trial's report arrived."""
+        running = self._running[number]
+        changed = running.phase != report[PHASE]
+        running.phase, running.step, running.total = report[PHASE], report[STEP], report[TOTAL]
+        for name, _, value in report[SERIES]:
+            if name == SWEEP_CONVERGENCE:
+                running.latest = running.converged = f"converged {math.floor(100 * value)}%"
+                running.mark = "" if converged(running.config, {CONVERGENCE: value}) else MARK
+            elif name == EPOCH_VAL_PPL:
+                running.latest = f"val PPL {value:.2f}"
+        if changed and running.phase == "phase 2":  # before, a share may still grow
+            behind = running.latest == running.converged
+            running.converged += running.mark
+            running.latest = running.converged if behind else running.latest
+        if self.console.is_terminal:
+            return
+        if changed and running.phase == "phase 2":
+            self._say(number, running.name, f"phase 1 done, {running.converged}; phase 2")
+        elif time.monotonic() - running.said > SAY_EVERY:
+            where = f"{running.phase} {running.step}/{running.total}, {running.latest}"
+            self._say(number, running.name, f"{where}; {self._time_left()}")
+        else:
+            return
+        running.said = time.monotonic()
+
+    def finish(self, number: int, figures: dict[str, float], may_lead: bool = True) -> None:
+        """A trial ended with a result; a replicate's is none to lead by."""
+        running = self._running.pop(number)
+        self.done += 1
+        value = figures[VAL_PPL]
+        first = may_lead and (self.best is None or value < self.best[0])
+        if first:
+            self.best = (value, running.name)
+        how = "reused" if figures[PHASE1_SHARED] else "trained"
+        marked = "" if converged(running.config, figures) else MARK
+        share = f"{math.floor(100 * figures[CONVERGENCE])}%{marked}"
+        phase1 = f"phase 1 {how}: {figures[SWEEPS]:.0f} sweeps, {share} converged"
+        again = "; GPU memory full, run again with half at once" if figures.get(ATTEMPTS, 1) > 1 else ""
+        about = f"  ({phase1}; {duration(time.monotonic() - running.began)}{again})"
+        mark = ("  ", ("best so far", "bold green")) if first else ()
+        self._say(number, running.name, "val PPL ", (f"{value:.2f}", "bold"), about, *mark)
+
+    def fail(self, number: int, reason: str) -> None:
+        """A trial ended without a result."""
+        running = self._running.pop(number)
+        self.done += 1
+        self._say(number, running.name, ("failed", "bold red"), f": {reason}")
+
+    def prune(self, number: int, reason: str) -> None:
+        """A trial was stopped early."""
+        running = self._running.pop(number)
+        self.done += 1
+        self._say(number, running.name, ("pruned", "yellow"), f": {reason}")
+
+    def lose(self, number: int) -> None:
+        """A trial's worker died; the trial will be started again."""
+        running = self._running.pop(number)
+        self._say(number, running.name, "the worker process died: it is run again")
+
+    def begin_again(self, reason: str) -> None:
+        """All trials that ran were cut off, and will be started again."""
+        self._running.clear()
+        self.console.print(f"{reason}: the trials that ran are run again", style="bold", soft_wrap=True)
+
+    def _say(self, number: int, name: str, *parts: str | tuple[str, str]) -> None:
+        """A line about a trial; each part is a text, or one with its style."""
+        # Fixed columns: the numbers of a run of lines stand under each other.
+        counted, about = (f"{self.done:>3}/{self.total}", "dim"), f"  trial {number:<3} {name:<29} "
+        self.console.print(Text.assemble(counted, about, *parts), soft_wrap=True)
+
+    def _time_left(self) -> str:
+        made = self.done - self._done_before
+        if made == 0:
+            return "time left: known after the first trial"
+        elapsed = time.monotonic() - self._began
+        per_trial = elapsed / (made + 0.5 * len(self._running))  # running trials are half done on average
+        return f"about {duration(max(0.0, per_trial * (self.total - self._done_before) - elapsed))} left"
+
+    def _render(self) -> Group:
+        table = Table(box=None, padding=(0, 2), show_header=False)
+        for number, running in sorted(self._running.items()):
+            step = f"{running.step}/{running.total}" if running.total else ""
+            elapsed = duration(time.monotonic() - running.began)
+            table.add_row(f"trial {number}", running.name, running.phase, step, running.latest, elapsed)
+        best = f"best {self.best[0]:.2f} ({self.best[1]})" if self.best else "no result yet"
+        elapsed = duration(time.monotonic() - self._began)
+        footer = f"{self.done}/{self.total} trials · {best} · {elapsed} · {self._time_left()}"
+        return Group(table, Text(footer, style="bold"))

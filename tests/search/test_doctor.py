@@ -1,0 +1,413 @@
+"""Records folders damaged by hand: what is wrong is found, mended, and found no more."""
+
+import errno
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from costless import handed_out
+from made_up import BASE, modes, run
+from mlflow.tracking import MlflowClient
+
+from search.audit.mending import mend_leaderboard, mend_mlflow
+from search.doctor import BAD_INPUT, WRONG, examine, main, repair
+from search.ledger.ledger import Ledger
+from search.ledger.lock import study_lock
+from search.ledger.records import TrialRecord, write_trial_record
+from search.ledger.results import HASH, load_results
+from search.spaces import context_modes
+from trainables import metrics as names
+from trainables.records import Records
+from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, STUDY_ID_TAG
+
+ROOT = Path(__file__).parents[1]
+STUDY = "made-up"
+
+
+@pytest.fixture(scope="module")
+def healthy(earlier_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A records folder with a study of costless trials that ended."""
+    records = Records.at(Path(shutil.copytree(earlier_records, tmp_path_factory.mktemp("healthy") / "mlruns")))
+    ledger = run(context_modes(BASE, (16,)), records, modes, fails=lambda config: config.context_mode == "final_only")
+    (failed,) = ledger.failed()
+    left = TrialRecord(failed.user_attrs[HASH], failed.number, BASE.seed).ended("failed", "diverged")
+    write_trial_record(records.trial_record(STUDY, left.config_hash), left)
+    results = load_results(STUDY, records.optuna_database)
+    mend_mlflow(results, [], set(), records, pytest.fail)
+    mend_leaderboard(results, records)
+    return records.root
+
+
+@pytest.fixture
+def records(healthy: Path, tmp_path: Path) -> Records:
+    records = Records.at(Path(shutil.copytree(healthy, tmp_path / "mlruns")))
+    with closing(sqlite3.connect(records.mlflow_database)) as database, database:  # files lie where the copy is
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            database.execute(moved, (str(healthy), str(records.root)))
+    return records
+
+
+def told(records: Records) -> list[str]:
+    return [f"{finding.kind}: {finding.what}" for finding in examine(records).findings]
+
+
+def first_hash(records: Records) -> str:
+    return str(load_results(STUDY, records.optuna_database).finished()[0].user_attrs[HASH])
+
+
+def child(records: Records) -> tuple[MlflowClient, str]:
+    """A client, and the run of the first trial."""
+    client = MlflowClient(records.tracking_uri)
+    experiment = client.get_experiment_by_name(STUDY)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.{HASH_TAG} = '{first_hash(records)}'")
+    return client, run.info.run_id
+
+
+def parent(records: Records) -> tuple[MlflowClient, str]:
+    client, of_trial = child(records)
+    return client, client.get_run(of_trial).data.tags[PARENT_TAG]
+
+
+def test_nothing_is_wrong_with_a_whole_folder(records: Records) -> None:
+    assert told(records) == []
+    assert examine(records).studies == [STUDY]
+
+
+def delete_run(records: Records) -> None:
+    client, run_id = child(records)
+    client.delete_run(run_id)
+
+
+def end_otherwise(records: Records) -> None:
+    client, run_id = child(records)
+    client.set_terminated(run_id, "FAILED")
+
+
+def other_figure(records: Records) -> None:
+    client, run_id = child(records)
+    client.log_metric(run_id, "phase2/val_ppl", 1.0)
+
+
+def delete_parent(records: Records) -> None:
+    client, run_id = parent(records)
+    client.delete_run(run_id)
+
+
+def leave_running(records: Records) -> None:
+    client, run_id = parent(records)
+    client.update_run(run_id, status="RUNNING")
+
+
+def other_parent(records: Records) -> None:
+    client, run_id = child(records)
+    client.set_tag(run_id, PARENT_TAG, "0" * 32)
+
+
+def lose_mlflow(records: Records) -> None:
+    records.mlflow_database.unlink()
+
+
+def wait_in_journal(records: Records) -> None:
+    line = ["log_series", first_hash(records), {"points": [["epoch/val_ppl", 99, 3.0]]}]
+    records.journal(STUDY, None).write_text(json.dumps(line) + "\n")
+
+
+def lose_trial_file(records: Records) -> None:
+    records.trial_record(STUDY, first_hash(records)).unlink()
+
+
+def damage_trial_file(records: Records) -> None:
+    records.trial_record(STUDY, first_hash(records)).write_text("{")
+
+
+def change_losses(records: Records) -> None:
+    path = records.trial_record(STUDY, first_hash(records))
+    content = json.loads(path.read_text())
+    content["nats"][0] += 1
+    path.write_text(json.dumps(content))
+
+
+def lose_leaderboard(records: Records) -> None:
+    (records.study(STUDY) / "leaderboard.csv").unlink()
+
+
+def change_leaderboard(records: Records) -> None:
+    path = records.study(STUDY) / "leaderboard.csv"
+    path.write_text(path.read_text().replace("layerwise", "final_only", 1))
+
+
+def other_leader(records: Records) -> None:
+    path = records.study(STUDY) / "best.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trial": 99}))
+
+
+def other_best_figures(records: Records) -> None:
+    path = records.study(STUDY) / "best.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {}}))
+
+
+def damage_entry(records: Records) -> None:
+    entry = next(path for path in sorted(records.cache.iterdir()) if not path.name.startswith("."))
+    next(path for path in sorted(entry.iterdir()) if path.name != "manifest.json").write_bytes(b"")
+
+
+def leave_scratch(records: Records) -> None:
+    (records.cache / ".phase1-0123.abc").mkdir()
+    (records.cache / ".phase1-0123.abc" / "half").write_text("")
+
+
+def leave_lock(records: Records) -> None:
+    (records.cache / ".phase1-0123.lock").touch()
+
+
+DAMAGES: list[tuple[Callable[[Records], None], str]] = [
+    (delete_run, "mlflow: MLflow has no run of it"),
+    (end_otherwise, "mlflow: MLflow's run has ended as FAILED, by the ledger it is FINISHED"),
+    (other_figure, "mlflow: MLflow's run has other figures than the ledger: phase2/val_ppl"),
+    (delete_parent, "mlflow: its parent run in MLflow is deleted"),
+    (leave_running, "mlflow: MLflow says that it is running, and no driver is"),
+    (other_parent, "mlflow: 1 runs in MLflow are children of another or a deleted parent"),
+    (lose_mlflow, "mlflow: MLflow has no parent run of it"),
+    (wait_in_journal, "mlflow: MLflow was not told 1 operations"),
+    (lose_trial_file, "trial file: {hash}.json is missing"),
+    (damage_trial_file, "trial file: {hash}.json is damaged"),
+    (change_losses, "trial file: {hash}.json: its losses by document do not add up"),
+    (lose_leaderboard, "leaderboard: is missing"),
+    (change_leaderboard, "leaderboard: is not what the ledger says"),
+    (other_leader, "leaderboard: names trial 99, by the ledger trial"),
+    (other_best_figures, "leaderboard: has other figures than the ledger"),
+    (damage_entry, "cache: is half made or damaged"),
+    (leave_scratch, "cache: is scratch of a process that is gone"),
+    (leave_lock, "cache: is the lock of an entry that was never made"),
+]
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
+def test_a_damage_is_found_mended_and_found_no_more(
+    records: Records, damage: Callable[[Records], None], said: str
+) -> None:
+    damage(records)
+    seen = examine(records)
+    found = [f"{finding.kind}: {finding.what}" for finding in seen.findings]
+    assert found[0].startswith(said.format(hash=first_hash(records)))
+    assert all(finding.repairable and finding.remedy for finding in seen.findings)
+    assert repair(seen, records) == []
+    assert told(records) == []
+
+
+def test_two_runs_of_one_trial_are_left_to_the_user(records: Records) -> None:
+    client, run_id = child(records)
+    twin = client.get_run(run_id)
+    tags = {key: twin.data.tags[key] for key in (HASH_TAG, STUDY_ID_TAG, PARENT_TAG)}
+    client.create_run(twin.info.experiment_id, tags=tags)
+    seen = examine(records)
+    assert [finding.repairable for finding in seen.findings] == [False]
+    assert "2 runs of it" in seen.findings[0].what
+    repair(seen, records)
+    assert len(told(records)) == 1
+
+
+def test_what_belongs_to_no_trial_is_named_and_kept(records: Records) -> None:
+    orphan = records.trial_record(STUDY, "f" * 16)
+    orphan.write_text("{}")
+    client, run_id = parent(records)
+    other = client.get_run(run_id)
+    tags = {HASH_TAG: "f" * 16, STUDY_ID_TAG: other.data.tags[STUDY_ID_TAG], PARENT_TAG: run_id}
+    client.create_run(other.info.experiment_id, tags=tags)
+    seen = examine(records)
+    assert [finding.what for finding in seen.findings] == ["is of no trial of the ledger"] * 2
+    repair(seen, records)
+    assert orphan.exists()
+
+
+def test_a_running_study_is_named_and_left_alone(records: Records) -> None:
+    lose_leaderboard(records)
+    with study_lock(records.study(STUDY)):
+        seen = examine(records)
+        assert seen.findings == []
+        assert [left.where for left in seen.skipped] == [f"study {STUDY}"]
+    assert told(records) == ["leaderboard: is missing"]
+
+
+def test_runs_of_another_server_are_skipped_by_name(records: Records) -> None:
+    lose_mlflow(records)
+    records.journal(STUDY, None).unlink()
+    records.journal(STUDY, "http://elsewhere").touch()
+    seen = examine(records)
+    assert seen.findings == []
+    assert "another tracking server" in seen.skipped[0].why
+
+
+def test_pruned_trials_and_replicates_are_as_right_as_others(earlier_records: Path, tmp_path: Path) -> None:
+    records = Records.at(Path(shutil.copytree(earlier_records, tmp_path / "mlruns")))
+    study = context_modes(BASE, (16,))
+    first = Ledger(study, STUDY, records.optuna_database, 2)
+    assignment = handed_out(first)
+    left = TrialRecord(assignment.config.config_hash(), assignment.number, BASE.seed).ended("pruned", "collapsed")
+    write_trial_record(records.trial_record(STUDY, left.config_hash), left)
+    first.epoch(assignment.number, 1, 90.0)
+    first.prune(assignment.number, "collapsed", {names.CONVERGENCE: 0.5})
+    ledger = run(study, records, modes, seeds=2)
+    assert (len(ledger.pruned()), len(ledger.replicates())) == (1, len(ledger.finished()))
+    results = load_results(STUDY, records.optuna_database)
+    mend_mlflow(results, [], set(), records, pytest.fail)
+    mend_leaderboard(results, records)
+    assert told(records) == []
+    client, _ = child(records)
+    (experiment,) = client.search_experiments(filter_string=f"name = '{STUDY}'")
+    for key in (left.config_hash, ledger.replicates()[0].user_attrs[HASH]):
+        (of_trial,) = client.search_runs([experiment.experiment_id], f"tags.{HASH_TAG} = '{key}'")
+        client.set_terminated(of_trial.info.run_id, "FAILED")
+    seen = examine(records)
+    assert len(seen.findings) == 2
+    assert repair(seen, records) == []
+    assert told(records) == []
+
+
+def forbidden(monkeypatch: pytest.MonkeyPatch, method: str, path: Path) -> None:
+    """Have a method of `path` refused, as the system refuses it to whoever has not the right; root has every right."""
+    allowed = getattr(Path, method)
+
+    def refuse(self: Path, *args: Any, **options: Any) -> Any:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return allowed(self, *args, **options)
+
+    monkeypatch.setattr(Path, method, refuse)
+
+
+def here(monkeypatch: pytest.MonkeyPatch, records: Records, *options: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["doctor.py", "--mlruns", str(records.root), *options])
+    return main()
+
+
+def test_a_cache_that_may_not_be_read_is_said_and_kept(
+    records: Records, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(records.cache)
+    forbidden(monkeypatch, "iterdir", records.cache)
+    assert here(monkeypatch, records, "--repair") == WRONG
+    said = capsys.readouterr()
+    assert f"cache {records.cache}: cannot be read (Permission denied)" in said.out
+    assert said.err == ""
+    assert everything(records.cache) == before
+
+
+def test_an_entry_of_the_cache_that_may_not_be_read_is_not_taken_for_damaged(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = next(path for path in sorted(records.cache.iterdir()) if not path.name.startswith("."))
+    forbidden(monkeypatch, "open", entry / "manifest.json")
+    seen = examine(records)
+    assert [(f.where, f.what, f.repairable) for f in seen.findings] == [
+        (str(entry), "cannot be read (Permission denied)", False)
+    ]
+    repair(seen, records)
+    assert entry.exists()
+
+
+def test_a_study_that_may_not_be_read_is_said(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = records.study(STUDY) / "leaderboard.csv"
+    forbidden(monkeypatch, "read_text", board)
+    (finding,) = examine(records).findings
+    assert (finding.where, finding.what, finding.repairable) == (
+        str(board), "cannot be read (Permission denied)", False
+    )  # fmt: skip
+
+
+def test_what_may_not_be_written_is_not_mended(
+    records: Records, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose_leaderboard(records)
+    before = everything(records.root)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainables.host.preflight.os.access", lambda path, mode: False)
+        assert here(patch, records, "--repair") == BAD_INPUT
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"error: --repair: {records.root} is not a folder that can be written to\n"
+    assert everything(records.root) == before
+    with monkeypatch.context() as patch:  # the study's own folder alone
+        forbidden(patch, "write_text", records.study(STUDY) / "driver")
+        assert here(patch, records, "--repair") == WRONG
+    said = capsys.readouterr()
+    assert f"skipped study {STUDY}: not mended: " in said.out
+    assert "Permission denied" in said.out
+    assert "leaderboard" in said.out
+
+
+def test_scratch_that_may_not_be_removed_is_said(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_scratch(records)
+    scratch = records.cache / ".phase1-0123.abc"
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("search.audit.mending.shutil.rmtree", refuse)
+    (left,) = repair(examine(records), records)
+    assert (left.where, "Permission denied" in left.why) == (str(scratch), True)
+
+
+def test_records_that_may_only_be_read_are_examined_without_writing(records: Records) -> None:
+    records.use_write_ahead_logs()
+    paths = [records.root, *records.root.rglob("*")]
+    modes_before = {path: path.stat().st_mode for path in paths}
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = everything(records.root)
+    try:
+        done = command("--mlruns", str(records.root), "--json")
+    finally:
+        for path, mode in modes_before.items():
+            path.chmod(mode)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert everything(records.root) == before
+
+
+def test_a_ledger_that_is_no_database_is_said(records: Records) -> None:
+    records.optuna_database.write_bytes(b"no database" * 100)
+    assert told(records)[0].startswith("database: ")
+
+
+def test_a_registered_version_without_its_files_is_named(records: Records) -> None:
+    client, run_id = child(records)
+    client.create_registered_model("bob")
+    source = records.artifacts / "nowhere"
+    client.create_model_version("bob", source.as_uri(), run_id)
+    (finding,) = examine(records).findings
+    assert (finding.kind, finding.where, finding.repairable) == ("registry", "bob version 1", False)
+    assert "weights" in finding.what or "MLmodel" in finding.what
+
+
+def everything(root: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")}
+
+
+def command(*options: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(ROOT / "search/doctor.py"), *options]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_command_looks_without_writing_and_mends_when_asked(records: Records, tmp_path: Path) -> None:
+    records.use_write_ahead_logs()
+    other_leader(records)
+    before = everything(records.root)
+    done = command("--mlruns", str(records.root), "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [finding["kind"] for finding in json.loads(done.stdout)["findings"]] == ["leaderboard"]
+    assert everything(records.root) == before
+    mended = command("--mlruns", str(records.root), "--repair")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert "mended leaderboard" in mended.stdout
+    missing = command("--mlruns", str(tmp_path / "none"))
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,216 @@
+"""Registered models, in a real MLflow store."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from small import model_config
+
+from model import load
+from model.config import RUN
+from model.language_model import LanguageModel
+from model.text.checkpoint import WEIGHTS, save_model
+from trainables.inputs.corpus import _train_bpe
+from trainables.records import Records
+from trainables.tracking.registry import CHAMPION, TRAINING_TAG, Registration, check_comparable, register_model
+from trainables.tracking.run_record import read_record, seal
+
+TEXT = "the cat sleeps under the tree; the dog runs over the river"
+BASE = np.random.default_rng(0).uniform(80, 120, 60)  # nats of 60 documents
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that the first registration makes."""
+    return Records.at(tmp_path_factory.mktemp("mlruns")).tracking_uri
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a model folder with validation losses as far from `BASE` as asked for."""
+    tokenizer = _train_bpe([TEXT], 270)
+    sizes = vars(model_config()) | {"vocab_size": tokenizer.get_vocab_size()}
+    table = torch.randn(sizes["vocab_size"], sizes["embedding_dim"], generator=torch.Generator().manual_seed(6))
+
+    def write(by: float = 0.0, noise: float = 0.5, digest: str = "pydoc", seed: int = 1, num: int = 60) -> Path:
+        nats = BASE[:num] + by + np.random.default_rng(seed).normal(0, noise, num)
+        run: dict[str, Any] = {"validation": {"digest": digest, "nats": nats.tolist(), "targets": [30] * num}}
+        model = LanguageModel(type(model_config())(**sizes), table, seed)
+        save_model(model, tmp_path / "trained", tokenizer.to_str())
+        (tmp_path / "trained" / RUN).write_text(json.dumps(seal(run, tmp_path / "trained")))
+        (tmp_path / "trained" / ".resume").mkdir()  # as an interrupted training leaves it
+        return tmp_path / "trained"
+
+    return write
+
+
+def champion(uri: str, name: str) -> int:
+    return int(MlflowClient(uri).get_model_version_by_alias(name, CHAMPION).version)
+
+
+def test_the_champion_is_always_the_better_one(uri: str, make: Make) -> None:
+    assert register_model(make(), "ladder", uri) == Registration(1, True, "no champion before it")
+    same = register_model(make(seed=9, noise=0), "ladder", uri)
+    assert (same.version, same.champion) == (2, False)
+    unsure = register_model(make(by=-0.6, noise=4, seed=2), "ladder", uri)  # better on average, by luck
+    assert unsure.reason.startswith("not better: PPL -")
+    assert not unsure.champion
+    assert champion(uri, "ladder") == 1
+    better = register_model(make(by=-0.5, seed=3), "ladder", uri)
+    assert (better.version, better.champion) == (4, True)
+    assert better.reason.startswith("better: PPL -")
+    assert "; 98%] against ladder version 1, 60 documents, so few" in better.reason
+    worse = register_model(make(by=0.5, seed=4), "ladder", uri)
+    assert not worse.champion
+    assert champion(uri, "ladder") == 4
+    forced = register_model(make(by=0.5, seed=5), "ladder", uri, force=True)
+    assert forced.champion
+    assert forced.reason.startswith("forced: PPL +")
+    assert champion(uri, "ladder") == forced.version == 6
+    assert MlflowClient(uri).get_model_version("ladder", "6").tags["reason"] == forced.reason
+
+
+def test_a_model_judged_on_other_data_is_refused(uri: str, make: Make) -> None:
+    register_model(make(), "data", uri)
+    for other in ({"digest": "chat"}, {"num": 59}):
+        with pytest.raises(ValueError, match="data version 1, the champion, was judged on other validation data"):
+            register_model(make(by=-9, seed=2, **other), "data", uri)
+    assert len(MlflowClient(uri).search_model_versions("name='data'")) == 1
+    forced = register_model(make(digest="chat", seed=2), "data", uri, force=True)
+    assert (forced.version, forced.champion) == (2, True)
+    check_comparable("data", uri, "chat")
+    check_comparable("nothing of that name", uri, "pydoc")
+    with pytest.raises(ValueError, match="judged on other validation data"):
+        check_comparable("data", uri, "pydoc")
+    assert champion(uri, "data") == 2
+
+
+def test_one_document_decides_nothing(uri: str, make: Make) -> None:
+    register_model(make(num=1), "one", uri)
+    assert not register_model(make(num=1, by=-9, seed=2), "one", uri).champion
+
+
+def test_a_model_that_is_a_version_already_stays_that_one(uri: str, make: Make) -> None:
+    assert register_model(make(), "again", uri).version == 1
+    assert register_model(make(), "again", uri) == Registration(1, True, "already version 1")
+    better = register_model(make(by=-5, seed=2), "again", uri)
+    assert (better.version, better.champion) == (2, True)
+    beaten = register_model(make(), "again", uri)
+    assert (beaten.version, beaten.champion) == (1, False)
+    assert beaten.reason.startswith("already version 1; not better: PPL +")
+    assert champion(uri, "again") == 2
+    forced = register_model(make(), "again", uri, force=True)
+    assert (forced.version, forced.champion, champion(uri, "again")) == (1, True, 1)
+    assert MlflowClient(uri).get_model_version("again", "1").tags["reason"] == forced.reason
+    assert len(MlflowClient(uri).search_model_versions("name='again'")) == 2
+    assert register_model(make(), "other name", uri).version == 1
+
+
+def test_a_version_and_its_run_name_the_training(uri: str, make: Make) -> None:
+    folder, client = make(), MlflowClient(uri)
+    register_model(folder, "unlinked", uri)
+    assert TRAINING_TAG not in client.get_model_version("unlinked", "1").tags
+    (folder / RUN).write_text(json.dumps(seal(read_record(folder) | {"mlflow_run": "abc"}, folder)))
+    register_model(folder, "linked", uri)
+    made = client.get_model_version("linked", "1")
+    assert made.tags[TRAINING_TAG] == client.get_run(made.run_id).data.tags[TRAINING_TAG] == "abc"
+
+
+PREDICT = """
+import json, sys
+import mlflow
+loaded = mlflow.pyfunc.load_model("models:/served@champion")
+rows = loaded.predict(["the cat", "t"], params={"k": 3})
+import model
+print(json.dumps([model.__file__, len(loaded.predict(["the dog"])[0]["next_tokens"]), rows]))
+"""
+
+
+def test_mlflow_alone_loads_the_champion_and_predicts(uri: str, make: Make, tmp_path: Path) -> None:
+    folder = make()
+    register_model(folder, "served", uri)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-c", PREDICT]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment | {"MLFLOW_TRACKING_URI": uri},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(Path(uri.removeprefix("sqlite:///")).parent.rglob(".resume"))
+    code, default_k, rows = json.loads(done.stdout)
+    assert Path(code).is_relative_to(Path(uri.removeprefix("sqlite:///")).parent)  # not this project's
+    assert default_k == 5
+    lm = load(folder, "cpu")
+    for row, text in zip(rows, ["the cat", "t"], strict=True):
+        expected = lm.next_tokens(text, 3)
+        assert row["next_tokens"] == [token.text for token in expected]
+        assert row["next_logprobs"] == pytest.approx([token.logprob for token in expected], abs=1e-4)
+        assert row["logprobs"] == pytest.approx(lm.logprobs(text).tolist(), abs=1e-4)
+
+
+def test_a_registered_model_is_loaded_by_its_uri(uri: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make()
+    register_model(folder, "loaded", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for where in ("models:/loaded@champion", "models:/loaded/1"):
+        assert load(where, "cpu").score(TEXT) == load(folder, "cpu").score(TEXT)
+    for where in ("models:/loaded@best", "models:/nothing/1", "models:/loaded/7"):
+        with pytest.raises(ValueError, match="cannot be had") as caught:
+            load(where, "cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_registered_is_refused(uri: str, make: Make) -> None:
+    folder = make()
+    for name in ("a/b", ""):
+        with pytest.raises(ValueError, match="MLflow refuses"):
+            register_model(folder, name, uri)
+    record = read_record(folder)
+    wrong = {"digest": "a", "nats": [1], "targets": [1, 2]}
+    for sealed in ({"metrics": {}}, {"validation": wrong}):
+        (folder / RUN).write_text(json.dumps(seal(sealed, folder)))
+        with pytest.raises(ValueError, match="does not say how the model did"):
+            register_model(folder, "wrong", uri)
+    better = record["validation"] | {"nats": [nats / 3 for nats in record["validation"]["nats"]]}
+    for damaged in ("{", "[]", json.dumps(record), json.dumps(seal(record, folder) | {"validation": better})):
+        (folder / RUN).write_text(damaged)
+        with pytest.raises(ValueError, match=r"is no record of a training|is not as the training wrote it"):
+            register_model(folder, "wrong", uri)
+    (folder / RUN).write_text(json.dumps(seal(record, folder)))
+    own = shutil.copytree(folder, folder.with_name("own"))
+    shutil.copyfile(own / RUN, make(seed=2) / RUN)
+    with pytest.raises(ValueError, match="the record of another model"):
+        register_model(folder, "wrong", uri)
+    (folder / RUN).unlink()
+    with pytest.raises(ValueError, match="does not say how the model did"):
+        register_model(folder, "wrong", uri)
+    os.truncate(folder / WEIGHTS, 100)
+    with pytest.raises(ValueError, match="no usable model folder"):
+        register_model(folder, "wrong", uri)
+    assert not MlflowClient(uri).search_registered_models("name='wrong'")
+
+
+def test_mlflow_is_left_as_it_was(uri: str, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:1")
+    mlflow.set_tracking_uri("http://elsewhere:1")
+    register_model(make(), "quiet", uri)
+    assert mlflow.get_tracking_uri() == "http://elsewhere:1"
+    assert mlflow.active_run() is None
+    mlflow.set_tracking_uri(None)
+    assert [path.name for path in tmp_path.iterdir()] == ["trained"]

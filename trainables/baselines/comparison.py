@@ -1,0 +1,154 @@
+"""A two-phase model and its yardsticks: each training in a process of its own, all on record in MLflow.
+
+A yardstick is trained once for each learning rate, and the best by validation loss counts: more than the two-phase
+model is given.
+"""
+
+import multiprocessing
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from rich.console import Console
+
+from model.errors import user_errors
+from trainables import metrics as names
+from trainables.baselines.candidate import TWO_PHASE, Contender, contend
+from trainables.config import RunConfig
+from trainables.errors import NoResultError
+from trainables.phases.phase1 import DivergedError
+from trainables.pipeline import Inputs
+from trainables.tracking.model_runs import ModelRun
+from trainables.tracking.study_runs import ROLE_TAG
+from trainables.training.options import Settings
+from trainables.training.run import params_and_tags, prepare, say_start, trial_of
+from trainables.training.view import contest_table
+
+LEARNING_RATES = (0.0005, 0.001, 0.002, 0.004)  # of a yardstick
+FURTHER = 6  # times that they are halved or doubled where the best is at an end
+
+
+def contest(settings: Settings, console: Console) -> list[Contender]:
+    """Train the configuration and the yardsticks of `settings`, and show them in one table; no model is kept.
+
+    Raises:
+        BadInputError: what the user can mend.
+        NoResultError: a model diverged, collapsed or does not fit, or its process died; those before it are shown.
+    """
+    with user_errors():
+        mlflow = ModelRun(settings.records, settings.destination.uri, console.print)
+        place, inputs, _ = prepare(settings, console)
+        params, tags = params_and_tags(settings, place, inputs, trial_of(settings, mlflow))
+    say_start(settings, place, inputs, console)
+    found: list[Contender] = []
+
+    def start(kind: str, shape: str, own: dict[str, object]) -> bool:
+        role = f"compared: {kind}"
+        try:
+            mlflow.start(f"{kind} {shape}".strip(), params | {"model": kind} | own, tags | {ROLE_TAG: role})
+        except ValueError as error:  # away: the table is worth more
+            console.print(f"the {kind} is not recorded: {error}")
+            return False
+        return True
+
+    try:
+        kinds = [TWO_PHASE, *settings.baselines]
+        for each in contenders(settings.config, inputs, kinds, float(place.device == "cuda"), place.threads):
+            found.append(each)
+            own = {"shape": each.shape, "phase2_learning_rate": each.rate, "learning_rates_tried": each.rates}
+            if start(each.kind, each.shape, own):
+                mlflow.log(each.points)
+                with tempfile.TemporaryDirectory() as scratch:  # nothing takes up later what MLflow lacks
+                    if not mlflow.finish(each.metrics, {}, Path(scratch) / "left.json"):
+                        console.print(f"MLflow is away and lacks the {each.kind}'s figures")
+    except NoResultError as error:
+        if start(kinds[len(found)], "", {}):
+            mlflow.end("FAILED", str(error))
+        raise
+    finally:
+        if found:  # those before an error were trained for nothing otherwise
+            console.print(contest_table(found))
+    return found
+
+
+def contenders(
+    config: RunConfig, inputs: Inputs, kinds: Sequence[str], gpus: float, threads: int
+) -> Iterator[Contender]:
+    """One model after the other, a yardstick with its best learning rate.
+
+    Raises:
+        NoResultError: a model diverged, collapsed or does not fit, or its process died.
+    """
+    for kind in kinds:
+
+        def attempt(rate: float, kind: str = kind) -> Contender:
+            return _alone(kind, config.replace(phase2_learning_rate=rate), inputs, gpus, threads)
+
+        try:
+            yield attempt(config.phase2.learning_rate) if kind == TWO_PHASE else best_of_rates(attempt)
+        except (DivergedError, NoResultError) as error:
+            raise NoResultError(f"{kind}: {error}") from None
+
+
+def best_of_rates(attempt: Callable[[float], Contender]) -> Contender:
+    """The best by validation PPL of `LEARNING_RATES`, and beyond them while the best is the lowest or highest tried.
+
+    Beyond an end rates are halved or doubled, `FURTHER` times at most. One that diverges is worse than any other.
+
+    Raises:
+        DivergedError: with each of the rates.
+    """
+    tried: dict[float, Contender | None] = {}
+
+    def ppl(rate: float) -> float:
+        contender = tried[rate]
+        return float("inf") if contender is None else contender.metrics[names.VAL_PPL]
+
+    waiting = list(LEARNING_RATES)
+    while waiting:
+        rate = waiting.pop(0)
+        try:
+            tried[rate] = attempt(rate)
+        except DivergedError:
+            tried[rate] = None
+        if not waiting and len(tried) < len(LEARNING_RATES) + FURTHER:
+            best = min(sorted(tried), key=ppl)
+            waiting = [best / 2] if best == min(tried) else [best * 2] if best == max(tried) else []
+    rates = tuple(sorted(tried))
+    kept = tried[min(rates, key=ppl)]
+    if kept is None:
+        raise DivergedError(f"diverged with each learning rate from {rates[0]:g} to {rates[-1]:g}")
+    return replace(kept, rates=rates)
+
+
+def _alone(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> Contender:
+    """`contend` in a fresh process: what a training leaves in memory or has made once is not another's."""
+    spawn = multiprocessing.get_context("spawn")
+    receive, send = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_hand_over, args=(send, kind, config, inputs, gpus, threads), daemon=True)
+    process.start()
+    send.close()
+    try:
+        found = receive.recv()
+    except EOFError:
+        process.join()
+        raise NoResultError(f"its process ended with exit code {process.exitcode}") from None
+    finally:  # Ctrl-C included
+        process.terminate()
+        process.join()
+    if isinstance(found, Exception):
+        raise found
+    contender: Contender = found
+    return contender
+
+
+def _hand_over(send: Connection, kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> None:
+    """What `contend` returns, or why there is nothing, to the process that waits for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits ends this one
+    try:
+        send.send(contend(kind, config, inputs, gpus, threads))
+    except (DivergedError, NoResultError) as error:
+        send.send(error)

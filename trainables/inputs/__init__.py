@@ -1,0 +1,1 @@
+"""Token ids and embedding tables, from what `--data` and `--embedding` name."""

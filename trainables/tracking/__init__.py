@@ -1,0 +1,1 @@
+"""Everything that goes to MLflow: stores, runs, the registry."""

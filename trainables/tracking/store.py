@@ -1,0 +1,201 @@
+"""MLflow's store: opened or made, looked at as a whole, and which of its errors pass."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    INTERNAL_ERROR,
+    REQUEST_LIMIT_EXCEEDED,
+    TEMPORARILY_UNAVAILABLE,
+    ErrorCode,
+)
+from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
+from sqlalchemy.engine import make_url
+
+from trainables.errors import OtherVersionError
+from trainables.host.preflight import check_folder
+from trainables.records import Records
+
+for _noisy in ("mlflow", "alembic"):  # they announce every table of a new database
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+# It logs each traceback of a locked or full database before it raises the error; the spool says it in a sentence.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
+
+# What a server or a database that is away, locked, full or overloaded answers; all else it refuses for good.
+OUTAGES = {ErrorCode.Name(code) for code in (INTERNAL_ERROR, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE)}
+
+OUT_OF_DATE = re.compile(r"out-of-date database schema \(found version (\w+)")
+MIGRATIONS = Path(mlflow.__file__).parent / "store/db_migrations/versions"  # one file for each version of the tables
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the same call may go through later."""
+    if isinstance(error, MlflowException):
+        return error.error_code in OUTAGES
+    # an artifact's file that was deleted before MLflow was told of it, a folder of artifacts that is someone else's
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    return isinstance(error, OSError)  # connections, timeouts (requests' errors are OSErrors), a full disk
+
+
+def reason_of(error: BaseException) -> str:
+    """What is behind an error, in a few words: of a database's it is the driver's own message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[None]:
+    """Around what opens the store at `uri`: what MLflow refuses is told in one sentence.
+
+    Raises:
+        OtherVersionError: the store is of another version of MLflow.
+        ValueError: MLflow refuses it for another reason.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        if found := OUT_OF_DATE.search(str(error)):
+            known = any(MIGRATIONS.glob(f"{found.group(1)}_*.py"))
+            upgrade = "mlflow db upgrade" if known or not MIGRATIONS.is_dir() else ""
+            raise OtherVersionError(make_url(uri).render_as_string(), "mlflow", upgrade) from error
+        raise ValueError(f"MLflow's store cannot be used: {reason_of(error)}") from error
+
+
+def _initialise(records: Records) -> None:
+    """Make the database whole or not at all: one that was cut off half made could never be opened again."""
+    if records.mlflow_database.exists():
+        return
+    scratch = records.mlflow_database.with_name(".mlflow.new.db")
+    for left_behind in records.root.glob(f"{scratch.name}*"):
+        left_behind.unlink()
+    MlflowClient(f"sqlite:///{scratch}").search_experiments(max_results=1)  # makes all tables
+    scratch.rename(records.mlflow_database)
+
+
+def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tuple[MlflowClient, str, bool]:
+    """MLflow's store, the id of the experiment `name` there, and whether it was made now.
+
+    Raises:
+        ValueError: MLflow refuses the store, a deleted experiment holds the name, or its files cannot be written.
+    """
+    records.root.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri or records.tracking_uri
+    # A fresh database that two processes initialise at once fails in most of them.
+    with opened(uri), FileLock(records.root / ".mlflow.lock"):
+        if tracking_uri is None:
+            _initialise(records)
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            # only a server has a place of its own for files; a database would put them into the cwd
+            where = None
+            if not uri.startswith("http"):
+                check_folder(records.artifacts / name, "MLflow's artifacts")
+                where = (records.artifacts / name).as_uri()
+            return client, client.create_experiment(name, artifact_location=where, tags=KIND), True
+    if found.lifecycle_stage != "active":
+        raise ValueError(f"MLflow's experiment {name!r} was deleted: restore it there or give --name")
+    if urlparse(found.artifact_location).scheme == "file":
+        check_folder(Path(local_file_uri_to_path(found.artifact_location)), "MLflow's artifacts")
+    return client, found.experiment_id, False
+
+
+PAGE = 1_000  # runs per query
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """One run as a store has it."""
+
+    run_id: str
+    status: str
+    deleted: bool
+    tags: dict[str, str]
+    metrics: dict[str, float]  # last values
+    folder: Path | None  # of its files; None: not on this machine
+
+    @classmethod
+    def of(cls, run: Run) -> "StoredRun":
+        """What is looked at of MLflow's own."""
+        return cls(
+            run_id=run.info.run_id,
+            status=run.info.status,
+            deleted=run.info.lifecycle_stage != "active",
+            tags=run.data.tags,
+            metrics=run.data.metrics,
+            folder=_local(run.info.artifact_uri),
+        )
+
+
+def _local(uri: str) -> Path | None:
+    """The folder of a place on this machine."""
+    return Path(local_file_uri_to_path(uri)) if urlparse(uri).scheme in ("", "file") else None
+
+
+class StoreView:
+    """A whole store, read with few queries."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        """Open it.
+
+        Raises:
+            OtherVersionError: it is of another version of MLflow.
+            ValueError: MLflow refuses it.
+        """
+        with opened(tracking_uri):
+            self._client = MlflowClient(tracking_uri)
+            self._client.search_experiments(max_results=1)
+
+    def runs(self, experiment: str) -> list[StoredRun]:
+        """All runs of an experiment, deleted ones too; none where there is no such experiment."""
+        known = self._client.get_experiment_by_name(experiment)
+        found: list[StoredRun] = []
+        token = None
+        while known is not None and token != "":
+            page = self._client.search_runs(
+                [known.experiment_id], run_view_type=ViewType.ALL, page_token=token, max_results=PAGE
+            )
+            found += map(StoredRun.of, page)
+            token = page.token or ""
+        return found
+
+    def version_folders(self) -> Iterator[tuple[str, str, Path | None]]:
+        """Every registered version: its name and number, and its files' folder; None: not on this machine.
+
+        A version of which MLflow has lost the place has a folder that cannot be.
+        """
+        token = None
+        while token != "":
+            page = self._client.search_model_versions(page_token=token)
+            for version in page:
+                yield version.name, str(version.version), self._folder_of(version.name, version.version)
+            token = page.token or ""
+
+    def _folder_of(self, name: str, version: str) -> Path | None:
+        place = self._client.get_model_version_download_uri(name, version)
+        if place.startswith("models:/"):
+            try:
+                place = self._client.get_logged_model(place.removeprefix("models:/")).artifact_location
+            except MlflowException as error:
+                if is_outage(error):
+                    raise
+                return Path(place)
+        return _local(place)
+
+    def restore(self, run_id: str) -> None:
+        """Bring a deleted run back."""
+        self._client.restore_run(run_id)

@@ -1,0 +1,1 @@
+"""One run outside of Ray: its options, its progress, its model folder."""

@@ -47,7 +47,7 @@ class Compute:
 
     @property
     def ops(self) -> Any:
-        """The module of operators: `model.ops.fused`, `model.ops.native` or `model.ops.plain`, which have the same functions."""
+        """The operators: `model.ops.fused`, `model.ops.native` or `model.ops.plain`, which have the same functions."""
         if self.fused:
             from model.ops import fused
 

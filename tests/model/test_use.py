@@ -28,7 +28,7 @@ from model.text.sampling import Sampling
 from model.text.text_model import TextModel
 from trainables.inputs.corpus import _train_bpe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = "the cat sleeps under the tree; the dog runs over the river\nthe Bär 猫"
 Run = Callable[..., tuple[int, str, str]]
 

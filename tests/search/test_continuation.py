@@ -196,7 +196,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("other")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    file = folder / "trainables" / "phase2.py"
+    file = folder / "trainables" / "phases" / "phase2.py"
     text = file.read_text()
     assert "config.learning_rate" in text
     file.write_text(text.replace("config.learning_rate", "10 * config.learning_rate"))

@@ -27,7 +27,7 @@ from trainables import metrics as names
 from trainables.records import Records
 from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, STUDY_ID_TAG
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STUDY = "made-up"
 
 

@@ -21,7 +21,7 @@ from search.options import DEFAULT_SAMPLER, Settings, build_parser, check
 from search.preflight import ANSWERS_WITHIN
 from search.presets import PRESETS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLED, GRID, UI = "asym_layers.py", "context_modes.py", "ui.py"
 HEAVY = {"torch", "ray", "mlflow", "optuna", "datasets", "transformers", "pandas"}
 LIMIT = 5.0  # seconds until a mistake is answered

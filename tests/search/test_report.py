@@ -43,7 +43,7 @@ from trainables import metrics as names
 from trainables.phases.convergence import MARKED
 from trainables.records import Records
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

@@ -36,7 +36,7 @@ from trainables.train import main
 from trainables.training.model_folder import WORK, ModelFolder
 from trainables.training.run import EPOCHS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

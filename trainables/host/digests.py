@@ -15,12 +15,15 @@ from typing import Any
 
 from trainables.cache import content_key
 
-ROOT = Path(__file__).resolve().parents[1]  # what the three packages lie in
+ROOT = Path(__file__).resolve().parents[2]  # what the three packages lie in
 PACKAGES = ("model", "trainables", "search")
 # Where each kind of result is made.
 TOKENS, TABLE, PHASE1, TRIAL = (
-    "trainables.inputs.corpus", "trainables.inputs.embeddings", "trainables.phases.shared_phase1", "trainables.two_phase",
-)  # fmt: skip
+    "trainables.inputs.corpus",
+    "trainables.inputs.embeddings",
+    "trainables.phases.shared_phase1",
+    "trainables.two_phase",
+)
 # Variables by which libraries choose how they compute.
 NUMERICS = (
     "MKL_CBWR",
@@ -101,7 +104,7 @@ def modules(module: str, root: Path = ROOT) -> list[str]:
         found.add(name)
         if name in PACKAGES:  # it runs before all in it, but what it imports only where it is called is for others
             continue
-        open_ones |= _imports(root, name) | {name.partition(".")[0]}
+        open_ones |= _imports(root, name) | {name.rpartition(".")[0]}  # a package runs before what is in it
     return sorted(found)
 
 

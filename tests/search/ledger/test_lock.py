@@ -11,7 +11,7 @@ from model.errors import BadInputError
 from search.ledger.lock import study_lock
 from trainables.records import Records
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_study(chat_file: Path, tmp_path: Path) -> None:

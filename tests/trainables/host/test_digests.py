@@ -78,8 +78,8 @@ def test_what_sets_a_trial_up_is_part_of_it_and_a_packages_own_file_too(copy: Pa
 
 def test_each_module_that_a_trial_loads_is_part_of_its_digest() -> None:
     program = (
-        "import sys, trainables.two_phase\n"
-        "import trainables.pipeline, trainables.phases.phase1, trainables.phases.traces, trainables.host.devices, model.ops.compute\n"
+        "import sys, trainables.two_phase, trainables.pipeline, trainables.phases.phase1, trainables.phases.traces\n"
+        "import trainables.host.devices, model.ops.compute\n"
         "print(*[name for name in sys.modules if name.partition('.')[0] in ('model', 'trainables', 'search')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)

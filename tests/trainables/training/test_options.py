@@ -16,7 +16,7 @@ from trainables.metrics import VAL_PPL
 from trainables.records import Records
 from trainables.training.options import BASELINES, Settings, build_parser, flat_fields, parse
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def write_study(root: Path, configs: list[RunConfig], leader: int = 0) -> None:

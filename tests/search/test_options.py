@@ -1,7 +1,6 @@
 """The command line: what every mistake is answered with, in this process and by the entries themselves."""
 
 import argparse
-import ctypes
 import gzip
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from permissions import obey_permissions
 from safetensors.numpy import save_file
 from servers import answering
 
@@ -37,13 +37,6 @@ class Answer:
     message: str  # stderr without argparse's usage
     imported: set[str]  # top-level modules
     seconds: float
-
-
-def obey_permissions() -> None:
-    """Linux' root may write anywhere: give that up; others have nothing to give up."""
-    if sys.platform == "linux":
-        drop_from_bounding_set, dac_override = 24, 1
-        ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override)
 
 
 def ask(entry: str, *arguments: str, cwd: Path, mlruns: bool = True) -> Answer:

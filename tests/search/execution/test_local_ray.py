@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import ray
-from test_options import obey_permissions
+from permissions import obey_permissions
 
 from search.execution import local_ray
 from search.execution.cluster import Resources, plan_resources, start_ray

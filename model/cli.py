@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from model.errors import BadInputError, told, user_errors, without_passwords
+from model.errors import BadInputError, Exit, told, user_errors, without_passwords
 from model.output import open_standard_files, print_in_any_encoding
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run(main: Callable[[], None]) -> int:
     """Call `main`; the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C, 1 where nobody reads on."""
     if sys.stdout is None:  # what is printed is the result
         print("error: standard output is closed", file=sys.stderr)
-        return 2
+        return Exit.USER_ERROR
     open_standard_files()
     print_in_any_encoding()
     try:
@@ -71,11 +71,11 @@ def run(main: Callable[[], None]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `| head`: Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return Exit.FAILED
     except (BadInputError, OSError) as error:  # OSError: of what is printed, to a full disk
         print(f"error: {told(error)}", file=sys.stderr)
-        return 2
+        return Exit.USER_ERROR
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        return 130
-    return 0
+        return Exit.INTERRUPTED
+    return Exit.OK

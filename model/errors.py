@@ -1,12 +1,32 @@
-"""What a user can mend: one sentence and exit code 2 instead of a traceback. For every command line here."""
+"""The root of this project's errors, their exit codes, and user errors: one sentence instead of a traceback."""
 
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 
-class BadInputError(Exception):
+class Exit(IntEnum):
+    """What a command's exit code says."""
+
+    OK = 0
+    FAILED = 1  # no result, or a study that had to stop; of a check: something is wrong
+    USER_ERROR = 2  # what the user can mend
+    INTERRUPTED = 128 + signal.SIGINT
+    TERMINATED = 128 + signal.SIGTERM
+
+
+class ProjectError(Exception):
+    """Ends a command with one sentence; anything else that is raised is a bug and keeps its traceback."""
+
+    exit_code = Exit.FAILED
+
+
+class BadInputError(ProjectError):
     """What the user can mend, in one sentence."""
+
+    exit_code = Exit.USER_ERROR
 
 
 def without_passwords(text: str) -> str:

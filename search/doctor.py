@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.cli import Parser
+from model.errors import Exit
 from model.output import print_in_any_encoding
 from trainables.errors import OtherVersionError
 from trainables.records import DEFAULT_ROOT, Records
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from search.audit.findings import Finding, Skipped
     from search.ledger.results import Results
     from trainables.tracking.store import StoredRun, StoreView
-
-OK, WRONG, BAD_INPUT = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +186,7 @@ def main() -> int:
     args = parser.parse_args()
     if not args.mlruns.is_dir():
         print(f"error: there is no folder {args.mlruns}/: give --mlruns", file=sys.stderr)
-        return BAD_INPUT
+        return Exit.USER_ERROR
     records = Records.at(args.mlruns)
     if args.repair:
         from trainables.host.preflight import check_folder
@@ -196,7 +195,7 @@ def main() -> int:
             check_folder(records.root, "--repair")
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
-            return BAD_INPUT
+            return Exit.USER_ERROR
     seen, mended = examine(records), []
     if args.repair and any(finding.repairable for finding in seen.findings):
         before = seen.findings
@@ -214,7 +213,7 @@ def main() -> int:
         print(json.dumps(told, indent=1))
     else:
         _print(seen, mended)
-    return WRONG if seen.findings else OK
+    return Exit.FAILED if seen.findings else Exit.OK
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.errors import BadInputError, user_errors, without_passwords
+from model.errors import BadInputError, Exit, user_errors, without_passwords
 from model.output import print_without_fail
 from search.execution.environment import set_environment
 from search.interrupts import Interrupts
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from trainables.host.digests import Provenance
     from trainables.tracking.spool import Spool
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
-
 
 def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) -> int:
     """Run one entry with the process's arguments; the exit code.
@@ -55,12 +53,12 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         return _run(settings, study, lambda where, folder: keep(args, settings, where, sys.argv[0], folder), interrupts)
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return Exit.USER_ERROR
     except Exception as error:
         if not (reason := str(error) if isinstance(error, StoppedError) else unwritable(error)):
             raise
         print(f"error: the study stops ({reason}); once that is mended, the same command continues it", file=sys.stderr)
-        return FAILED
+        return Exit.FAILED
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues this study", file=sys.stderr)
         return interrupts.exit_code
@@ -228,8 +226,8 @@ class _StudyRun:
             return interrupts.exit_code
         if outcome is not None and outcome.bug:
             self.console.print(f"stopped: one trial after the other failed with {outcome.bug}", style="bold red")
-            return FAILED
-        return OK if ledger.finished() else FAILED
+            return Exit.FAILED
+        return Exit.OK if ledger.finished() else Exit.FAILED
 
     def _say_nothing_to_run(self, enough: str) -> None:
         self.console.print(f"nothing to run: {enough}")

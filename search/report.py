@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.cli import Parser
+from model.errors import Exit
 from model.output import print_without_fail
 from trainables.errors import OtherVersionError
 from trainables.records import DEFAULT_ROOT, Records
@@ -227,11 +228,11 @@ def main() -> int:
         known = known_studies(records.optuna_database)
     except OtherVersionError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return Exit.USER_ERROR
     if args.study not in known:
         names = f"there are {', '.join(known)}" if known else "there is none yet"
         print(f"error: no study {args.study!r} in {args.mlruns}/: {names}", file=sys.stderr)
-        return 2
+        return Exit.USER_ERROR
     from search.findings.leaderboard import leaderboard, write_results
     from search.ledger.study_record import bigram_figures, read_study_record
     from trainables.host.console import open_console
@@ -242,7 +243,7 @@ def main() -> int:
     reports, comparison, claims = write_report(results, records)
     print_verdict(open_console(), comparison, claims)
     print("\n" + "\n".join(map(str, [*files, *reports])))
-    return 0
+    return Exit.OK
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from model.cli import Parser
+from model.errors import Exit
 from model.output import print_without_fail
 from trainables.records import DEFAULT_ROOT, Records
 
@@ -30,14 +31,14 @@ def main() -> None:
             f"error: no MLflow store in {args.mlruns}/ yet: run a study first, or give --mlruns",
             file=sys.stderr,
         )
-        sys.exit(2)
+        sys.exit(Exit.USER_ERROR)
     from trainables.tracking.store import StoreView
 
     try:
         StoreView(records.tracking_uri)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(Exit.USER_ERROR)
     print(f"MLflow on http://127.0.0.1:{args.port} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", records.tracking_uri]
     options = [

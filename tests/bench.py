@@ -33,6 +33,7 @@ from search.presets import demo, reports
 from trainables import metrics as names
 from trainables.cache import ArtifactStore
 from trainables.config import Phase1Config, Phase2Config, RunConfig
+from trainables.errors import DoesNotFitError
 from trainables.host.arguments import as_threads
 from trainables.host.devices import choose_device, hardware
 from trainables.inputs.corpus import Corpus, Split, load_corpus
@@ -41,7 +42,7 @@ from trainables.inputs.sources import resolve_data, resolve_embedding
 from trainables.phases.optimizer import FlatAdam
 from trainables.phases.phase1 import STATE_STD, Sweeps, fit_phase1
 from trainables.phases.phase2 import Stream, _Steps
-from trainables.pipeline import DoesNotFitError, Inputs, run
+from trainables.pipeline import Inputs, run
 
 UNIT_SECONDS = 15.0  # a unit that takes longer is timed less often
 PIECE = 1 << 18  # rows of random operands made at once: at full length they would not fit in fp32

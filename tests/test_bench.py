@@ -10,7 +10,7 @@ import torch
 from bench import PIECE, Bench, main, reference
 
 from model.ops.compute import Compute
-from trainables.pipeline import DoesNotFitError
+from trainables.errors import DoesNotFitError
 
 pytestmark = pytest.mark.slow
 

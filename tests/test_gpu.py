@@ -16,10 +16,11 @@ from trainables import metrics as names
 from trainables import pipeline as pipeline_module
 from trainables.cache import ArtifactStore
 from trainables.config import Phase2Config
+from trainables.errors import DoesNotFitError
 from trainables.host.devices import choose_device
 from trainables.phases import phase2 as phase2_module
 from trainables.phases.phase2 import Stream, fit_phase2
-from trainables.pipeline import DoesNotFitError, Inputs, run
+from trainables.pipeline import Inputs, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -20,9 +20,10 @@ from trainables import metrics as names
 from trainables import pipeline as pipeline_module
 from trainables import two_phase as two_phase_module
 from trainables.cache import ArtifactStore
+from trainables.errors import DoesNotFitError
 from trainables.host.digests import TRIAL, code_digest
 from trainables.phases import shared_phase1 as shared_phase1_module
-from trainables.pipeline import DoesNotFitError, Inputs, run
+from trainables.pipeline import Inputs, run
 from trainables.two_phase import FINAL, NO_RESULT, SERIES, two_phase
 
 TOO_SMALL = (  # as PyTorch's allocator says it, on one line

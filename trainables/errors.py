@@ -2,6 +2,8 @@
 
 import shlex
 
+from model.errors import ProjectError
+
 # What a file system or a database says that takes no more, in whatever error.
 UNWRITABLE = (
     "No space left on device",
@@ -15,16 +17,35 @@ UNWRITABLE = (
 )
 
 
-class NoResultError(Exception):
-    """A training ended without a model, for a reason of its configuration."""
+class NoResultError(ProjectError):
+    """A run ended without a result, for a reason of its configuration: an outcome, on record like any other."""
 
 
-class OtherCodeError(Exception):
+class DivergedError(NoResultError):
+    """A loss became NaN or infinite."""
+
+
+class DoesNotFitError(NoResultError):
+    """The GPU's memory is too small for a configuration: it has no result on this hardware."""
+
+
+class CollapsedError(NoResultError):
+    """Phase 1 ended with contexts of so few directions that Phase 2 is not worth its time."""
+
+    def __init__(self, reason: str, figures: dict[str, float]) -> None:
+        super().__init__(reason, figures)  # both, so that it can be pickled
+        self.figures = figures  # Phase 1's
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StoppedError(ProjectError):
+    """What a study runs on has ended it, and why; the same command continues it."""
+
+
+class OtherCodeError(StoppedError):
     """A worker runs other code than the study that it works for."""
-
-
-class StoppedError(Exception):
-    """What a study runs on has ended it, and why; nothing is wrong with the study."""
 
 
 class OtherVersionError(ValueError):

@@ -18,25 +18,13 @@ from model.ops.compute import Compute
 from trainables import metrics as names
 from trainables.cache import ArtifactStore
 from trainables.config import RunConfig
+from trainables.errors import CollapsedError, DivergedError, DoesNotFitError
 from trainables.inputs.corpus import Corpus, load_corpus
 from trainables.inputs.embeddings import Embedding, load_embedding
 from trainables.inputs.sources import DataSource, EmbeddingSource
-from trainables.phases.phase1 import DivergedError
 from trainables.phases.phase2 import Checkpoints, Epoch, Phase2Result, Stream, evaluate, fit_phase2, ranks
 from trainables.phases.shared_phase1 import SharedPhase1
 from trainables.progress import Listener, Progress
-
-
-class DoesNotFitError(RuntimeError):
-    """The GPU's memory is too small for a configuration: it has no result on this hardware."""
-
-
-class CollapsedError(RuntimeError):
-    """Phase 1 ended with contexts of so few directions that Phase 2 is not worth its time."""
-
-    def __init__(self, reason: str, figures: dict[str, float]) -> None:
-        super().__init__(reason)
-        self.figures = figures  # Phase 1's
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from model.errors import BadInputError, user_errors
+from model.errors import BadInputError, Exit, user_errors
 from model.output import print_without_fail
 from trainables.errors import NoResultError
 from trainables.host.digests import TRIAL, code_digest
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
 # Set before anything heavy is imported; MLflow's own retries would hold the training up for minutes.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -69,21 +68,21 @@ def main() -> int:
             _compare(settings)
         else:
             _train(settings, folder)
-        return OK
+        return Exit.OK
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return Exit.USER_ERROR
     except NoResultError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return Exit.FAILED
     except OSError as error:  # a full disk, say; a training that has begun is where its last epoch left it
         resumes = "goes on" if folder else "begins anew"
         print(f"error: {error}; once that is mended, the same command {resumes}", file=sys.stderr)
-        return FAILED
+        return Exit.FAILED
     except KeyboardInterrupt as error:
         resumes = f"; the same command {'resumes after the last epoch that has ended' if folder else 'begins anew'}"
         print(f"\ninterrupted{resumes}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
+        return Exit.TERMINATED if isinstance(error, TerminatedError) else Exit.INTERRUPTED
 
 
 def _compare(settings: Settings) -> None:

@@ -10,7 +10,7 @@ import ray
 from ray import tune
 
 from trainables.config import RunConfig
-from trainables.errors import OtherCodeError
+from trainables.errors import CollapsedError, NoResultError, OtherCodeError
 from trainables.host.devices import choose_device, hardware
 
 if TYPE_CHECKING:
@@ -111,9 +111,8 @@ def two_phase(
     from model.ops.compute import Compute
     from trainables.cache import ArtifactStore
     from trainables.host.digests import Provenance
-    from trainables.phases.phase1 import DivergedError
     from trainables.phases.traces import Profiler
-    from trainables.pipeline import CollapsedError, DoesNotFitError, run
+    from trainables.pipeline import run
 
     torch.set_num_threads(threads)
     device = choose_device(gpus)
@@ -123,10 +122,10 @@ def two_phase(
     store, listen = ArtifactStore(Path(cache)), profiler or report
     try:
         result = run(RunConfig.from_flat(config), ray.get(inputs[0]), store, device, listen)
-    except (DivergedError, DoesNotFitError) as error:  # an outcome, not a fault: the worker goes on with the next trial
-        report.send(no_result=str(error))
     except CollapsedError as error:
         report.send(error.figures, collapsed=str(error))
+    except NoResultError as error:  # an outcome, not a fault: the worker goes on with the next trial
+        report.send(no_result=str(error))
     else:
         report.send(result.metrics, result.val_documents, phase1_by=result.phase1_by)
     finally:

@@ -9,9 +9,9 @@ from small import run_config
 
 from trainables import metrics as names
 from trainables.cache import ArtifactStore
-from trainables.phases.phase1 import DivergedError
+from trainables.errors import CollapsedError, DivergedError
 from trainables.phases.shared_phase1 import FIGURES, WEIGHTS
-from trainables.pipeline import CollapsedError, Inputs, run
+from trainables.pipeline import Inputs, run
 from trainables.progress import Progress
 
 TIMES = {names.PHASE1_SECONDS, names.PHASE1_SAVED, names.PHASE2_SECONDS, names.TOTAL_SECONDS}

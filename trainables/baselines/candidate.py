@@ -22,13 +22,12 @@ from trainables import metrics as names
 from trainables.baselines.fit import fit_baseline
 from trainables.cache import ArtifactStore
 from trainables.config import RunConfig
-from trainables.errors import NoResultError
 from trainables.evaluation.evaluate import Judgement, judge_splits, judged_metrics
 from trainables.host.devices import choose_device
 from trainables.metrics import STATE_LENGTHS
 from trainables.phases.convergence import with_converged
 from trainables.phases.phase2 import Epoch
-from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, run
+from trainables.pipeline import Inputs, run
 from trainables.progress import Progress
 
 TWO_PHASE = "two-phase"
@@ -68,8 +67,7 @@ def contend(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: 
         config: a yardstick takes its sizes, seed and Phase 2, the learning rate included.
 
     Raises:
-        DivergedError: a loss is not finite.
-        NoResultError: Phase 1 collapsed, or the GPU's memory is too small.
+        NoResultError: a loss is not finite, Phase 1 collapsed, or the GPU's memory is too small.
     """
     torch.set_num_threads(threads)
     device = choose_device(gpus, "--device cpu")
@@ -82,16 +80,13 @@ def contend(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: 
             if name == names.EPOCH_VAL_PPL:
                 print(f"  {told}: epoch {step}, val PPL {value:.2f}", flush=True)
 
-    try:
-        memory = _Memory(device)
-        _train(kind, config.replace(phase2_epochs=1), inputs, device, lambda new: None)
-        gc.collect()  # a module's hooks may refer to itself
-        memory.begin()
-        began = time.perf_counter()
-        trained = _train(kind, config, inputs, device, listen)
-        seconds, peak = time.perf_counter() - began, memory.peak()
-    except (CollapsedError, DoesNotFitError) as error:
-        raise NoResultError(str(error)) from None
+    memory = _Memory(device)
+    _train(kind, config.replace(phase2_epochs=1), inputs, device, lambda new: None)
+    gc.collect()  # a module's hooks may refer to itself
+    memory.begin()
+    began = time.perf_counter()
+    trained = _train(kind, config, inputs, device, listen)
+    seconds, peak = time.perf_counter() - began, memory.peak()
     judged = judge_splits(inputs.corpus, device, trained.evaluate)
     sizes = trained.state_bytes(_sequence(inputs, device))
     metrics = trained.metrics | judged_metrics(judged, inputs.corpus, len(inputs.embedding.table))

@@ -18,8 +18,7 @@ from model.errors import user_errors
 from trainables import metrics as names
 from trainables.baselines.candidate import TWO_PHASE, Contender, contend
 from trainables.config import RunConfig
-from trainables.errors import NoResultError
-from trainables.phases.phase1 import DivergedError
+from trainables.errors import DivergedError, NoResultError
 from trainables.pipeline import Inputs
 from trainables.tracking.model_runs import ModelRun
 from trainables.tracking.study_runs import ROLE_TAG
@@ -89,7 +88,7 @@ def contenders(
 
         try:
             yield attempt(config.phase2.learning_rate) if kind == TWO_PHASE else best_of_rates(attempt)
-        except (DivergedError, NoResultError) as error:
+        except NoResultError as error:
             raise NoResultError(f"{kind}: {error}") from None
 
 
@@ -150,5 +149,5 @@ def _hand_over(send: Connection, kind: str, config: RunConfig, inputs: Inputs, g
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits ends this one
     try:
         send.send(contend(kind, config, inputs, gpus, threads))
-    except (DivergedError, NoResultError) as error:
+    except NoResultError as error:
         send.send(error)

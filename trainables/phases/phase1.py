@@ -14,13 +14,10 @@ from model.ops.compute import Compute
 from model.ops.passes import ContextPass
 from model.seeds import seeded
 from trainables.config import Phase1Config
+from trainables.errors import DivergedError
 from trainables.phases.optimizer import FlatAdam
 
 STATE_STD = 0.01  # of the random initial state
-
-
-class DivergedError(RuntimeError):
-    """A loss became NaN or infinite: the run has no result."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from model.ops.compute import Compute
 from model.ops.head import FrozenHead
 from model.ops.passes import TokenPass
 from trainables.config import Phase2Config
+from trainables.errors import DivergedError
 from trainables.phases.optimizer import FlatAdam
-from trainables.phases.phase1 import DivergedError
 
 EAGER_STEPS = 3  # of an epoch on a GPU before the step is recorded: libraries must be warm by then
 

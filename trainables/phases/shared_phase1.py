@@ -17,8 +17,9 @@ from model.seeds import seed_of
 from trainables import metrics as names
 from trainables.cache import ArtifactStore, content_key
 from trainables.config import RunConfig
+from trainables.errors import DivergedError
 from trainables.host.digests import PHASE1, code_digest, device_model
-from trainables.phases.phase1 import DivergedError, Phase1Result, Sweep, fit_phase1
+from trainables.phases.phase1 import Phase1Result, Sweep, fit_phase1
 from trainables.progress import Listener, Progress
 
 WEIGHTS, FIGURES = "context_block.safetensors", "figures.json"

@@ -21,8 +21,7 @@ from trainables.host.machine import usable_cpus
 from trainables.inputs.overlap import SEQUENCES, as_params, told
 from trainables.inputs.sources import is_chat
 from trainables.phases.convergence import with_converged
-from trainables.phases.phase1 import DivergedError
-from trainables.pipeline import CollapsedError, DoesNotFitError, Inputs, RunResult, prepare_inputs, run
+from trainables.pipeline import Inputs, RunResult, prepare_inputs, run
 from trainables.progress import Progress
 from trainables.tracking.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
 from trainables.tracking.run_record import read_record, run_record, seal, stream_digest
@@ -100,10 +99,10 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
             judged = judge_splits(inputs.corpus, place.device, result.evaluate)
             metrics = result.metrics | judged_metrics(judged, inputs.corpus, len(inputs.embedding.table))
         metrics[names.TOTAL_SECONDS] += left.seconds if left else 0.0  # Phase 2's before an interruption
-    except (DivergedError, CollapsedError, DoesNotFitError) as error:
+    except NoResultError as error:
         mlflow.end("FAILED", str(error))
         folder.clear()
-        raise NoResultError(str(error)) from error
+        raise
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt)
         mlflow.end("KILLED" if killed else "FAILED", "interrupted" if killed else f"{type(error).__name__}: {error}")

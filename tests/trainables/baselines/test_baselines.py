@@ -10,8 +10,8 @@ from model.ops.compute import Compute
 from trainables.baselines.fit import FittedBaseline, fit_baseline
 from trainables.baselines.networks import MODELS, Baseline, smallest_hidden
 from trainables.config import Phase2Config
+from trainables.errors import DivergedError
 from trainables.evaluation.ngrams import bigram_losses
-from trainables.phases.phase1 import DivergedError
 
 KINDS = list(MODELS)
 SYMBOLS = 8

@@ -19,11 +19,10 @@ from trainables.baselines.candidate import TWO_PHASE, Contender, contend
 from trainables.baselines.comparison import FURTHER, LEARNING_RATES, best_of_rates, contenders
 from trainables.cache import ArtifactStore
 from trainables.config import RunConfig
-from trainables.errors import NoResultError
+from trainables.errors import DivergedError, NoResultError
 from trainables.evaluation.evaluate import Judgement, against, judge_splits
 from trainables.evaluation.intervals import Interval
 from trainables.metrics import judged
-from trainables.phases.phase1 import DivergedError
 from trainables.pipeline import Inputs, run
 from trainables.records import Records
 from trainables.tracking.model_runs import EXPERIMENT

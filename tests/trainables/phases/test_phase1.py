@@ -10,7 +10,8 @@ from model.ops.chunks import Chunks
 from model.ops.compute import Compute
 from model.seeds import seeded
 from trainables.config import Phase1Config
-from trainables.phases.phase1 import STATE_STD, DivergedError, fit_phase1
+from trainables.errors import DivergedError
+from trainables.phases.phase1 import STATE_STD, fit_phase1
 
 CONFIG = Phase1Config(block=50, max_sweeps=7, converged_share=0.999)
 

@@ -12,7 +12,7 @@ from model.modes import CONTEXT_MODES
 from model.ops.chunks import Chunks
 from model.ops.compute import Compute
 from trainables.config import Phase2Config
-from trainables.phases.phase1 import DivergedError
+from trainables.errors import DivergedError
 from trainables.phases.phase2 import Epoch, Phase2State, Stream, evaluate, fit_phase2, ranks
 
 CONFIG = Phase2Config(batch_size=64, epochs=4)

@@ -7,7 +7,7 @@ import torch
 from small import run_config
 
 from trainables.cache import ArtifactStore
-from trainables.phases.phase1 import DivergedError
+from trainables.errors import DivergedError
 from trainables.phases.traces import Profiler
 from trainables.pipeline import Inputs, run
 from trainables.progress import Progress

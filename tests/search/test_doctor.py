@@ -16,8 +16,9 @@ from costless import handed_out
 from made_up import BASE, modes, run
 from mlflow.tracking import MlflowClient
 
+from model.errors import Exit
 from search.audit.mending import mend_leaderboard, mend_mlflow
-from search.doctor import BAD_INPUT, WRONG, examine, main, repair
+from search.doctor import examine, main, repair
 from search.ledger.ledger import Ledger
 from search.ledger.lock import study_lock
 from search.ledger.records import TrialRecord, write_trial_record
@@ -295,7 +296,7 @@ def test_a_cache_that_may_not_be_read_is_said_and_kept(
 ) -> None:
     before = everything(records.cache)
     forbidden(monkeypatch, "iterdir", records.cache)
-    assert here(monkeypatch, records, "--repair") == WRONG
+    assert here(monkeypatch, records, "--repair") == Exit.FAILED
     said = capsys.readouterr()
     assert f"cache {records.cache}: cannot be read (Permission denied)" in said.out
     assert said.err == ""
@@ -331,14 +332,14 @@ def test_what_may_not_be_written_is_not_mended(
     before = everything(records.root)
     with monkeypatch.context() as patch:
         patch.setattr("trainables.host.preflight.os.access", lambda path, mode: False)
-        assert here(patch, records, "--repair") == BAD_INPUT
+        assert here(patch, records, "--repair") == Exit.USER_ERROR
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"error: --repair: {records.root} is not a folder that can be written to\n"
     assert everything(records.root) == before
     with monkeypatch.context() as patch:  # the study's own folder alone
         forbidden(patch, "write_text", records.study(STUDY) / "driver")
-        assert here(patch, records, "--repair") == WRONG
+        assert here(patch, records, "--repair") == Exit.FAILED
     said = capsys.readouterr()
     assert f"skipped study {STUDY}: not mended: " in said.out
     assert "Permission denied" in said.out

@@ -3,7 +3,7 @@
     python tests/coverage_of_intervals.py [--studies 10000] [--json FILE]
 
 Intervals are the project's own; only a percentile bootstrap over documents and Tukey's studentised range, which they
-took the place of, are here for comparison. All of it takes five minutes of one core.
+took the place of, are here for comparison. All of it takes six minutes of one core.
 """
 
 import argparse
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from search.findings.verdict import Losses, all_pairs, combined, pooled_seeds
-from trainables.evaluation.intervals import CHAMPION_LEVEL, documents_part, half_width, ratio
+from search.findings.verdict import Losses, _seeds_part, all_pairs, combined, pooled_seeds
+from trainables.evaluation.intervals import CHAMPION_LEVEL, documents_part, half_width, ratio, share_ends
 
 GENERATORS = ("normal", "skewed", "growing", "lognormal lengths")
 DOCUMENTS, SEEDS = (10, 20, 100, 1000), (1, 2, 3, 5)
 TRUTH, SPREAD, SEED_SPREAD = 0.02, 0.1, 0.02  # nats: true difference, of documents, of seeds
 CELLS = 4_000_000  # numbers of one batch
+SHARES = {"usual": (0.3, 0.05), "rare": (0.005, 0.01)}  # of hits: mean, and spread from document to document
 
 
 def lengths(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -81,6 +82,56 @@ def coverage(kind: str, studies: int, documents: int, seeds: int) -> float:
         return np.abs(value - TRUTH) <= half
 
     return float(in_batches(studies, documents * seeds, measure).mean())
+
+
+def ppl_coverage(kind: str, studies: int, documents: int) -> float:
+    """Share of studies in which the interval of one model's loss, and so of its PPL, holds the true one."""
+    rng = np.random.default_rng([documents, 11, GENERATORS.index(kind)])
+
+    def measure(number: int) -> np.ndarray:
+        targets = lengths(kind, rng, (number, documents))
+        nats = (3 + per_target(kind, rng, targets, (number, documents))) * targets
+        value, without = ratio(nats, targets)
+        return np.abs(value - 3) <= half_width([documents_part(value, without, targets)])
+
+    return float(in_batches(studies, documents, measure).mean())
+
+
+def share_coverage(share: str, studies: int, documents: int, by_logit: bool = True) -> float:
+    """As `ppl_coverage`, of a share of targets, as accuracy is; with or without being taken of its logit."""
+    mean, spread = SHARES[share]
+    both = mean * (1 - mean) / spread**2 - 1  # a beta distribution's two parameters together
+    rng = np.random.default_rng([documents, 13, list(SHARES).index(share)])
+
+    def measure(number: int) -> np.ndarray:
+        sizes = rng.integers(50, 400, (number, documents))
+        own = rng.beta(mean * both, (1 - mean) * both, sizes.shape)
+        hits, targets = rng.binomial(sizes, own).astype(float), sizes.astype(float)
+        value, without = ratio(hits, targets)
+        half = half_width([documents_part(value, without, targets)])
+        low, high = share_ends(value, half) if by_logit else (value - half, value + half)
+        return (low <= mean) & (mean <= high)
+
+    return float(in_batches(studies, documents, measure).mean())
+
+
+def seeds_coverage(studies: int, seeds: tuple[int, int], by: float = 1.0) -> float:
+    """Share of studies in which Welch's interval over seeds, these documents given, holds the true difference.
+
+    Args:
+        by: how much more the second configuration's seeds spread.
+    """
+    rng = np.random.default_rng([*seeds, 17])
+
+    def measure(number: int) -> np.ndarray:
+        targets = np.full((number, 2), 200.0)
+        a, b = (
+            Losses((3 + rng.normal(0, spread * SEED_SPREAD, (number, k, 1))) * targets[:, None], targets)
+            for k, spread in zip(seeds, (1, by), strict=True)
+        )
+        return np.abs(b.mean - a.mean) <= half_width([_seeds_part(a, b)])
+
+    return float(in_batches(studies, sum(seeds), measure).mean())
 
 
 def old_coverage(kind: str, studies: int, documents: int) -> float:
@@ -183,17 +234,41 @@ def false_better(kind: str, studies: int, documents: int) -> float:
     return float(in_batches(studies, documents, measure).mean())
 
 
-def width(studies: int, documents: int) -> float:
-    """Mean width on normal data of equal lengths, by that of Student's t."""
-    rng = np.random.default_rng([documents, 7])
+def textbook_half(a: Losses, b: Losses) -> np.ndarray:
+    """Half of Welch and Satterthwaite's interval of documents and seeds, of equal lengths; of one seed Student's t.
+
+    The variances are those of two-way tables: documents', seeds', less what both do together.  # (...)
+    """
+    each = [x.nats / x.targets[..., None, :] for x in (a, b)]  # (..., seeds, documents)
+    seeds, documents = each[0].shape[-2:]
+    of_documents = (each[1] - each[0]).mean(axis=-2).var(axis=-1, ddof=1) / documents
+    if seeds == 1:
+        return np.asarray(stats.t.isf(0.025, documents - 1) * of_documents**0.5)
+    variances, freedoms, both = [of_documents], [documents - 1], np.zeros_like(of_documents)
+    for losses in each:
+        variances.append(losses.mean(axis=-1).var(axis=-1, ddof=1) / seeds)
+        freedoms.append(seeds - 1)
+        rest = losses - losses.mean(axis=-1, keepdims=True) - losses.mean(axis=-2, keepdims=True)
+        rest += losses.mean(axis=(-2, -1), keepdims=True)
+        both += (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (documents - 1)) / (seeds * documents)
+    parts = np.stack(variances)
+    spread = sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True))
+    variance = np.maximum(parts.sum(axis=0) - both, np.maximum(of_documents, parts[1:].sum(axis=0)))
+    half: np.ndarray = stats.t.isf(0.025, parts.sum(axis=0) ** 2 / spread) * variance**0.5
+    return half
+
+
+def width(studies: int, documents: int, seeds: int = 1) -> dict[str, float]:
+    """On normal data of equal lengths: mean width by that of `textbook_half`, and how often that one holds."""
+    rng = np.random.default_rng([documents, seeds, 7])
 
     def measure(number: int) -> np.ndarray:
-        a, b = pair("normal", rng, number, documents, 1)
-        each = ((b.nats - a.nats) / a.targets[:, None])[:, 0]
-        students = stats.t.ppf(0.975, documents - 1) * each.std(axis=-1, ddof=1) / documents**0.5
-        return combined(a, b)[1] / students
+        a, b = pair("normal", rng, number, documents, seeds)
+        (value, half), textbook = combined(a, b), textbook_half(a, b)
+        return np.stack([half / textbook, np.abs(value - TRUTH) <= textbook], axis=-1)
 
-    return float(in_batches(studies, documents, measure).mean())
+    ratios, holds = in_batches(studies, documents * seeds, measure).mean(axis=0)
+    return {"ratio": float(ratios), "the textbook's holds": float(holds)}
 
 
 def measured(studies: int) -> dict[str, Any]:
@@ -230,7 +305,25 @@ def measured(studies: int) -> dict[str, Any]:
         "equal model called better": {
             kind: {f"{d} documents": false_better(kind, studies, d) for d in DOCUMENTS} for kind in GENERATORS
         },
-        "width by Student's": {f"{d} documents": width(studies, d) for d in DOCUMENTS},
+        "width by Welch and Satterthwaite's": {
+            f"{d} documents": {f"{s} seeds": width(studies, d, s) for s in SEEDS} for d in DOCUMENTS
+        },
+        "coverage of one model's PPL": {
+            kind: {f"{d} documents": ppl_coverage(kind, studies, d) for d in DOCUMENTS} for kind in GENERATORS
+        },
+        "coverage of one model's accuracy": {
+            share: {f"{d} documents": share_coverage(share, studies, d) for d in DOCUMENTS} for share in SHARES
+        },
+        "the same without its logit": {
+            share: {f"{d} documents": share_coverage(share, studies, d, by_logit=False) for d in DOCUMENTS}
+            for share in SHARES
+        },
+        "coverage of Welch's over seeds": {
+            f"{a} and {b} seeds": {
+                f"the second's spread times {by:.3g}": seeds_coverage(studies, (a, b), by) for by in (1, 3, 1 / 3)
+            }
+            for a, b in ((2, 2), (3, 3), (5, 5), (2, 5))
+        },
     }
 
 

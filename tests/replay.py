@@ -122,7 +122,7 @@ def replay(table: Table, sampler: str, scheduler: str, trials: int, seed: int) -
 
 
 def interval(values: Sequence[float]) -> str:
-    """The mean and its 95 % interval by bootstrap: regrets are far from normal, many are zero."""
+    """The mean and its bootstrap range, the middle 95 % of resampled means: regrets are far from normal, many zero."""
     from scipy.stats import bootstrap
 
     found = bootstrap((values,), statistics.mean, vectorized=False, method="percentile", rng=0).confidence_interval
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=list(SCHEDULERS))
     args = parser.parse_args()
     table = Table(args.table)
-    print(f"{len(table.rows)} models, the best {table.best:.2f}; {args.seeds} seeds; mean [95 %]")
+    print(f"{len(table.rows)} models, the best {table.best:.2f}; {args.seeds} seeds; mean [bootstrap range]")
     heads = "".join(f" regret at {stop} |" for stop in STOPS)
     print(f"| sampler | scheduler |{heads} optimum found at {' / '.join(map(str, STOPS))} | epochs |", flush=True)
     with ProcessPoolExecutor(args.jobs, initializer=_limit_threads) as pool:

@@ -44,7 +44,29 @@ def test_an_equal_model_seldom_becomes_champion(kind: str) -> None:
     assert measured.false_better(kind, 3 * STUDIES, 20) <= 0.035
 
 
+@pytest.mark.parametrize(
+    ("share", "documents", "least"), [("usual", 10, 0.94), ("rare", 10, 0.89), ("rare", 100, 0.92)]
+)
+def test_the_interval_of_a_share_holds_also_where_hits_are_rare(share: str, documents: int, least: float) -> None:
+    assert measured.share_coverage(share, STUDIES, documents) >= least - noise(least)
+
+
+def test_a_rare_share_that_is_not_taken_of_its_logit_holds_too_seldom() -> None:
+    """What the test above is there to find."""
+    assert measured.share_coverage("rare", STUDIES, 10, by_logit=False) < 0.89 - noise(0.89)
+
+
+def test_the_interval_of_one_models_ppl_holds() -> None:
+    assert all(measured.ppl_coverage(kind, STUDIES, 100) >= 0.94 - noise(0.94) for kind in measured.GENERATORS)
+
+
+@pytest.mark.parametrize(("seeds", "least"), [((2, 2), 0.94), ((3, 3), 0.94), ((2, 5), 0.93)])
+def test_welchs_interval_over_seeds_holds(seeds: tuple[int, int], least: float) -> None:
+    assert measured.seeds_coverage(STUDIES, seeds) >= least - noise(least)
+
+
 def test_intervals_are_no_wider_than_they_must_be() -> None:
-    assert measured.width(500, 20) <= 1.25
+    assert measured.width(500, 20)["ratio"] == pytest.approx(1, abs=1e-9)
+    assert measured.width(500, 20, 3)["ratio"] <= 1.25
     assert measured.power(STUDIES, 100, old=False) > 0.9
     assert measured.family_power(500, 12, 100, old=False) > 0.5

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.evaluation.intervals import Interval, merged, ratio_interval, transformed
+from trainables.evaluation.intervals import Interval, merged, ratio_interval, share_interval, transformed
 from trainables.evaluation.ngrams import bigram_losses, unigram_losses
 from trainables.inputs.corpus import Corpus, Split
 from trainables.metrics import judged
@@ -63,11 +63,10 @@ def judge(split: Split, losses: np.ndarray, correct: np.ndarray, top5: np.ndarra
     nats, targets = split.by_document(losses)
     counts = [split.by_document(each)[0] for each in (correct, top5)]
     each = _by_unit(split.units, np.stack([nats, *counts, split.document_bytes]), targets)
-    loss, right, near = (ratio_interval(each[i], each[-1]) for i in range(3))
     return Judgement(
-        ppl=transformed(loss, math.exp),
-        accuracy=transformed(right, _share),
-        top5=transformed(near, _share),
+        ppl=transformed(ratio_interval(each[0], each[-1]), math.exp),
+        accuracy=share_interval(each[1], each[-1]),
+        top5=share_interval(each[2], each[-1]),
         bits_per_byte=transformed(ratio_interval(each[0], each[3]), lambda per_byte: per_byte / math.log(2)),
         nats=nats,
         targets=targets,
@@ -79,11 +78,6 @@ def _by_unit(units: np.ndarray, columns: np.ndarray, targets: np.ndarray) -> np.
     """Columns and, as the last, targets, by unit; units without a target left out.  # (columns + 1, units)"""
     each = merged(units, np.concatenate([columns, targets[None]]).astype(np.float64))
     return each[:, each[-1] > 0]
-
-
-def _share(value: float) -> float:
-    """An end of a share's interval, no less than none and no more than all."""
-    return value if math.isnan(value) else min(max(value, 0.0), 1.0)
 
 
 def judge_splits(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.special import expit, logit
 
 LEVEL = 0.95
 CHAMPION_LEVEL = 0.98  # so that with few, skewed documents, too, hardly an equal model counts as better
@@ -130,6 +131,31 @@ def ratio_interval(sums: np.ndarray, sizes: np.ndarray, level: float = LEVEL) ->
     value, without = ratio(sums, sizes)
     half = float(half_width([documents_part(value, without, sizes)], level=level))
     return Interval(float(value), float(value) - half, float(value) + half)
+
+
+def share_ends(share: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An interval of a share, taken of its logit: the ends of a rare one lie further up, and never below none.
+
+    Where none or all of them are hits nothing is known of the spread, and `half` is 0.
+
+    Args:
+        share: # (...)
+        half: half of the share's own interval.  # (...)
+
+    # (...) each
+    """
+    known = (share > 0) & (share < 1)
+    inner = np.where(known, share, 0.5)
+    wide = half / (inner * (1 - inner))  # the logit's slope
+    low, high = (np.where(known, expit(logit(inner) + side * wide), share + side * half) for side in (-1, 1))
+    return low, high
+
+
+def share_interval(hits: np.ndarray, sizes: np.ndarray) -> Interval:
+    """As `ratio_interval`, of a share: `hits` among `sizes`."""
+    plain = ratio_interval(hits, sizes)
+    low, high = share_ends(np.asarray(plain.value), np.asarray(plain.high - plain.value))
+    return Interval(plain.value, float(low), float(high))
 
 
 def transformed(interval: Interval, of: Callable[[float], float]) -> Interval:

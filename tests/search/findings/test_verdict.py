@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import logit
 
 from search.findings.verdict import (
     Losses,
@@ -15,7 +16,7 @@ from search.findings.verdict import (
     pooled_seeds,
     seeds_interval,
 )
-from trainables.evaluation.intervals import Part, added, documents_part, merged, ratio
+from trainables.evaluation.intervals import Part, added, documents_part, merged, ratio, ratio_interval, share_interval
 
 STUDIES = 600
 
@@ -252,6 +253,22 @@ def test_documents_of_a_unit_are_added_up_whatever_their_order() -> None:
     units = np.array([7, -1, 7, 0, -1])
     columns = np.arange(10.0).reshape(2, 5)
     assert merged(units, columns).tolist() == [[5.0, 3.0, 2.0], [15.0, 8.0, 12.0]]
+
+
+def test_a_share_s_interval_is_that_of_its_logit_and_stays_a_share() -> None:
+    sizes = np.array([40.0, 60.0, 50.0, 30.0])
+    hits = np.array([1.0, 0.0, 3.0, 0.0])
+    plain, found = ratio_interval(hits, sizes), share_interval(hits, sizes)
+    assert plain.low < 0 < found.low < found.value < plain.high < found.high < 1
+    logits = [float(logit(end)) for end in (found.low, found.value, found.high)]
+    slope = 1 / (found.value * (1 - found.value))
+    assert logits[1] - logits[0] == pytest.approx(logits[2] - logits[1])
+    assert logits[2] - logits[1] == pytest.approx(slope * (plain.high - plain.value))
+    for share in (0.0, 1.0):  # nothing is known of the spread
+        known = share_interval(share * sizes, sizes)
+        assert (known.value, known.low, known.high) == (share, share, share)
+    alone = share_interval(hits[:1], sizes[:1])
+    assert np.isnan([alone.low, alone.high]).all()
 
 
 def test_a_batch_of_studies_is_each_of_them_alone() -> None:

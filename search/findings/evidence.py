@@ -10,7 +10,7 @@ from search.findings.leaderboard import trial_name
 from search.findings.verdict import Difference, Losses, all_pairs, differences
 from search.ledger.records import read_trial_record
 from search.ledger.results import HASH, Configuration, Results
-from trainables.evaluation.intervals import FEW, FEW_UNITS, Interval
+from trainables.evaluation.intervals import FEW, FEW_UNITS, UNITS_UNKNOWN, Interval
 from trainables.phases.convergence import MARK, MARKED
 from trainables.records import Records
 
@@ -201,7 +201,7 @@ def _plain(value: float) -> str:
 
 def documents(number: int, units_known: bool = True) -> str:
     """How many independent documents an interval is over, whether they are few, and whether equal ones are known."""
-    told = f"{number} documents" + ("" if units_known else " (equal documents not known)")
+    told = f"{number} documents" + ("" if units_known else f" ({UNITS_UNKNOWN})")
     return told + (f", {FEW}" if number < FEW_UNITS else "")
 
 

@@ -17,6 +17,7 @@ from search.continuation import accept, others, refusal, without_replicates
 from search.findings.evidence import OTHER_CODE, compare, load_evidence
 from search.findings.leaderboard import CODE, leaderboard, origins_told
 from search.ledger.ledger import Ledger
+from search.ledger.records import TrialRecord, write_trial_record
 from search.ledger.results import CONFIG, HASH, load_results
 from search.ledger.study_record import continued, with_trials
 from trainables import metrics as names
@@ -110,6 +111,20 @@ def test_figures_that_differ_are_kept_apart_everywhere(ledger: Ledger, tmp_path:
         for row in compare(ledger, load_evidence(ledger, Records.at(tmp_path))).rows
     }
     assert rows[lucky] == OTHER_CODE
+
+
+def test_losses_by_document_that_differ_keep_equal_figures_apart(ledger: Ledger, tmp_path: Path) -> None:
+    records = Records.at(tmp_path)
+    first = ledger.finished()[0]
+    path = records.trial_record(ledger.name, first.user_attrs[HASH])
+    left = TrialRecord(first.user_attrs[HASH], first.number, 0)
+    write_trial_record(path, left.ended("finished", result={"nats": [1.0, 2.0], "targets": [1, 1]}))
+    (said,) = accept(ledger, records, NEW, lambda _: (figures_of(ledger, 0)[0], [1.0, 2.0 + 1e-12]))
+    assert "the losses by document differ" in said
+    assert len(others(ledger, NEW)) == 1
+    (said,) = accept(ledger, records, NEW, lambda _: (figures_of(ledger, 0)[0], [1.0, 2.0]))
+    assert "equal to the last digit" in said
+    assert others(ledger, NEW) == []
 
 
 def test_a_mean_over_seeds_is_of_one_code(tmp_path: Path) -> None:

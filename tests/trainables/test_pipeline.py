@@ -10,8 +10,9 @@ from small import run_config
 from trainables import metrics as names
 from trainables.cache import ArtifactStore
 from trainables.errors import CollapsedError, DivergedError
+from trainables.inputs.sources import resolve_data, resolve_embedding
 from trainables.phases.shared_phase1 import FIGURES, WEIGHTS
-from trainables.pipeline import Inputs, run
+from trainables.pipeline import Inputs, prepare_inputs, run
 from trainables.progress import Progress
 
 TIMES = {names.PHASE1_SECONDS, names.PHASE1_SAVED, names.PHASE2_SECONDS, names.TOTAL_SECONDS}
@@ -33,6 +34,16 @@ def test_a_run_reports_every_final_metric_finite(chat_file: Path, chat_inputs: I
     assert result.metrics[names.TOTAL_PARAMS] == result.model.num_parameters()
     assert 0 < result.metrics[names.VAL_ER] <= 100
     assert result.metrics[names.VAL_PPL] < chat_inputs.corpus.vocab_size
+
+
+def test_a_run_says_which_documents_are_equal(chat_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text(2 * chat_file.read_text())
+    config, store = run_config(path), ArtifactStore(tmp_path / "cache")
+    inputs = prepare_inputs(config, resolve_data(str(path), None), resolve_embedding("bigram"), store, "cpu")
+    units = run(config, inputs, store).val_documents.units
+    assert units == inputs.corpus.validation.units.tolist()
+    assert len(set(units)) == len(units) / 2
 
 
 def test_the_same_seed_gives_the_same_result(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ LEVEL = 0.95
 CHAMPION_LEVEL = 0.98  # so that with few, skewed documents, too, hardly an equal model counts as better
 FEW_UNITS = 100  # under so many an interval is rough
 FEW = "so few that the interval is rough"
+UNITS_UNKNOWN = "equal documents not known"  # of a record of an earlier version: each counts as one of its own
 
 
 @dataclass(frozen=True)

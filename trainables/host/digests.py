@@ -10,6 +10,7 @@ import platform
 import re
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ def _tree(root: Path, module: str) -> ast.Module:
 
 
 def _imports(root: Path, module: str) -> set[str]:
+    file = _file(root, module)
+    package = module if file is not None and file.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
     open_nodes: list[ast.AST] = [_tree(root, module)]
     while open_nodes:
@@ -130,8 +133,9 @@ def _imports(root: Path, module: str) -> set[str]:
             open_nodes += node.orelse
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            found |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
         else:
             open_nodes += ast.iter_child_nodes(node)
     return found

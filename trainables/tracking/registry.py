@@ -31,7 +31,7 @@ from model.config import RUN
 from model.text import served
 from model.text.checkpoint import CONFIG, DIGEST, TOKENIZER, WEIGHTS
 from model.text.text_model import load_text_model
-from trainables.evaluation.intervals import CHAMPION_LEVEL, FEW, FEW_UNITS, merged, ratio_interval
+from trainables.evaluation.intervals import CHAMPION_LEVEL, FEW, FEW_UNITS, UNITS_UNKNOWN, merged, ratio_interval
 from trainables.records import Records
 from trainables.tracking.run_record import MODEL_DIGEST, read_record
 from trainables.tracking.store import open_experiment, opened
@@ -79,6 +79,7 @@ class _Validation:
     nats: np.ndarray  # (documents,) summed over each document's targets
     targets: np.ndarray  # (documents,) how many
     units: np.ndarray  # (documents,) as `corpus.Split.units`
+    units_known: bool = True  # False: the record does not name equal documents, and each counts as one of its own
 
     @classmethod
     def read(cls, folder: Path) -> "_Validation":
@@ -91,11 +92,11 @@ class _Validation:
             found = read_record(folder)["validation"]
             nats, targets = (np.asarray(found[name], dtype=np.float64) for name in ("nats", "targets"))
             digest = found["digest"]
-            units = np.asarray(found.get("units", range(len(targets))))  # without: each document its own
+            units = np.asarray(found.get("units", range(len(targets))))
             of_form = isinstance(digest, str) and nats.ndim == 1 and nats.shape == targets.shape == units.shape
             if not (of_form and np.isfinite(nats).all() and targets.sum() > 0):
                 raise ValueError("digest, nats, targets and units are of the wrong form")
-            return cls(digest, nats, targets, units)
+            return cls(digest, nats, targets, units, "units" in found)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{folder / RUN} does not say how the model did in validation: {reason}") from error
@@ -245,7 +246,7 @@ def _compare(other: str, theirs: _Validation, ours: _Validation, force: bool) ->
     if number < 2:
         shown = f"PPL {value:+.1f} % against {other}; 1 independent document gives no interval"
     else:
-        rough = f", {FEW}" if number < FEW_UNITS else ""
+        rough = ("" if ours.units_known else f" ({UNITS_UNKNOWN})") + (f", {FEW}" if number < FEW_UNITS else "")
         interval = f"[{low:+.1f}, {high:+.1f}; {CHAMPION_LEVEL:.0%}]"
         shown = f"PPL {value:+.1f} % {interval} against {other}, {number} documents{rough}"
     better = loss.high < 0  # never with NaN

@@ -18,6 +18,7 @@ from model.ops.chunks import Chunks
 from model.ops.compute import Compute
 from trainables.cache import ArtifactStore
 from trainables.config import RunConfig
+from trainables.errors import OtherCodeError
 from trainables.host.digests import (
     PACKAGES,
     PHASE1,
@@ -31,6 +32,7 @@ from trainables.host.digests import (
     modules,
 )
 from trainables.phases.shared_phase1 import SharedPhase1
+from trainables.two_phase import check_code, prepare, repeat, two_phase
 
 
 @pytest.fixture
@@ -108,6 +110,43 @@ def test_what_is_imported_for_type_checkers_alone_does_not_run() -> None:
     assert {"model.ops.native", "model.ops.fused", "trainables.phases.phase2", "trainables.inputs.corpus"} <= set(
         modules(TRIAL)
     )
+
+
+def test_relative_imports_are_followed(copy: Path) -> None:
+    folder = copy / "trainables" / "phases"
+    (folder / "one_more.py").write_text("from ..deeper import package_own\n")
+    (folder / "two_more.py").write_text("HERE = 1\n")
+    (copy / "trainables" / "deeper").mkdir()
+    (copy / "trainables" / "deeper" / "__init__.py").write_text("from .inside import package_own\n")
+    (copy / "trainables" / "deeper" / "inside.py").write_text("package_own = 1\n")
+    text = (folder / "phase2.py").read_text()
+    (folder / "phase2.py").write_text(f"{text}\nfrom . import one_more\nfrom .two_more import HERE\n")
+    new = {"trainables.phases.one_more", "trainables.phases.two_more", "trainables.deeper", "trainables.deeper.inside"}
+    assert set(modules(TRIAL, copy)) - set(modules(TRIAL)) == new
+
+
+OTHER: Any = ("0" * 16, "/there")  # the driver's code, and where it lies
+NONE_AT_ALL: Any = None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: two_phase({}, inputs=[], cache="", threads=1, gpus=0, code=OTHER),
+        lambda: repeat({}, NONE_AT_ALL, 1, 0, OTHER),
+        lambda: prepare(NONE_AT_ALL, NONE_AT_ALL, NONE_AT_ALL, "", 1, 0, OTHER),
+    ],
+    ids=["two_phase", "repeat", "prepare"],
+)
+def test_a_worker_with_other_code_than_the_drivers_does_nothing(call: Callable[[], object]) -> None:
+    with pytest.raises(OtherCodeError) as refused:
+        call()
+    assert str(ROOT) in str(refused.value)
+    assert "/there" in str(refused.value)
+
+
+def test_a_worker_with_the_drivers_code_works_wherever_it_lies() -> None:
+    check_code(code_digest(TRIAL), "/there")
 
 
 def test_a_provenance_is_its_code_torch_device_and_kernels() -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from search.presets import demo
 from trainables.cache import ArtifactStore
+from trainables.host import digests
 from trainables.inputs.corpus import Corpus, Split, load_corpus
 from trainables.inputs.sources import ULTRACHAT, DataSource, pydoc_documents, resolve_data, resolve_embedding, split_of
 
@@ -109,6 +110,14 @@ def test_the_store_is_keyed_by_all_that_matters(tmp_path: Path, store: ArtifactS
         load_corpus(data, 60, resolve_embedding(str(tmp_path / "gpt2")), None, store),
     ]
     assert len({first.key, *(corpus.key for corpus in others)}) == 4
+
+
+def test_token_ids_of_other_code_are_made_anew(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = resolve_data("pydoc", None)
+    first = load_corpus(data, 20, BIGRAM, 300, store)
+    monkeypatch.setattr(digests, "code_digest", lambda module: f"another of {module}")
+    assert load_corpus(data, 20, BIGRAM, 300, store).key != first.key
+    assert len(list(store.root.glob("corpus-*"))) == 2
 
 
 @pytest.mark.parametrize("name", ["a [1]*.jsonl", "a.jsonl.gz"])

@@ -16,6 +16,7 @@ from tiny_gpt2 import tiny_gpt2
 
 from trainables.cache import ArtifactStore
 from trainables.config import BigramConfig
+from trainables.inputs import embeddings
 from trainables.inputs.corpus import Corpus, Split, load_corpus
 from trainables.inputs.embeddings import load_embedding
 from trainables.inputs.sources import resolve_data, resolve_embedding
@@ -157,6 +158,35 @@ def test_a_bigram_is_made_once_and_the_same_everywhere(tmp_path: Path, store: Ar
         (make_corpus(cyclic(100)[::-1], cyclic(30), 7, key="other"), config),
     ):
         assert not np.array_equal(first.table, load_embedding(BIGRAM, other_corpus, other_config, store).table)
+
+
+def test_a_table_is_found_again_by_its_token_ids_code_and_torch(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, made = BigramConfig(vocab_size=300, embedding_dim=8, epochs=1), []
+
+    def load(key: str = "key", last: int = 0) -> None:
+        train = cyclic(100)
+        train[-1] = last
+        load_embedding(
+            BIGRAM, make_corpus(train, cyclic(30), 7, key), config, store, on_epoch=lambda *_: made.append(key)
+        )
+
+    load()
+    load("made by other code, the same token ids")
+    assert len(made) == 1
+    load(last=3)
+    assert len(made) == 2
+    with monkeypatch.context() as changed:
+        changed.setattr(embeddings, "code_digest", lambda module: f"another of {module}")
+        load()
+    assert len(made) == 3
+    with monkeypatch.context() as changed:
+        changed.setattr(torch, "__version__", "0")
+        load()
+    assert len(made) == 4
+    load()
+    assert len(made) == 4
 
 
 def test_a_bigram_that_diverges_is_refused(store: ArtifactStore) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from scipy import stats
 from small import model_config
 
 from model import load
@@ -22,6 +23,7 @@ from model.language_model import LanguageModel
 from model.text.checkpoint import WEIGHTS, save_model
 from trainables.inputs.corpus import _train_bpe
 from trainables.records import Records
+from trainables.tracking import registry
 from trainables.tracking.registry import CHAMPION, TRAINING_TAG, Registration, check_comparable, register_model
 from trainables.tracking.run_record import read_record, seal
 
@@ -43,9 +45,12 @@ def make(tmp_path: Path) -> Make:
     sizes = vars(model_config()) | {"vocab_size": tokenizer.get_vocab_size()}
     table = torch.randn(sizes["vocab_size"], sizes["embedding_dim"], generator=torch.Generator().manual_seed(6))
 
-    def write(by: float = 0.0, noise: float = 0.5, digest: str = "pydoc", seed: int = 1, num: int = 60) -> Path:
+    def write(
+        by: float = 0.0, noise: float = 0.5, digest: str = "pydoc", seed: int = 1, num: int = 60, units: bool = True
+    ) -> Path:
         nats = BASE[:num] + by + np.random.default_rng(seed).normal(0, noise, num)
         run: dict[str, Any] = {"validation": {"digest": digest, "nats": nats.tolist(), "targets": [30] * num}}
+        run["validation"] |= {"units": list(range(num))} if units else {}
         model = LanguageModel(type(model_config())(**sizes), table, seed)
         save_model(model, tmp_path / "trained", tokenizer.to_str())
         (tmp_path / "trained" / RUN).write_text(json.dumps(seal(run, tmp_path / "trained")))
@@ -94,6 +99,43 @@ def test_a_model_judged_on_other_data_is_refused(uri: str, make: Make) -> None:
     with pytest.raises(ValueError, match="judged on other validation data"):
         check_comparable("data", uri, "pydoc")
     assert champion(uri, "data") == 2
+
+
+def judged(
+    differences: np.ndarray, units: np.ndarray | None = None
+) -> tuple[registry._Validation, registry._Validation]:
+    """The champion's validation, and one whose loss on each document of 30 targets differs by so many nats a target."""
+    number = len(differences)
+    same: dict[str, Any] = {"digest": "d", "targets": np.full(number, 30.0)}
+    same["units"] = np.arange(number) if units is None else units
+    nats = np.linspace(80, 120, number)
+    return registry._Validation(nats=nats, **same), registry._Validation(nats=nats + 30 * differences, **same)
+
+
+def by_standard_errors(t: float, number: int = 60) -> np.ndarray:
+    """Differences whose mean is so many standard errors from zero."""
+    noise = np.random.default_rng(4).normal(0, 1, number)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    return 0.01 * (noise + t / number**0.5)
+
+
+@pytest.mark.parametrize(("t", "better"), [(-2.2, False), (-2.6, True)])
+def test_a_model_between_the_limits_of_95_and_98_per_cent_is_no_champion(t: float, better: bool) -> None:
+    assert stats.t.isf(0.025, 59) < 2.2 < stats.t.isf(0.01, 59) < 2.6
+    assert registry._compare("a version", *judged(by_standard_errors(t)), force=False)[0] == better
+
+
+def test_twenty_copies_of_the_documents_decide_no_more_than_one() -> None:
+    once = by_standard_errors(-2.2)
+    units = np.tile(np.arange(60), 20)
+    assert not registry._compare("a version", *judged(np.tile(once, 20), units), force=False)[0]
+    assert registry._compare("a version", *judged(np.tile(once, 20)), force=False)[0]  # as copies that are not known
+
+
+def test_a_record_that_does_not_name_equal_documents_is_said(uri: str, make: Make) -> None:
+    register_model(make(units=False), "older", uri)
+    said = register_model(make(units=False, by=-5, seed=2), "older", uri).reason
+    assert "60 documents (equal documents not known), so few" in said
 
 
 def test_one_document_decides_nothing(uri: str, make: Make) -> None:

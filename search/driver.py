@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from model.errors import BadInputError, Exit, user_errors, without_passwords
 from model.output import print_without_fail
 from search.execution.environment import set_environment
-from search.interrupts import Interrupts
 from search.ledger.lock import study_lock
 from search.options import Settings, build_parser, check
 from search.resume import keep, parse
 from search.spaces import Study
 from trainables.errors import StoppedError, unwritable
+from trainables.host.signals import Interrupts
 from trainables.tracking.check import check_destination
 from trainables.tracking.destination import Destination, destination
 from trainables.training.studies import runs_went

@@ -8,16 +8,15 @@ one table and as runs in MLflow; no model is kept.
 
 import os
 import shlex
-import signal
 import sys
 from contextlib import ExitStack
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from model.errors import BadInputError, Exit, user_errors
 from model.output import print_without_fail
 from trainables.errors import NoResultError
 from trainables.host.digests import TRIAL, code_digest
+from trainables.host.signals import TerminatedError, interrupt_on_sigterm
 from trainables.training.model_folder import CODE, ModelFolder
 from trainables.training.options import Settings, parse
 
@@ -34,15 +33,6 @@ QUIET = {
 }
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM."""
-
-
-def terminate(number: int, frame: FrameType | None) -> None:
-    """As if by Ctrl-C."""
-    raise TerminatedError
-
-
 def main() -> int:
     """Run with the process's arguments; the exit code.
 
@@ -50,7 +40,7 @@ def main() -> int:
     130 (Ctrl-C) and 143 (SIGTERM): interrupted; the same command resumes, or begins a comparison anew.
     """
     print_without_fail()
-    signal.signal(signal.SIGTERM, terminate)
+    interrupt_on_sigterm()
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     folder: ModelFolder | None = None

@@ -20,7 +20,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run that ends, in the middle of the display
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `search.interrupts` hears the signals and tells Tune
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `trainables.host.signals` hears the signals and tells Tune
     "TOKENIZERS_PARALLELISM": "true",
 }
 

@@ -14,12 +14,12 @@ from ray.tune.experiment import Trial
 from search.execution.cluster import Resources
 from search.execution.recorder import Recorder
 from search.execution.searcher import LedgerSearcher, Unpickled
-from search.interrupts import tune_ended
 from search.ledger.budgets import Budgets
 from search.ledger.ledger import Ledger
 from search.screen import Display
 from trainables.errors import StoppedError
 from trainables.host.digests import ROOT, TRIAL, code_digest
+from trainables.host.signals import tune_ended
 from trainables.records import Records
 from trainables.tracking.spool import Spool
 from trainables.two_phase import two_phase

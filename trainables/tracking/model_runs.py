@@ -13,7 +13,7 @@ from typing import Any
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from trainables.host.signals import held
+from trainables.host.signals import defer_signals
 from trainables.metrics import SERIES
 from trainables.records import Records, write_whole
 from trainables.tracking.store import is_outage, open_experiment
@@ -67,7 +67,7 @@ class ModelRun:
             ValueError: MLflow is away.
         """
         self._waiting, self._last_step, self._away = [], {}, False
-        with _reached(), held():
+        with _reached(), defer_signals():
             run = self.client.create_run(self.experiment_id, tags={NAME_TAG: name} | tags)
             self.run_id = run.info.run_id
             self._log_params(params)
@@ -78,7 +78,7 @@ class ModelRun:
         Raises:
             ValueError: MLflow is away.
         """
-        with _reached(), held():
+        with _reached(), defer_signals():
             where = f"tags.{TOKEN_TAG} = '{token}'"
             found = self.client.search_runs([self.experiment_id], filter_string=where, max_results=1)
             if found:
@@ -112,7 +112,7 @@ class ModelRun:
         """Whether a call went through; what MLflow refuses for good is said and left."""
         self._tried = time.monotonic()
         try:
-            with held():
+            with defer_signals():
                 call()
         except Exception as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]

@@ -6,17 +6,17 @@ import threading
 
 import pytest
 
-from trainables.host.signals import held
+from trainables.host.signals import defer_signals
 
 
 def write(done: list[str]) -> None:
-    with held():
+    with defer_signals():
         os.kill(os.getpid(), signal.SIGINT)
         done.append("written")
 
 
 def broken_write() -> None:
-    with held():
+    with defer_signals():
         os.kill(os.getpid(), signal.SIGINT)
         raise ValueError("the disk is full")
 
@@ -40,7 +40,7 @@ def test_a_thread_hears_no_signals_anyway() -> None:
     passed = []
 
     def work() -> None:
-        with held():
+        with defer_signals():
             passed.append(1)
 
     thread = threading.Thread(target=work)

@@ -217,7 +217,7 @@ class _StudyRun:
                 shutil.rmtree(folder / "profile", ignore_errors=True)
                 if through and not spool.refused:
                     ledger.keep_told(tracker.ending)
-        from search.announcements import say_end
+        from search.screen import say_end
 
         ran, seconds = len(ledger.made_with_replicates()) - self.made_before, time.monotonic() - self.began
         seen = {"cut_off": status == "KILLED", "profiled": self.profiled, "reported": self.reported}
@@ -266,7 +266,7 @@ class _StudyRun:
 
     def _run(self, ledger: "Ledger", spool: "Spool", inputs: Any, summary: dict[str, Any]) -> "Outcome | None":
         """Run what is open; None if nothing is."""
-        from search.announcements import say_prepared
+        from search.screen import say_prepared
 
         say_prepared(self.console, self.settings, self.resources, summary)
         from search.ledger.study_record import HISTORY, continued, study_record, write_study_record

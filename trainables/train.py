@@ -6,7 +6,6 @@ With --baseline the configuration and a GRU or a transformer of its size are tra
 one table and as runs in MLflow; no model is kept.
 """
 
-import os
 import shlex
 import sys
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from model.errors import BadInputError, Exit, user_errors
 from model.output import print_without_fail
 from trainables.errors import NoResultError
 from trainables.host.digests import TRIAL, code_digest
+from trainables.host.environment import LIBRARIES, set_defaults
 from trainables.host.signals import TerminatedError, interrupt_on_sigterm
 from trainables.training.model_folder import CODE, ModelFolder
 from trainables.training.options import Settings, parse
@@ -23,14 +23,6 @@ from trainables.training.options import Settings, parse
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
-
-# Set before anything heavy is imported; MLflow's own retries would hold the training up for minutes.
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "TOKENIZERS_PARALLELISM": "true",
-}
 
 
 def main() -> int:
@@ -41,8 +33,7 @@ def main() -> int:
     """
     print_without_fail()
     interrupt_on_sigterm()
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
+    set_defaults(LIBRARIES)
     folder: ModelFolder | None = None
     try:
         with user_errors():

@@ -3,6 +3,7 @@
 import os
 
 from search.preflight import token_mode
+from trainables.host.environment import LIBRARIES, set_defaults
 
 # What each is for:
 ENVIRONMENT = {
@@ -15,19 +16,14 @@ ENVIRONMENT = {
     # No CSV, JSON and TensorBoard copies of what MLflow has. It empties Tune's ResultGrid, which nothing here reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # Tune saves no state of its own meanwhile: a study continues from the ledger
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    # The spool tries again itself; MLflow's own seven times with growing pauses would hold it up for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    **LIBRARIES,
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run that ends, in the middle of the display
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `trainables.host.signals` hears the signals and tells Tune
-    "TOKENIZERS_PARALLELISM": "true",
 }
 
 
 def set_environment(address: str | None) -> None:
-    """Before any of them is imported; what the user has set is left alone. `address`: of a Ray cluster to join."""
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    """As `set_defaults`. `address`: of a Ray cluster to join."""
+    set_defaults(ENVIRONMENT)
     if address is not None and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = token_mode(address)

@@ -13,7 +13,6 @@ import pytest
 from made_up import BASE, figures, modes, run
 from rich.console import Console
 
-from search.announcements import say_end
 from search.execution.reconcile import complete_mlflow
 from search.execution.recorder import Recorder
 from search.execution.searcher import LedgerSearcher
@@ -27,7 +26,7 @@ from search.ledger.ledger import Ledger
 from search.ledger.records import TrialRecord
 from search.ledger.results import HASH, METRICS
 from search.report import HTML, MARKDOWN, print_verdict, write_report
-from search.screen import Display
+from search.screen import Display, say_end
 from search.spaces import asym_layers, context_modes
 from trainables import metrics as names
 from trainables.phases.convergence import MARK, MARKED, converged, shortfall, with_converged

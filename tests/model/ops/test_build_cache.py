@@ -14,7 +14,7 @@ from model.ops import build_cache, native
 from model.ops.build_cache import TRITON, build_folder, keep_kernels
 
 NAME = "two-phase-search"
-LOAD = "import sys; from model import native; library = native.load(); assert library; print(library._name)"
+LOAD = "import sys; from model.ops import native; library = native.load(); assert library; print(library._name)"
 PLANTED = '__attribute__((constructor)) static void run(void) {{ __builtin_printf("HIJACKED\\n"); }}'
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 

@@ -189,7 +189,7 @@ def test_builds_are_kept_by_source_and_may_meet(fresh: Path, monkeypatch: pytest
 @pytest.mark.parametrize("size", [0, 10, 5_000])
 def test_a_build_that_was_cut_off_is_made_anew(fresh: Path, size: int) -> None:
     """Alone in its process: what is cut off is nothing that is loaded."""
-    script = "from model import native; assert native.load() is not None"
+    script = "from model.ops import native; assert native.load() is not None"
     command = [sys.executable, "-c", script]
     subprocess.run(command, check=True)
     (kept,) = build_folder().iterdir()

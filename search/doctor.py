@@ -14,7 +14,7 @@ from model.cli import Parser
 from model.errors import Exit
 from model.output import print_in_any_encoding
 from trainables.errors import OtherVersionError
-from trainables.records import DEFAULT_ROOT, Records
+from trainables.records import DEFAULT_ROOT, Records, sqlite_uri
 
 if TYPE_CHECKING:
     from search.audit.findings import Finding, Skipped
@@ -36,14 +36,17 @@ class Diagnosis:
 
 def examine(records: Records) -> Diagnosis:
     """Check every study, the cache and the registry."""
-    from search.audit.findings import Finding, snapshots
+    from search.audit.findings import Finding
     from search.audit.store_checks import check_cache, check_registry
     from trainables.host.collection import no_collection
+    from trainables.tracking.places import rewrite, snapshots
 
     seen = Diagnosis()
     try:
         copies = snapshots(records.optuna_database, records.mlflow_database)
         with no_collection(), copies as (optuna_copy, mlflow_copy):
+            if mlflow_copy is not None:
+                rewrite(mlflow_copy, records.root)  # a folder that was moved has its files where it is now
             _examine_databases(seen, records, optuna_copy, mlflow_copy)
             if mlflow_copy is not None:
                 seen.findings.extend(check_registry(_view(mlflow_copy)))
@@ -53,7 +56,7 @@ def examine(records: Records) -> Diagnosis:
         seen.findings.append(Finding(kind="database", where=where, what=what, remedy=remedy, repairable=False))
     except OtherVersionError as error:  # whose address is a copy's
         database = records.optuna_database if error.library == "optuna" else records.mlflow_database
-        remedy = error.remedy(f"sqlite:///{database}")
+        remedy = error.remedy(sqlite_uri(database))
         found = Finding(kind="database", where=str(database), what=error.what, remedy=remedy, repairable=False)
         seen.findings.append(found)
     except Exception as error:  # whatever a damaged database makes Optuna, MLflow or SQLAlchemy raise
@@ -68,7 +71,7 @@ def examine(records: Records) -> Diagnosis:
 def _view(database: Path) -> "StoreView":
     from trainables.tracking.store import StoreView
 
-    return StoreView(f"sqlite:///{database}")
+    return StoreView(sqlite_uri(database))
 
 
 def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, runs: Path | None) -> None:
@@ -103,7 +106,7 @@ def _examine_study(seen: Diagnosis, results: "Results", records: Records, store:
 
     name = results.name
     found = check_trial_files(results, records)
-    seen.runs[name] = runs = store.runs(name) if store is not None else []
+    seen.runs[name] = runs = store.runs(name, results.study_id) if store is not None else []
     if away := elsewhere(results, runs, records):
         seen.skipped.append(Skipped(where=f"study {name}", why=away))
     else:
@@ -126,13 +129,14 @@ def repair(seen: Diagnosis, records: Records) -> list["Skipped"]:
     from search.audit.store_checks import CACHE
     from search.ledger.lock import study_lock
     from search.ledger.results import load_results
+    from trainables.tracking.places import in_use
 
     skipped = []
     for name, kinds in seen.ailing.items():
         if not kinds:
             continue
         try:
-            with study_lock(records.study(name)):
+            with study_lock(records.study(name)), in_use(records):
                 _mend_study(seen, load_results(name, records.optuna_database), kinds, records)
         except (BadInputError, ValueError, OSError) as error:
             skipped.append(Skipped(where=f"study {name}", why=f"not mended: {error}"))

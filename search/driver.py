@@ -14,12 +14,13 @@ from model.output import print_without_fail
 from search.execution.environment import set_environment
 from search.ledger.lock import study_lock
 from search.options import Settings, build_parser, check
-from search.resume import keep, parse
+from search.resume import check_content, keep, parse
 from search.spaces import Study
 from trainables.errors import StoppedError, unwritable
 from trainables.host.signals import Interrupts
 from trainables.tracking.check import check_destination
 from trainables.tracking.destination import Destination, destination
+from trainables.tracking.places import in_use
 from trainables.training.studies import runs_went
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         with user_errors():
             args = parse(build_parser(describe, sampled), sys.argv[1:])
             settings = check(args, sampled)
+            check_content(args, settings)
             study = make_study(settings)
         with user_errors():
             set_environment(settings.address)
@@ -87,6 +89,7 @@ def _run(
             resources = stack.enter_context(_ray(settings, console))
         with user_errors():
             stack.enter_context(study_lock(folder))
+            stack.enter_context(in_use(settings.records))
         with console.status("opening the records …"), user_errors():
             from search.ledger.ledger import Ledger
 
@@ -162,7 +165,9 @@ class _StudyRun:
 
             with user_errors():
                 tracker = Tracker(self.settings.records, self.name, ledger.study_id, self.where.uri)
-                told = ledger.all_told(tracker.ending)
+                if tracker.mended:
+                    self.console.print(tracker.mended)
+                told = not tracker.mended and ledger.all_told(tracker.ending)
                 journal = self.settings.records.journal(self.name, self.where.remembered)
                 spool = Spool(tracker, journal, self.console.print, look=not told)
             if self.settings.address is None:  # across hosts the folder is a network folder
@@ -203,7 +208,7 @@ class _StudyRun:
             status = "KILLED"
             raise
         finally:  # also where the inputs cannot be made: no run stays open
-            files = [str(file) for file in self._report(ledger, summary)] if summary else []
+            files = list(map(self.settings.records.inside, self._report(ledger, summary))) if summary else []
             figures = with_converged(trial_config(best), best.user_attrs[METRICS]) if (best := ledger.best()) else {}
             spool.put("end_study", status=status, figures=figures, files=files)
             with self.console.status("handing the records to MLflow …"):

@@ -3,15 +3,17 @@
 For a study that has not ended this also brings its leaderboard and its `best.json` up to date.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.cli import Parser
-from model.errors import Exit
+from model.errors import BadInputError, Exit, user_errors
 from model.output import print_without_fail
 from trainables.errors import OtherVersionError
-from trainables.records import DEFAULT_ROOT, Records
+from trainables.host.arguments import as_folder
+from trainables.records import DEFAULT_ROOT, Records, sqlite_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +33,10 @@ HOW = (
 )
 
 
-def write_report(results: "Results", records: Records) -> tuple[list[Path], "Comparison", list["Claim"]]:
-    """Write both files into the study's folder; the files, and what the terminal tells of them."""
+def write_report(
+    results: "Results", records: Records, out: Path | None = None
+) -> tuple[list[Path], "Comparison", list["Claim"]]:
+    """Write both files into the study's folder, or into `out`; the files, and what the terminal tells of them."""
     from search.findings.claims import evaluate
     from search.findings.evidence import comparable, compare, load_evidence
     from trainables.records import write_whole
@@ -40,7 +44,7 @@ def write_report(results: "Results", records: Records) -> tuple[list[Path], "Com
     evidence = load_evidence(results, records)
     comparison, claims = compare(results, evidence), evaluate(comparable(results, evidence))
     content = _content(results, records, comparison, claims)
-    folder = records.study(results.name)
+    folder = out or records.study(results.name)
     for name in (HTML, MARKDOWN):
         write_whole(folder / name, _rendered(f"{name}.j2", content))
     return [folder / HTML, folder / MARKDOWN], comparison, claims
@@ -213,36 +217,66 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
         console.print(Text.assemble(f"  {claim.text}{where}: ", (claim.verdict, "bold")), soft_wrap=True)
 
 
+def _write(study: str, ledgers: Path, records: Records, out: Path | None) -> None:
+    """Write and show all of a study.
+
+    Args:
+        ledgers: a database that has it.
+    """
+    from search.findings.leaderboard import leaderboard, write_results
+    from search.ledger.results import load_results
+    from search.ledger.study_record import bigram_figures, read_study_record
+    from trainables.host.console import open_console
+
+    results = load_results(study, ledgers)
+    about, folder = read_study_record(records.study_record(study)), records.study(study)
+    files = write_results(results, leaderboard(results, bigram_figures(about)), folder, about.get("command", ""), out)
+    reports, comparison, claims = write_report(results, records, out)
+    print_verdict(open_console(), comparison, claims)
+    print("\n" + "\n".join(map(str, [*files, *reports])))
+
+
+def _report(args: argparse.Namespace) -> None:
+    """Write the report from a copy of the ledger, which may be someone else's or written to meanwhile.
+
+    Raises:
+        ValueError: there is no such study, it cannot be read, or its report cannot be written.
+    """
+    from search.ledger.results import known_studies
+    from trainables.host.preflight import check_folder
+    from trainables.tracking.places import snapshots
+
+    records = Records.at(args.mlruns)
+    with snapshots(records.optuna_database) as (ledgers,):
+        try:
+            known = known_studies(ledgers) if ledgers else []
+        except OtherVersionError as error:
+            raise error.at(sqlite_uri(records.optuna_database)) from None
+        if ledgers is None or args.study not in known:
+            names = f"there are {', '.join(known)}" if known else "there is none yet"
+            raise ValueError(f"no study {args.study!r} in {args.mlruns}/: {names}")
+        if args.out is None:
+            check_folder(records.study(args.study), "give --out FOLDER")
+        else:
+            check_folder(args.out, f"--out {args.out}")
+        _write(args.study, ledgers, records, args.out)
+
+
 def main() -> int:
-    """Write the report of a study on record; 2 if there is none of that name."""
+    """Write the report of a study on record; 2 if there is none of that name, or it cannot be written."""
     print_without_fail()
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("study", metavar="STUDY", help="its name, as the study printed it")
     root = "as given to the study (default: %(default)s)"
-    parser.add_argument("--mlruns", type=Path, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
-    args = parser.parse_args()
-    from search.ledger.results import known_studies, load_results
-
-    records = Records.at(args.mlruns)
+    parser.add_argument("--mlruns", type=as_folder, default=Path(DEFAULT_ROOT), metavar="DIR", help=root)
+    out = "where all files go, so that nothing in DIR is written to (default: the study's folder)"
+    parser.add_argument("--out", type=as_folder, metavar="FOLDER", help=out)
     try:
-        known = known_studies(records.optuna_database)
-    except OtherVersionError as error:
+        with user_errors():
+            _report(parser.parse_args())
+    except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USER_ERROR
-    if args.study not in known:
-        names = f"there are {', '.join(known)}" if known else "there is none yet"
-        print(f"error: no study {args.study!r} in {args.mlruns}/: {names}", file=sys.stderr)
-        return Exit.USER_ERROR
-    from search.findings.leaderboard import leaderboard, write_results
-    from search.ledger.study_record import bigram_figures, read_study_record
-    from trainables.host.console import open_console
-
-    results = load_results(args.study, records.optuna_database)
-    about, folder = read_study_record(records.study_record(args.study)), records.study(args.study)
-    files = write_results(results, leaderboard(results, bigram_figures(about)), folder, about.get("command", ""))
-    reports, comparison, claims = write_report(results, records)
-    print_verdict(open_console(), comparison, claims)
-    print("\n" + "\n".join(map(str, [*files, *reports])))
     return Exit.OK
 
 

@@ -18,6 +18,7 @@ OF_ONE_RUN = {"resume", "mlruns", "address", "profile", "accept_code", "max_hour
 MAY_CHANGE = {
     "trials", "replicates", "tracking_uri", "gpus_per_trial", "cpus_per_trial", "max_concurrent", "trial_timeout"
 }  # fmt: skip  # kept until given again
+MAY_MOVE = {"data": "data file", "embedding": "embedding folder"}  # and be given where they lie now
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
@@ -33,7 +34,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     unset = object()
     blank = argparse.Namespace(**dict.fromkeys(vars(args), unset))
     given = {key: value for key, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
-    defining = sorted(given.keys() - OF_ONE_RUN - MAY_CHANGE)
+    defining = sorted(given.keys() - OF_ONE_RUN - MAY_CHANGE - MAY_MOVE.keys())
     if defining:
         named = ", ".join(f"--{key.replace('_', '-')}" for key in defining)
         raise ValueError(f"--resume takes the study as it was begun: leave out {named}")
@@ -44,6 +45,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
         raise ValueError(f"study {args.resume!r} was begun by another version of this program: it has {unknown}")
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in stored["options"].items()}
     options["tracking_uri"] = None  # `destination` asks for it, whether or not a study is continued by its name
+    for key, kind in MAY_MOVE.items():
+        before = str(options.get(key) or "")
+        if key not in given and os.path.isabs(before) and not os.path.exists(before):
+            raise ValueError(
+                f"--resume {args.resume}: {kind} {before!r} does not exist: give --{key} with where it lies now"
+            )
     return argparse.Namespace(**{**vars(args), **options, **given, "name": args.resume})
 
 
@@ -62,6 +69,21 @@ def _check_entry(parser: argparse.ArgumentParser, entry: str, name: str) -> None
         inside = os.path.relpath(entry)
         shown = entry if inside.startswith(os.pardir) else inside
         raise ValueError(f"study {name!r} is continued by `python {shown} --resume {name}`")
+
+
+def check_content(args: argparse.Namespace, settings: Settings) -> None:
+    """Raise ValueError if data or embedding are not what the study that is continued was begun with."""
+    if args.resume is None:
+        return
+    record = settings.records.study_record(args.resume)
+    begun = json.loads(record.read_text()) if record.exists() else {}
+    for key in MAY_MOVE:
+        name, found = f"{key}_fingerprint", getattr(settings, key)
+        if found.fingerprint != begun.get(name, found.fingerprint):
+            raise ValueError(
+                f"--resume {args.resume}: {found.spec!r} has not the content that the study was begun with: a study "
+                f"goes on with the same {key} only; for this one begin a new study"
+            )
 
 
 def keep(args: argparse.Namespace, settings: Settings, where: Destination, entry: str, folder: Path) -> None:

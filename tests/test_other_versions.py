@@ -101,7 +101,7 @@ def test_mlflows_database_of_an_earlier_version(store: Records, earlier: str) ->
     database, head = store.mlflow_database, version(store.mlflow_database)
     stamp(database, earlier)
     with pytest.raises(OtherVersionError) as refused:
-        open_experiment(store, "s", None)
+        open_experiment(store, "s", None, "id")
     url = f"sqlite:///{database}"
     assert str(refused.value) == (
         f"{url} is of an earlier version of mlflow than the one installed: keep a copy of it, run "
@@ -111,14 +111,14 @@ def test_mlflows_database_of_an_earlier_version(store: Records, earlier: str) ->
     assert earlier_mlflow(database) == earlier  # as it would really be
     follow(str(refused.value))
     assert version(database) == head
-    assert open_experiment(store, "s", None)[2]
+    assert open_experiment(store, "s", None, "id")[2]
 
 
 def test_a_database_that_mlflow_brings_up_to_date_itself(store: Records) -> None:
     """It does so where whole tables are missing."""
     head = version(store.mlflow_database)
     assert earlier_mlflow(store.mlflow_database) != head
-    assert open_experiment(store, "s", None)[2]
+    assert open_experiment(store, "s", None, "id")[2]
     assert version(store.mlflow_database) == head
 
 
@@ -126,7 +126,7 @@ def test_a_database_that_mlflow_brings_up_to_date_itself(store: Records) -> None
     ("library", "open_it"),
     [
         ("optuna", lambda records: open_storage(records.optuna_database)),
-        ("mlflow", lambda records: open_experiment(records, "s", None)),
+        ("mlflow", lambda records: open_experiment(records, "s", None, "id")),
         ("mlflow", lambda records: StoreView(records.tracking_uri)),
     ],
 )

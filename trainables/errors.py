@@ -62,6 +62,10 @@ class OtherVersionError(ValueError):
         self.what = f"is of {'an earlier' if upgrade else 'a later'} version of {library} than the one installed"
         super().__init__(f"{url} {self.what}: {self.remedy(url)}")
 
+    def at(self, url: str) -> "OtherVersionError":
+        """The same of the database at `url`, of which that one is a copy."""
+        return OtherVersionError(url, self.library, self.upgrade)
+
     def remedy(self, url: str) -> str:
         """What to do for a database at `url`."""
         if not self.upgrade:

@@ -12,6 +12,22 @@ from pathlib import Path
 DEFAULT_ROOT = "mlruns"
 
 
+def sqlite_uri(database: Path) -> str:
+    """The address of an SQLite database for SQLAlchemy, and so for Optuna and MLflow, whatever its path holds."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(database.absolute())).render_as_string()
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of such an address, absolute; None where it is no SQLite database's."""
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    return Path(make_url(uri).database or "").absolute()
+
+
 @dataclass(frozen=True)
 class Records:
     """The layout of a records folder; nothing is made by looking."""
@@ -31,11 +47,11 @@ class Records:
     @property
     def tracking_uri(self) -> str:
         """MLflow's address of `mlflow_database`."""
-        return f"sqlite:///{self.mlflow_database}"
+        return sqlite_uri(self.mlflow_database)
 
     @property
     def artifacts(self) -> Path:
-        """Files logged to MLflow, one folder per study."""
+        """Files logged to MLflow, a folder for each study by its id."""
         return self.root / "artifacts"
 
     @property
@@ -68,6 +84,10 @@ class Records:
     def study_record(self, name: str) -> Path:
         """What a study runs on: command, sizes, versions."""
         return self.study(name) / "study.json"
+
+    def inside(self, path: Path) -> str:
+        """How a file of this folder is named in what outlasts a move of the folder."""
+        return str(path.relative_to(self.root))
 
     def journal(self, name: str, tracking_uri: str | None) -> Path:
         """What MLflow was not told yet of a study; each store that its runs went to has one of its own."""

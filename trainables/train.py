@@ -17,6 +17,7 @@ from trainables.errors import NoResultError
 from trainables.host.digests import TRIAL, code_digest
 from trainables.host.environment import LIBRARIES, set_defaults
 from trainables.host.signals import TerminatedError, interrupt_on_sigterm
+from trainables.tracking.places import in_use
 from trainables.training.model_folder import CODE, ModelFolder
 from trainables.training.options import Settings, parse
 
@@ -72,7 +73,10 @@ def _compare(settings: Settings) -> None:
     console = open_console()
     with console.status("starting …"):
         from trainables.baselines.comparison import contest
-    contest(settings, console)
+    with ExitStack() as stack:
+        with user_errors():
+            stack.enter_context(in_use(settings.records))
+        contest(settings, console)
 
 
 def _train(settings: Settings, folder: ModelFolder) -> None:
@@ -82,9 +86,13 @@ def _train(settings: Settings, folder: ModelFolder) -> None:
     with ExitStack() as stack:
         with user_errors():
             stack.enter_context(folder.locked())
+            stack.enter_context(in_use(settings.records))
         record = None if settings.overwrite else folder.finished()
         state = "trained already" if record else "training"
         console.print(f"{settings.out.name}: {state}, in {settings.out}/{settings.destination.said}", soft_wrap=True)
+        if settings.only_read:
+            said = f"{settings.only_read}/ may only be read: this run's record and cache go to {settings.records.root}/"
+            console.print(said, soft_wrap=True)
         with console.status("starting …"):
             from trainables.training.run import compare, complete, train
         if record is None:

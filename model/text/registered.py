@@ -6,10 +6,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from model.snapshot import snapshot
 from model.text.checkpoint import WEIGHTS
 
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
 SCHEME = "models:/"
+ARTIFACTS = "artifacts"  # beside the database of a records folder
 
 
 @contextmanager
@@ -25,25 +31,55 @@ def model_folder(where: str | Path) -> Iterator[Path]:
         yield Path(where).expanduser()
         return
     with tempfile.TemporaryDirectory() as scratch:
-        fetched = _fetch(str(where), scratch)
+        fetched = _fetch(str(where), Path(scratch))
         folders = [weights.parent for weights in fetched.rglob(WEIGHTS)]
         if len(folders) != 1:
             raise ValueError(f"{where} is no model of this project: it has {len(folders)} files {WEIGHTS}")
         yield folders[0]
 
 
-def _fetch(uri: str, scratch: str) -> Path:
+def _fetch(uri: str, scratch: Path) -> Path:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # among the text
     import mlflow
     from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.engine import URL, make_url
 
     if not re.search("[@/]|^m-", uri.removeprefix(SCHEME)):
         raise ValueError(f"{uri} names no version: {uri}@champion, say, or {uri}/1")
     if not mlflow.is_tracking_uri_set():
         example = "MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db"
         raise ValueError(f"{uri} lies in an MLflow registry: say in which, for example with {example}")
+    store = mlflow.get_tracking_uri()
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+        if store.startswith("sqlite:") and (database := Path(make_url(store).database or "")).is_file():
+            if not all(os.access(path, os.W_OK) for path in (database, database.parent)):
+                store = URL.create("sqlite", database=str(snapshot(database, scratch))).render_as_string()
+            if (found := _beside(database, uri, MlflowClient(store))) is not None:
+                return found
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
     except MlflowException as error:
         reason = str(error).strip().partition("\n")[0].replace("<database_uri>", '"$MLFLOW_TRACKING_URI"')
         raise ValueError(f"{uri} cannot be had: {reason}") from error
+
+
+def _beside(database: Path, uri: str, client: "MlflowClient") -> Path | None:
+    """A model's folder among the artifacts beside its database, where both have been moved or copied together.
+
+    What MLflow says is where the files were before, until something that writes there opens the database.
+    """
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    found = get_model_name_and_version(client, uri)
+    place = f"{SCHEME}{found[0]}" if len(found) == 1 else client.get_model_version_download_uri(*found)
+    if place.startswith(SCHEME):  # a model of MLflow's own, by its id
+        place = client.get_logged_model(place.removeprefix(SCHEME)).artifact_location
+    if not place.startswith("file:"):
+        return None
+    parts = Path(local_file_uri_to_path(place)).parts
+    for start, part in enumerate(parts):
+        folder = database.parent.joinpath(*parts[start:])
+        if part == ARTIFACTS and folder.is_dir():
+            return folder
+    return None

@@ -16,8 +16,8 @@ from search.ledger.results import HASH, METRICS, SUMMARY, Results
 from search.ledger.study_record import bigram_figures, read_study_record
 from trainables.records import Records
 from trainables.tracking.spool import Spool
-from trainables.tracking.store import StoredRun, StoreView
-from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_ID_TAG, Tracker
+from trainables.tracking.store import StoredRun
+from trainables.tracking.study_runs import HASH_TAG, ROLE_TAG, STUDY_ID_TAG, Tracker
 
 LONG = 600.0  # seconds that MLflow may take for one operation
 
@@ -49,7 +49,7 @@ def mend_trial_files(results: Results, runs: list[StoredRun], records: Records) 
 def mend_mlflow(
     results: Results, runs: list[StoredRun], again: set[str], records: Records, say: Callable[[str], None]
 ) -> None:
-    """Restore a deleted parent run, tell MLflow what it lacks, and make all runs children of the parent.
+    """Tell MLflow what it lacks; that the parent run is there, and all others are its children, `Tracker` sees to.
 
     Args:
         runs: all of the experiment, as they were read.
@@ -61,8 +61,6 @@ def mend_mlflow(
     study_id = results.study_id  # a query each time
     mine = [r for r in runs if r.tags.get(STUDY_ID_TAG) == study_id]
     parents = [r for r in mine if r.tags.get(ROLE_TAG) == "study"]
-    if parents and all(r.deleted for r in parents):
-        StoreView(records.tracking_uri).restore(parents[-1].run_id)
     before = parents[-1].status if parents else "FINISHED"
     tracker = Tracker(records, results.name, study_id)
     spool = Spool(tracker, records.journal(results.name, None), say)
@@ -77,9 +75,6 @@ def mend_mlflow(
     spool.put("end_study", status=status, figures=best.user_attrs[METRICS] if best else {}, files=[])
     if spool.close(LONG):
         raise ValueError(f"MLflow did not take all of study {results.name!r}: run it again")
-    for run in mine:
-        if not run.deleted and run.tags.get(PARENT_TAG, tracker.parent) != tracker.parent:
-            tracker.client.set_tag(run.run_id, PARENT_TAG, tracker.parent)
 
 
 def mend_leaderboard(results: Results, records: Records) -> None:

@@ -39,7 +39,7 @@ def complete_mlflow(ledger: Results, spool: Spool, records: Records, runtime: di
         if left.series:
             points = [(name, *point) for name, curve in left.series.items() for point in curve]
             spool.put("log_series", key, points=points)
-            spool.put("log_file", key, file=str(path))
+            spool.put("log_file", key, file=records.inside(path))
         place = {COMPUTE_TAG: kept[COMPUTE]} if kept.get(COMPUTE) else {}
         place |= provenance_tags(kept.get(PROVENANCE))
         place |= {tag: left.runtime[tag] for tag in (COMPUTE_TAG, DEVICE_TAG) if tag in left.runtime}

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
@@ -157,7 +158,7 @@ class Recorder(Unpickled, Callback):
             self._fail(number, last[NO_RESULT], "", last)
         elif last.get(FINAL):
             self._alike = []
-            place = _place(last)
+            place, profile = _place(last), trial.config.get(PROFILE)
             kept = {"metrics": last[FINAL], "runtime": self._runtime | place, "phase1_by": last[PHASE1_BY]}
             self._keep(number, "finished", result={**last[DOCUMENTS], **kept})
             self._ledger.complete(number, last[FINAL], last[COMPUTE], last[PROVENANCE])
@@ -168,7 +169,7 @@ class Recorder(Unpickled, Callback):
                 figures=with_converged(config, last[FINAL]),
                 place=place,
                 phase1_by=last[PHASE1_BY],
-                traces=trial.config.get(PROFILE),
+                traces=profile and self._records.inside(Path(profile)),
             )
             self._display.finish(number, last[FINAL], may_lead=assignment.replicate_of is None)
         # else it was stopped from outside: `interrupt_open` records it
@@ -220,7 +221,7 @@ class Recorder(Unpickled, Callback):
         record = self._seen.pop(number).ended(status, reason, result)
         path = self._records.trial_record(self._ledger.name, record.config_hash)
         write_trial_record(path, record)
-        self._tracker.put("log_file", self._runs[number], file=str(path))
+        self._tracker.put("log_file", self._runs[number], file=self._records.inside(path))
 
     def _count(self, number: int, reason: str, stop: bool) -> None:
         """Stop asking where one error after the other is the same, or at once with `stop`."""

@@ -174,10 +174,13 @@ def as_table(frame: pd.DataFrame, title: str, best: int | None = None) -> Table:
     return table
 
 
-def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: str) -> list[Path]:
-    """Write the CSV and, if a trial finished, `best.json` into the study's folder; the files written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    csv = folder / CSV
+def write_results(
+    results: Results, frame: pd.DataFrame, folder: Path, command: str, out: Path | None = None
+) -> list[Path]:
+    """Write the CSV and, if a trial finished, `best.json` into the study's folder, or into `out`; the files written."""
+    out = out or folder
+    out.mkdir(parents=True, exist_ok=True)
+    csv = out / CSV
     write_whole(csv, frame.to_csv(index=False))
     leader = results.leader()
     if leader is None:
@@ -200,8 +203,8 @@ def write_results(results: Results, frame: pd.DataFrame, folder: Path, command: 
             "val_ppl": {str(t.user_attrs[CONFIG]["seed"]): t.value for t in leader.trials},
         },
     }
-    write_whole(folder / BEST, json.dumps(content, indent=1) + "\n")
-    return [csv, folder / BEST]
+    write_whole(out / BEST, json.dumps(content, indent=1) + "\n")
+    return [csv, out / BEST]
 
 
 def origins_told(results: Results) -> list[str]:

@@ -15,6 +15,7 @@ from trainables.errors import OtherVersionError
 from trainables.host.digests import Provenance
 from trainables.metrics import VAL_PPL
 from trainables.phases.convergence import converged
+from trainables.records import sqlite_uri
 
 # User attributes of an Optuna trial.
 CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
@@ -260,9 +261,9 @@ def open_storage(database: Path) -> optuna.storages.RDBStorage:
             scratch = database.with_name(f".{database.name}.new")
             for left_behind in database.parent.glob(f"{scratch.name}*"):
                 left_behind.unlink()
-            optuna.storages.RDBStorage(f"sqlite:///{scratch.resolve()}").engine.dispose()
+            optuna.storages.RDBStorage(sqlite_uri(scratch.resolve())).engine.dispose()
             scratch.rename(database)
-        url = f"sqlite:///{database.resolve()}"
+        url = sqlite_uri(database.resolve())
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
         except RuntimeError as error:  # of no class of its own

@@ -3,11 +3,9 @@
 import errno
 import json
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from search.ledger.results import HASH, load_results
 from search.spaces import context_modes
 from trainables import metrics as names
 from trainables.records import Records
+from trainables.tracking.places import in_use
 from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, STUDY_ID_TAG
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +48,8 @@ def healthy(earlier_records: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def records(healthy: Path, tmp_path: Path) -> Records:
     records = Records.at(Path(shutil.copytree(healthy, tmp_path / "mlruns")))
-    with closing(sqlite3.connect(records.mlflow_database)) as database, database:  # files lie where the copy is
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-            database.execute(moved, (str(healthy), str(records.root)))
+    with in_use(records):  # its places are those of the copy
+        pass
     return records
 
 
@@ -412,3 +409,15 @@ def test_the_command_looks_without_writing_and_mends_when_asked(records: Records
     missing = command("--mlruns", str(tmp_path / "none"))
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_moved_folder_is_as_healthy_as_before(healthy: Path, tmp_path: Path) -> None:
+    shutil.copytree(healthy, tmp_path / "moved")
+    moved = Records.at(tmp_path / "moved")
+    for file in Records.at(healthy).artifacts.rglob("*.json"):
+        assert (moved.root / file.relative_to(healthy)).exists()
+    (run_file,) = moved.artifacts.rglob(f"{first_hash(moved)}.json")
+    moved.trial_record(STUDY, first_hash(moved)).unlink()
+    assert told(moved) == [f"trial file: {first_hash(moved)}.json is missing"]
+    repair(examine(moved), moved)
+    assert moved.trial_record(STUDY, first_hash(moved)).read_bytes() == run_file.read_bytes()

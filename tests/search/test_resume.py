@@ -1,13 +1,17 @@
 """`--resume STUDY`: what is kept of a command line and given again."""
 
 import argparse
+import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from search.options import build_parser, check
-from search.resume import keep, parse
-from trainables.tracking.destination import destination
+from search.resume import check_content, keep, parse
+from trainables.records import Records
+from trainables.tracking.destination import Destination, destination
 from trainables.training.studies import runs_went
 
 
@@ -87,3 +91,33 @@ def test_the_wrong_entry_names_the_right_command(tmp_path: Path, chat_file: Path
     begun(tmp_path, chat_file)
     with pytest.raises(ValueError, match=r"python .*search/asym_layers\.py --resume s"):
         parse(parser("context_modes.py"), ["--mlruns", str(tmp_path), "--resume", "s"])
+
+
+def moved_data(tmp_path: Path, chat_file: Path) -> tuple[Path, Path]:
+    """A study of a file that was moved since: where it was and where it is."""
+    before, now = tmp_path / "data.jsonl", tmp_path / "moved %20 a::b [x].jsonl"
+    shutil.copy(chat_file, before)
+    args = begun(tmp_path, before)
+    record = Records.at(tmp_path).study_record("s")
+    record.write_text(json.dumps({"data_fingerprint": check(args, sampled=True).data.fingerprint}))
+    before.rename(now)
+    return before, now
+
+
+def test_data_that_moved_may_be_named(tmp_path: Path, chat_file: Path) -> None:
+    before, now = moved_data(tmp_path, chat_file)
+    with pytest.raises(ValueError, match=re.escape(f"data file '{before}' does not exist: give --data with where")):
+        parse(parser(), ["--mlruns", str(tmp_path), "--resume", "s"])
+    args = parse(parser(), ["--mlruns", str(tmp_path), "--resume", "s", "--data", str(now)])
+    settings = check(args, sampled=True)
+    check_content(args, settings)
+    keep(args, settings, Destination(None, None), "search/asym_layers.py", tmp_path / "studies" / "s")
+    assert parse(parser(), ["--mlruns", str(tmp_path), "--resume", "s"]).data == str(now)
+
+
+def test_other_data_than_the_studys_are_refused(tmp_path: Path, chat_file: Path) -> None:
+    _, now = moved_data(tmp_path, chat_file)
+    now.write_text(now.read_text() + '{"text": "one more"}\n')
+    args = parse(parser(), ["--mlruns", str(tmp_path), "--resume", "s", "--data", str(now)])
+    with pytest.raises(ValueError, match=re.escape(f"--resume s: '{now}' has not the content that the study")):
+        check_content(args, check(args, sampled=True))

@@ -29,7 +29,8 @@ from trainables.inputs.overlap import SEQUENCES
 from trainables.phases.convergence import MARKED
 from trainables.pipeline import Inputs, run
 from trainables.records import Records
-from trainables.tracking.model_runs import EXPERIMENT, FOLDER_TAG
+from trainables.tracking.model_runs import EXPERIMENT, KEY
+from trainables.tracking.places import FOLDER_TAG
 from trainables.tracking.store import open_experiment
 from trainables.tracking.study_runs import HASH_TAG, REASON_TAG
 from trainables.train import main
@@ -52,7 +53,7 @@ def undisturbed() -> Iterator[None]:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's, made once: that takes seconds."""
     records = Records.at(tmp_path_factory.mktemp("mlruns"))
-    open_experiment(records, EXPERIMENT, None)
+    open_experiment(records, EXPERIMENT, None, KEY)
     records.mlflow_database.replace(records.root / "empty.db")
     return records.root / "empty.db"
 

@@ -20,14 +20,29 @@ def check_root(root: Path) -> None:
         check_database(database, f"--mlruns {root}")
 
 
+def may_be_written(records: Records) -> bool:
+    """Whether this process may write to a records folder, all that it has for everybody included."""
+    places = (records.root, records.studies, records.artifacts, records.cache)
+    databases = (records.optuna_database, records.mlflow_database)
+    return all(map(_takes_files, places)) and all(os.access(path, os.W_OK) for path in databases if path.exists())
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether files can be made in a folder, or it itself can be made."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
 def check_database(database: Path, named: str) -> None:
-    """Raise ValueError if a file that should be an SQLite database is something else, or damaged.
+    """Raise ValueError if a file that should be an SQLite database is something else, damaged, or not to be written to.
 
     SQLite itself looks: a plain `open` and `close` of the file would drop every lock that this process holds on it
     (POSIX locks go with any descriptor), and another process would take the log away under its connections.
     """
     if not database.exists():
         return
+    if not os.access(database, os.W_OK):
+        raise ValueError(f"{named}: {database} is not a file that can be written to")
     connection = sqlite3.connect(database, timeout=0)
     try:
         connection.execute("SELECT count(*) FROM sqlite_schema")
@@ -41,7 +56,7 @@ def check_database(database: Path, named: str) -> None:
 def check_folder(folder: Path, named: str) -> None:
     """Raise ValueError if a folder cannot be made or written to; `named` says which one it is."""
     existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    if not _takes_files(folder):
         raise ValueError(f"{named}: {existing} is not a folder that can be written to")
 
 

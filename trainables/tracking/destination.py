@@ -8,11 +8,10 @@ import argparse
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from model.errors import without_passwords
-from trainables.records import Records
+from trainables.records import Records, sqlite_path, sqlite_uri
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 OPTION = "--tracking-uri"
@@ -88,11 +87,11 @@ def destination(typed: str | None, study: str | None, records: Records) -> Desti
 
 
 def _at(uri: str, records: Records, named_by: str) -> Destination:
-    if uri.startswith(SQLITE):
-        path = Path(uri.removeprefix(SQLITE)).resolve()
+    if (path := sqlite_path(uri)) is not None:
+        path = path.resolve()
         if path == records.mlflow_database.resolve():
             return Destination(None, None, named_by)
-        return Destination(f"{SQLITE}{path}", f"{SQLITE}{path}", named_by)
+        return Destination(sqlite_uri(path), sqlite_uri(path), named_by)
     if uri.startswith(DATABASES):
         return Destination(uri, re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", uri), named_by)
     parts = urlsplit(uri)

@@ -16,11 +16,11 @@ from mlflow.exceptions import MlflowException
 from trainables.host.signals import defer_signals
 from trainables.metrics import SERIES
 from trainables.records import Records, write_whole
-from trainables.tracking.store import is_outage, open_experiment
+from trainables.tracking.store import find_experiment, is_outage, open_experiment
 from trainables.tracking.study_runs import HASH_TAG, MAX_METRICS, NAME_TAG, REASON_TAG, STUDY_ID_TAG
 
-EXPERIMENT = "trained models"  # no study's name has a space
-TRIAL_RUN_TAG, FOLDER_TAG, TOKEN_TAG = "trial_run", "model_folder", "training"
+EXPERIMENT, KEY = "trained models", "trained-models"  # no study's name has a space
+TRIAL_RUN_TAG, TOKEN_TAG = "trial_run", "training"
 RETRY_SECONDS = 60.0  # between tries while MLflow is away; each may take long
 
 
@@ -44,7 +44,7 @@ class ModelRun:
         Raises:
             ValueError: it cannot be used.
         """
-        self.client, self.experiment_id, _ = open_experiment(records, EXPERIMENT, tracking_uri)
+        self.client, self.experiment_id, _ = open_experiment(records, EXPERIMENT, tracking_uri, KEY)
         self.run_id, self._say = "", say
         self._last_step: dict[str, int] = {}  # of a reopened run's curves
         self._waiting: list[Metric] = []
@@ -53,7 +53,7 @@ class ModelRun:
 
     def trial_run(self, study: str, study_id: str, config_hash: str) -> str | None:
         """The run of a study's trial, if this MLflow has it."""
-        experiment = self.client.get_experiment_by_name(study)
+        experiment = find_experiment(self.client, study, study_id)
         if experiment is None:
             return None
         where = f"tags.{STUDY_ID_TAG} = '{study_id}' and tags.{HASH_TAG} = '{config_hash}'"

@@ -32,14 +32,16 @@ from model.text import served
 from model.text.checkpoint import CONFIG, DIGEST, TOKENIZER, WEIGHTS
 from model.text.text_model import load_text_model
 from trainables.evaluation.intervals import CHAMPION_LEVEL, FEW, FEW_UNITS, UNITS_UNKNOWN, merged, ratio_interval
-from trainables.records import Records
+from trainables.records import Records, sqlite_path
+from trainables.tracking.places import HOLDS, in_use
 from trainables.tracking.run_record import MODEL_DIGEST, read_record
-from trainables.tracking.store import open_experiment, opened
+from trainables.tracking.store import find_experiment, open_experiment, opened
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one file of a few kB
 
 CHAMPION = "champion"
 EXPERIMENT = "registered-models"  # the runs that the versions were logged by
+TAGS = {f"{HOLDS}{EXPERIMENT}": EXPERIMENT}
 FOLDER = "model"  # under a version's data/
 VALIDATION_TAG, PPL_TAG, REASON_TAG = "validation", "val_ppl", "reason"
 TRAINING_TAG = "training_run"  # id of the run in which it was trained, in the experiment `trained models`
@@ -47,7 +49,6 @@ INCOMPARABLE = (
     "{}, the champion, was judged on other validation data or by another tokenizer: nothing is registered, "
     "but with force (--force) this model would be the champion"
 )
-SQLITE = "sqlite:///"
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),
@@ -111,16 +112,18 @@ def _store(tracking_uri: str) -> Iterator[tuple[MlflowClient, str]]:
     before = os.environ.get("MLFLOW_TRACKING_URI")
     with contextlib.ExitStack() as stack:
         try:
-            if tracking_uri.startswith(SQLITE):
-                records = Records.at(Path(tracking_uri.removeprefix(SQLITE)).parent)
-                own = None if tracking_uri == records.tracking_uri else tracking_uri
-                client, experiment, _ = open_experiment(records, EXPERIMENT, own)
+            if (database := sqlite_path(tracking_uri)) is not None:
+                records = Records.at(database.parent)
+                own = None if database.resolve() == records.mlflow_database else tracking_uri
+                if own is None:
+                    stack.enter_context(in_use(records))
+                client, experiment, _ = open_experiment(records, EXPERIMENT, own, EXPERIMENT)
                 stack.enter_context(FileLock(records.root / ".registry.lock"))
             else:
                 with opened(tracking_uri):
                     client = MlflowClient(tracking_uri)
-                    found = client.get_experiment_by_name(EXPERIMENT)
-                experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+                    found = find_experiment(client, EXPERIMENT, EXPERIMENT)
+                experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, tags=TAGS)
             mlflow.set_tracking_uri(tracking_uri)
             yield client, experiment
         except MlflowException as error:

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     INTERNAL_ERROR,
@@ -24,17 +24,21 @@ from sqlalchemy.engine import make_url
 
 from trainables.errors import OtherVersionError
 from trainables.host.preflight import check_folder
-from trainables.records import Records
+from trainables.records import Records, sqlite_path, sqlite_uri
+from trainables.tracking.places import HOLDS, KIND_TAG
 
 for _noisy in ("mlflow", "alembic"):  # they announce every table of a new database
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 # It logs each traceback of a locked or full database before it raises the error; the spool says it in a sentence.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
+KIND = {KIND_TAG: "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
 
 # What a server or a database that is away, locked, full or overloaded answers; all else it refuses for good.
 OUTAGES = {ErrorCode.Name(code) for code in (INTERNAL_ERROR, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE)}
+
+RUN_FOLDER = f"/{'0' * 32}/artifacts"  # of a run's files, below its experiment's
+MAX_URI = 200  # characters that MLflow's tables have for it; SQLite takes any number
 
 OUT_OF_DATE = re.compile(r"out-of-date database schema \(found version (\w+)")
 MIGRATIONS = Path(mlflow.__file__).parent / "store/db_migrations/versions"  # one file for each version of the tables
@@ -82,15 +86,46 @@ def _initialise(records: Records) -> None:
     scratch = records.mlflow_database.with_name(".mlflow.new.db")
     for left_behind in records.root.glob(f"{scratch.name}*"):
         left_behind.unlink()
-    MlflowClient(f"sqlite:///{scratch}").search_experiments(max_results=1)  # makes all tables
+    MlflowClient(sqlite_uri(scratch)).search_experiments(max_results=1)  # makes all tables
     scratch.rename(records.mlflow_database)
 
 
-def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tuple[MlflowClient, str, bool]:
-    """MLflow's store, the id of the experiment `name` there, and whether it was made now.
+def find_experiment(client: MlflowClient, name: str, key: str) -> Experiment | None:
+    """The experiment that holds `key`, whatever it is called by now; else the one of this name, deleted ones too.
+
+    Args:
+        name: which it was made with, and which its tag says; two studies of one id were copied from each other.
+        key: of a study of others none.
+    """
+    tagged = f"tags.`{HOLDS}{key}` = '{name}'"
+    found = client.search_experiments(ViewType.ALL, filter_string=tagged, max_results=1) if key else []
+    return found[0] if found else client.get_experiment_by_name(name)
+
+
+def artifact_uri(records: Records, key: str, store: str) -> str | None:
+    """Where the files of `key` are to lie in `records`; None where the store has a place of its own for them.
 
     Raises:
-        ValueError: MLflow refuses the store, a deleted experiment holds the name, or its files cannot be written.
+        ValueError: the place's name is longer than the database of this store takes.
+    """
+    if store.startswith("http"):  # only a server has; a database would put them into the cwd
+        return None
+    folder = records.artifacts / key
+    check_folder(folder, "MLflow's artifacts")
+    if len(uri := folder.as_uri()) + len(RUN_FOLDER) > MAX_URI and sqlite_path(store) is None:
+        raise ValueError(f"{folder} is too long a path for MLflow's database: give --mlruns another folder")
+    return uri
+
+
+def open_experiment(records: Records, name: str, tracking_uri: str | None, key: str) -> tuple[MlflowClient, str, bool]:
+    """MLflow's store, the id of the experiment there that holds `key`, and whether it was made now.
+
+    Args:
+        name: of the experiment, if it is made or has no tag of its `key` yet.
+        key: an id: it names the experiment in a tag, and the folder of its files.
+
+    Raises:
+        ValueError: MLflow refuses the store, the experiment is deleted, or its files cannot be written.
     """
     records.root.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri or records.tracking_uri
@@ -99,16 +134,15 @@ def open_experiment(records: Records, name: str, tracking_uri: str | None) -> tu
         if tracking_uri is None:
             _initialise(records)
         client = MlflowClient(uri)
-        found = client.get_experiment_by_name(name)
+        found = find_experiment(client, name, key)
+        tag = f"{HOLDS}{key}"
         if found is None:
-            # only a server has a place of its own for files; a database would put them into the cwd
-            where = None
-            if not uri.startswith("http"):
-                check_folder(records.artifacts / name, "MLflow's artifacts")
-                where = (records.artifacts / name).as_uri()
-            return client, client.create_experiment(name, artifact_location=where, tags=KIND), True
-    if found.lifecycle_stage != "active":
-        raise ValueError(f"MLflow's experiment {name!r} was deleted: restore it there or give --name")
+            where = artifact_uri(records, key, uri)
+            return client, client.create_experiment(name, artifact_location=where, tags={**KIND, tag: name}), True
+        if found.lifecycle_stage != "active":
+            raise ValueError(f"MLflow's experiment {found.name!r} was deleted: restore it there or give --name")
+        if tag not in found.tags:
+            client.set_experiment_tag(found.experiment_id, tag, name)
     if urlparse(found.artifact_location).scheme == "file":
         check_folder(Path(local_file_uri_to_path(found.artifact_location)), "MLflow's artifacts")
     return client, found.experiment_id, False
@@ -160,9 +194,9 @@ class StoreView:
             self._client = MlflowClient(tracking_uri)
             self._client.search_experiments(max_results=1)
 
-    def runs(self, experiment: str) -> list[StoredRun]:
-        """All runs of an experiment, deleted ones too; none where there is no such experiment."""
-        known = self._client.get_experiment_by_name(experiment)
+    def runs(self, study: str, study_id: str) -> list[StoredRun]:
+        """All runs of a study's experiment, deleted ones too; none where there is no such experiment."""
+        known = find_experiment(self._client, study, study_id)
         found: list[StoredRun] = []
         token = None
         while known is not None and token != "":
@@ -195,7 +229,3 @@ class StoreView:
                     raise
                 return Path(place)
         return _local(place)
-
-    def restore(self, run_id: str) -> None:
-        """Bring a deleted run back."""
-        self._client.restore_run(run_id)

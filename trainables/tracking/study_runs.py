@@ -8,10 +8,9 @@ experiment on a server, has another id. Files come last: a run whose files are r
 import shutil
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.entities import PagedList
@@ -20,7 +19,7 @@ from trainables.host.collection import no_collection
 from trainables.host.digests import Provenance
 from trainables.metrics import SERIES
 from trainables.records import Records
-from trainables.tracking.store import is_outage, open_experiment, opened
+from trainables.tracking.store import PAGE, is_outage, open_experiment, opened
 
 STUDY_TAG, STUDY_ID_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
     "study",
@@ -62,12 +61,16 @@ class Tracker:
         self.study, self.study_id = study, study_id
         self._last_step: dict[str, dict[str, int]] = {}  # of reopened runs: series -> last step on record
         self._figures: dict[str, dict[str, float]] = {}  # of reopened runs: metric -> value on record
-        self.client, self.experiment_id, fresh = open_experiment(records, study, tracking_uri)
+        self.client, self.experiment_id, fresh = open_experiment(records, study, tracking_uri, study_id)
+        self._root = records.root
+        self.mended = ""  # what others had done to the study's own run, in one sentence
         with opened(tracking_uri or records.tracking_uri):
-            found = None if fresh else self._find({ROLE_TAG: "study"})
+            found = None if fresh else self._find_parent()
+            self.began = found is None and (fresh or not self._search("", max_results=1))  # it had nothing of the study
             parent = self._open({ROLE_TAG: "study"}, study, found).info
-        self.parent: str = parent.run_id
-        self.began = found is None  # this store had nothing of the study
+            self.parent: str = parent.run_id
+            if not self.began:
+                self._adopt()
         self._ended: int | None = parent.end_time  # as an earlier driver left it
 
     @property
@@ -79,6 +82,25 @@ class Tracker:
         """The parent run is running again."""
         self.client.update_run(self.parent, status="RUNNING")
 
+    def _find_parent(self) -> Run | None:
+        """The parent run; one that was deleted is brought back, with all that it shows."""
+        if found := self._find({ROLE_TAG: "study"}):
+            return found
+        own = f"tags.{ROLE_TAG} = 'study'"
+        deleted = self._search(own, run_view_type=ViewType.DELETED_ONLY, max_results=1)
+        if not deleted:
+            return None
+        self.client.restore_run(deleted[0].info.run_id)
+        self.mended = "the study's own run in MLflow was deleted: it is back"
+        return self.client.get_run(deleted[0].info.run_id)
+
+    def _adopt(self) -> None:
+        """Make all trials children of the parent: those of one that is gone for good are shown nowhere."""
+        while strays := self._search(f"tags.`{PARENT_TAG}` != '{self.parent}'", max_results=PAGE):
+            for run in strays:
+                self.client.set_tag(run.info.run_id, PARENT_TAG, self.parent)
+            self.mended = self.mended or "the study's own run in MLflow was gone: its trials belong to a new one"
+
     @staticmethod
     def refusal(error: Exception) -> bool:
         """Whether a call will never go through: its run was deleted, its file may not be written, say."""
@@ -86,7 +108,7 @@ class Tracker:
 
     def _search(self, condition: str, **page: Any) -> PagedList[Run]:
         """This study's runs for which `condition` holds."""
-        mine = f"tags.{STUDY_ID_TAG} = '{self.study_id}' and {condition}"
+        mine = f"tags.{STUDY_ID_TAG} = '{self.study_id}'" + (condition and f" and {condition}")
         return self.client.search_runs([self.experiment_id], mine, **page)
 
     def _find(self, key: dict[str, str]) -> Run | None:
@@ -169,6 +191,8 @@ class Tracker:
     ) -> None:
         """The final figures, once, and the run's end; files in `traces` become artifacts.
 
+        Files and folders are named as by `Records.inside`.
+
         Args:
             place: tags that say where and how they were computed.
             phase1_by: config hash of the run that trained Phase 1, and so that run's tag `config_hash`.
@@ -178,13 +202,13 @@ class Tracker:
             tags[PROFILED_TAG] = "true"  # its seconds are not those of an ordinary trial
         self._log_figures(run_id, figures, tags)
         self.client.set_terminated(run_id, "FINISHED")
-        if traces and Path(traces).exists():  # else they are there already
-            self.client.log_artifacts(run_id, traces, "profile")
-            shutil.rmtree(traces)
+        if traces and (folder := self._root / traces).exists():  # else they are there already
+            self.client.log_artifacts(run_id, str(folder), "profile")
+            shutil.rmtree(folder)
 
     def log_file(self, run_id: str, file: str) -> None:
         """One file of a trial as an artifact."""
-        self.client.log_artifact(run_id, file)
+        self.client.log_artifact(run_id, str(self._root / file))
 
     def ended_hashes(self, status: str) -> set[str]:
         """Configurations whose run has ended, FINISHED or FAILED."""
@@ -231,4 +255,4 @@ class Tracker:
         self.client.set_terminated(self.parent, status, now)
         self._ended = now
         for file in files:
-            self.client.log_artifact(self.parent, file)
+            self.client.log_artifact(self.parent, str(self._root / file))

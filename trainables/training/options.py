@@ -12,7 +12,7 @@ from model.modes import CONTEXT_MODES
 from trainables.config import BigramConfig, ContextsConfig, Phase1Config, Phase2Config, RunConfig
 from trainables.host.arguments import as_count, as_folder, as_name, as_seed, as_threads
 from trainables.host.machine import usable_cpus
-from trainables.host.preflight import check_root, count_gpus
+from trainables.host.preflight import check_folder, check_root, count_gpus, may_be_written
 from trainables.inputs.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
 from trainables.records import DEFAULT_ROOT, Records
 from trainables.tracking.check import check_destination
@@ -35,7 +35,8 @@ class Settings:
     chosen: Chosen  # what the configuration was before options changed it
     data: DataSource
     embedding: EmbeddingSource
-    records: Records
+    records: Records  # which are written to
+    only_read: Path | None  # the records that the configuration is of, where they are others
     destination: Destination  # of its run and, registered, of the model
     out: Path  # the model folder
     overwrite: bool
@@ -155,14 +156,14 @@ def check(args: argparse.Namespace) -> Settings:
     for name in ("out", "overwrite", "register"):
         if args.baselines and getattr(args, name):
             raise ValueError(f"--{name} and --baseline do not go together: models that are compared are not kept")
-    check_root(args.mlruns)
-    records = Records.at(args.mlruns)
-    where = destination(args.tracking_uri, runs_went(records, args.from_study) if args.from_study else None, records)
+    theirs, records = Records.at(args.mlruns), _own_records(args)
+    study = runs_went(theirs, args.from_study) if args.from_study and records == theirs else None
+    where = destination(args.tracking_uri, study, records)
     check_destination(where)
     if args.config is not None:
         chosen = from_file(args.config)
     else:
-        chosen = from_study(records, args.mlruns, args.from_study, args.rank or 1)
+        chosen = from_study(theirs, args.mlruns, args.from_study, args.rank or 1)
     given = {name: value for name, value in vars(args).items() if name in flat_fields()}
     _check_types(chosen.flat)
     config, data, embedding = _config(chosen.flat, given)
@@ -173,6 +174,7 @@ def check(args: argparse.Namespace) -> Settings:
         data=data,
         embedding=embedding,
         records=records,
+        only_read=None if records == theirs else args.mlruns,
         destination=where,
         out=args.out or args.mlruns / "models" / _folder_name(config),
         overwrite=args.overwrite,
@@ -182,6 +184,26 @@ def check(args: argparse.Namespace) -> Settings:
         force=args.force,
         baselines=list(dict.fromkeys(args.baselines or ())),
     )
+
+
+def _own_records(args: argparse.Namespace) -> Records:
+    """The records that are written to: those of the command line or, where these may only be read, beside the model.
+
+    Raises:
+        ValueError: nothing can be written.
+    """
+    given = Records.at(args.mlruns)
+    of_others = args.from_study is not None and not args.baselines and given.studies.is_dir()
+    if not of_others or args.out is None or may_be_written(given):
+        try:
+            check_root(args.mlruns)
+        except ValueError as error:
+            raise ValueError(f"{error}{'; with --out FOLDER it need not be' if of_others else ''}") from None
+        return given
+    check_folder(args.out, f"--out {args.out}")
+    own = args.out.absolute().parent / DEFAULT_ROOT
+    check_root(own)
+    return Records.at(own)
 
 
 def _check_types(flat: dict[str, Any]) -> None:
@@ -211,6 +233,8 @@ def _config(flat: dict[str, Any], given: dict[str, Any]) -> tuple[RunConfig, Dat
         flat = {f"bigram_{name}": value for name, value in vars(BigramConfig()).items()} | flat
     samples = given.get("samples", flat.get("samples"))
     spec = given.get("data", flat["data"])
+    if "data" not in given and spec not in ("pydoc", "ultrachat") and not Path(spec).expanduser().exists():
+        raise ValueError(f"data file {spec!r} does not exist: give --data with where it lies now")
     data = resolve_data(spec, samples if "data" not in given or "samples" in given else None)
     if data.fingerprint != flat.get("data_fingerprint", data.fingerprint):
         if "data" not in given:

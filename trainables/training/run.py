@@ -23,7 +23,8 @@ from trainables.inputs.sources import is_chat
 from trainables.phases.convergence import with_converged
 from trainables.pipeline import Inputs, RunResult, prepare_inputs, run
 from trainables.progress import Progress
-from trainables.tracking.model_runs import FOLDER_TAG, TRIAL_RUN_TAG, ModelRun
+from trainables.tracking.model_runs import TRIAL_RUN_TAG, ModelRun
+from trainables.tracking.places import FOLDER_TAG
 from trainables.tracking.run_record import read_record, run_record, seal, stream_digest
 from trainables.tracking.study_runs import COMPUTE_TAG, HASH_TAG, STUDY_TAG, TRIAL_TAG
 from trainables.training.epoch_file import EpochFile

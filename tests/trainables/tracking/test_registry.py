@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from permissions import only_readable, run_obeying
 from scipy import stats
 from small import model_config
 
@@ -27,6 +28,7 @@ from trainables.tracking import registry
 from trainables.tracking.registry import CHAMPION, TRAINING_TAG, Registration, check_comparable, register_model
 from trainables.tracking.run_record import read_record, seal
 
+ROOT = Path(__file__).parents[3]
 TEXT = "the cat sleeps under the tree; the dog runs over the river"
 BASE = np.random.default_rng(0).uniform(80, 120, 60)  # nats of 60 documents
 Make = Callable[..., Path]
@@ -256,3 +258,36 @@ def test_mlflow_is_left_as_it_was(uri: str, make: Make, monkeypatch: pytest.Monk
     assert mlflow.active_run() is None
     mlflow.set_tracking_uri(None)
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
+
+
+def moved_store(make: Make, tmp_path: Path, name: str) -> tuple[Path, Path]:
+    """A store that was moved after a registration, as its owner may read it only; and the model's own folder."""
+    folder, before = make(), tmp_path / "before"
+    records = Records.at(before)
+    register_model(folder, "moved", records.tracking_uri)
+    records.use_write_ahead_logs()
+    before.rename(tmp_path / name)
+    return tmp_path / name, folder
+
+
+@pytest.mark.parametrize("name", ["after", "a%20b?c#d::[e] ü"])
+def test_a_model_is_loaded_straight_after_its_store_was_moved(
+    make: Make, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, folder = moved_store(make, tmp_path, name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", Records.at(root).tracking_uri)
+    assert load("models:/moved@champion", "cpu").score(TEXT) == load(folder, "cpu").score(TEXT)
+    assert not (tmp_path / "before").exists()
+    check_comparable("moved", Records.at(root).tracking_uri, "pydoc")  # it fetches the champion's record
+    again = register_model(folder, "moved", Records.at(root).tracking_uri)
+    assert (again.version, again.reason) == (1, "already version 1")
+    assert not (tmp_path / "before").exists()
+
+
+def test_text_is_generated_by_a_model_of_a_store_that_may_only_be_read(make: Make, tmp_path: Path) -> None:
+    root, _ = moved_store(make, tmp_path, "theirs")
+    command = [sys.executable, str(ROOT / "model/generate.py"), "models:/moved@champion", "the", "--max-tokens", "3"]
+    with only_readable(root):
+        done = run_obeying(command, env=os.environ | {"MLFLOW_TRACKING_URI": Records.at(root).tracking_uri})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the")

@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from trainables.records import Records
+from trainables.tracking.places import HOLDS
 from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, REASON_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG, Tracker
 
 PARAMS = {"context_dim": 16, "data": "a b.jsonl", "samples": None, "phase1_noise": 0.1}
@@ -33,7 +36,7 @@ def study(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def tracker(store: Records, study: str) -> Tracker:
-    return Tracker(store, study, "id")
+    return Tracker(store, study, study)
 
 
 def runs(tracker: Tracker) -> list[Run]:
@@ -95,17 +98,17 @@ def test_a_finished_trial_has_its_figures_once(tracker: Tracker) -> None:
 
 
 def test_reopening_a_study_finds_its_parent(store: Records, study: str) -> None:
-    first = Tracker(store, study, "id")
+    first = Tracker(store, study, study)
     first.end_study("FINISHED", {}, [])
-    again = Tracker(store, study, "id")
+    again = Tracker(store, study, study)
     assert (again.experiment_id, again.parent) == (first.experiment_id, first.parent)
     assert [r.info.status for r in runs(again)] == ["RUNNING"]
 
 
 def test_reopening_a_trial_finds_its_run(store: Records, study: str) -> None:
-    first = Tracker(store, study, "id")
+    first = Tracker(store, study, study)
     run_id = first.start_trial(0, "abc", "n", PARAMS)
-    again = Tracker(store, study, "id")
+    again = Tracker(store, study, study)
     assert again.start_trial(5, "abc", "n", PARAMS) == run_id
     assert len(runs(again)) == 2
     assert run(again, run_id).data.tags[TRIAL_TAG] == "5"
@@ -116,15 +119,15 @@ def test_another_configuration_is_another_run(tracker: Tracker) -> None:
 
 
 def test_the_same_configuration_in_another_study_is_another_run(store: Records, study: str) -> None:
-    one, other = Tracker(store, study, "id"), Tracker(store, f"{study}-2", "id")
+    one, other = Tracker(store, study, study), Tracker(store, f"{study}-2", "id")
     assert one.start_trial(0, "abc", "n", {}) != other.start_trial(0, "abc", "n", {})
 
 
 def test_other_params_of_a_reopened_run_are_no_error(store: Records, study: str) -> None:
-    tracker = Tracker(store, study, "id")
+    tracker = Tracker(store, study, study)
     tracker.start_study({"command": "x.py --trials 4", "seed": 0})
     tracker.start_trial(0, "abc", "n", PARAMS | {"threads": 1})
-    again = Tracker(store, study, "id")
+    again = Tracker(store, study, study)
     again.start_study({"command": "x.py --trials 9", "seed": 0, "sampler": "gp"})
     again.start_trial(0, "abc", "n", PARAMS | {"threads": 2})
     logged = run(again, again.parent).data.params
@@ -156,7 +159,7 @@ def test_a_finished_trial_no_longer_says_why_it_was_interrupted(tracker: Tracker
 
 
 def test_a_failed_trials_story_lies_under_the_records_folder(store: Records, study: str) -> None:
-    tracker = Tracker(store, study, "id")
+    tracker = Tracker(store, study, study)
     run_id = tracker.start_trial(0, "abc", "n", {})
     tracker.fail_trial(run_id, "ValueError: no", "Traceback: the whole story")
     assert (run(tracker, run_id).info.status, run(tracker, run_id).data.tags[REASON_TAG]) == (
@@ -175,7 +178,7 @@ def test_a_very_long_reason_does_not_stop_a_study(tracker: Tracker) -> None:
 
 
 def test_a_studys_end_has_its_figures_and_files(store: Records, study: str, tmp_path: Path) -> None:
-    tracker = Tracker(store, study, "id")
+    tracker = Tracker(store, study, study)
     (tmp_path / "best.json").write_text("{}")
     tracker.end_study("FINISHED", {"phase2/val_ppl": 20.0}, [tmp_path / "best.json"])
     parent = run(tracker, tracker.parent)
@@ -191,7 +194,7 @@ def test_a_studys_end_kills_the_runs_that_never_ended(tracker: Tracker) -> None:
 
 
 def test_a_studys_end_leaves_other_studies_alone(store: Records, study: str) -> None:
-    one, other = Tracker(store, study, "id"), Tracker(store, f"{study}-2", "id")
+    one, other = Tracker(store, study, study), Tracker(store, f"{study}-2", "id")
     run_id = other.start_trial(0, "abc", "n", {})
     one.end_study("FINISHED", {}, [])
     assert run(other, run_id).info.status == run(other, other.parent).info.status == "RUNNING"
@@ -212,21 +215,21 @@ def test_two_studies_of_one_name_on_one_store_are_two(store: Records, study: str
 
 
 def test_a_deleted_experiment_is_refused_in_a_sentence(store: Records, study: str) -> None:
-    tracker = Tracker(store, study, "id")
+    tracker = Tracker(store, study, study)
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(ValueError, match=f"experiment '{study}' was deleted: restore it there or give --name"):
-        Tracker(store, study, "id")
+        Tracker(store, study, study)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_artifacts_that_cannot_be_written_are_refused_in_a_sentence(store: Records, study: str, known: bool) -> None:
     if known:
-        Tracker(store, study, "id")
+        Tracker(store, study, study)
     store.artifacts.mkdir(exist_ok=True)
     (store.artifacts / study).write_text("a file")
     said = f"MLflow's artifacts: {store.artifacts / study} is not a folder that can be written to"
     with pytest.raises(ValueError, match=re.escape(said)):
-        Tracker(store, study, "id")
+        Tracker(store, study, study)
 
 
 def test_a_store_that_is_no_database_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -289,3 +292,49 @@ def test_a_store_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
     tracker = Tracker(Records.at(tmp_path), "s", "id")
     assert tracker.parent
     assert not list(tmp_path.glob(".mlflow.new.db*"))
+
+
+def test_a_deleted_parent_run_is_back_with_its_trials(store: Records, study: str) -> None:
+    first = Tracker(store, study, study)
+    first.start_trial(0, "abc", "n", {})
+    first.client.delete_run(first.parent)
+    again = Tracker(store, study, study)
+    assert (again.parent, again.began) == (first.parent, False)
+    assert again.mended == "the study's own run in MLflow was deleted: it is back"
+    assert [run.info.run_id for run in runs(again) if run.data.tags.get(ROLE_TAG) == "study"] == [first.parent]
+    assert Tracker(store, study, study).mended == ""
+
+
+def test_trials_of_a_parent_that_is_gone_for_good_belong_to_the_new_one(store: Records, study: str) -> None:
+    first = Tracker(store, study, study)
+    child = first.start_trial(0, "abc", "n", {})
+    first.client.set_tag(first.parent, ROLE_TAG, "of nobody")  # as if it had been deleted by `mlflow gc`
+    again = Tracker(store, study, study)
+    assert (again.parent != first.parent, again.began) == (True, False)
+    assert run(again, child).data.tags[PARENT_TAG] == again.parent
+    assert again.mended == "the study's own run in MLflow was gone: its trials belong to a new one"
+
+
+def test_a_renamed_experiment_is_the_studys_still(store: Records, study: str) -> None:
+    first = Tracker(store, study, study)
+    first.client.rename_experiment(first.experiment_id, f"{study} of May")
+    again = Tracker(store, study, study)
+    assert (again.experiment_id, again.parent) == (first.experiment_id, first.parent)
+    assert first.client.get_experiment_by_name(study) is None
+
+
+def test_an_experiment_of_an_earlier_version_is_found_after_a_later_renaming(store: Records, study: str) -> None:
+    first = Tracker(store, study, study)
+    with closing(sqlite3.connect(store.mlflow_database)) as connection, connection:
+        connection.execute("DELETE FROM experiment_tags WHERE key = ?", (f"{HOLDS}{study}",))
+    Tracker(store, study, study)
+    first.client.rename_experiment(first.experiment_id, f"{study} of May")
+    assert Tracker(store, study, study).experiment_id == first.experiment_id
+
+
+def test_a_deleted_experiment_is_left_alone_by_the_name_that_it_has_now(store: Records, study: str) -> None:
+    first = Tracker(store, study, study)
+    first.client.rename_experiment(first.experiment_id, f"{study} of May")
+    first.client.delete_experiment(first.experiment_id)
+    with pytest.raises(ValueError, match=re.escape(f"'{study} of May' was deleted: restore it there or give --name")):
+        Tracker(store, study, study)

@@ -1,6 +1,7 @@
 """The command line of trainables/train.py, on made-up studies: no torch is needed."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -275,3 +276,14 @@ def test_a_wrong_option_ends_before_anything_heavy_is_imported(root: Path) -> No
     assert done.stdout == "2 []\n"
     assert done.stderr.startswith("error: --from-study unknown: no such study")
     assert done.stderr.count("\n") == 1
+
+
+def test_data_that_moved_are_named_by_their_place_of_now(tmp_path: Path, chat_file: Path) -> None:
+    before, now = tmp_path / "data.jsonl", tmp_path / "moved.jsonl"
+    before.write_bytes(chat_file.read_bytes())
+    write_study(tmp_path, [run_config(before, samples=100)])
+    before.rename(now)
+    with pytest.raises(ValueError, match=re.escape(f"data file '{before}' does not exist: give --data with where")):
+        parsed(tmp_path, "--from-study", "s")
+    settings = parsed(tmp_path, "--from-study", "s", "--data", str(now))
+    assert (settings.of_the_trial, settings.config.samples) == (True, 100)

@@ -1,0 +1,182 @@
+"""Somebody else's records, which may only be read: looked at, reported on, trained from, as root too."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up import BASE, modes, run
+from mlflow.tracking import MlflowClient
+from permissions import everything, only_readable, run_obeying, start_obeying
+from studies import SMALL, mlflow_runs, start
+
+from search.audit.mending import mend_leaderboard, mend_mlflow
+from search.ledger.results import load_results
+from search.spaces import context_modes
+from trainables.records import Records
+from trainables.tracking.places import in_use
+
+ROOT = Path(__file__).parents[1]
+STUDY = "made-up"
+STRANGE = "a%20b?c#d::[e]{f} g'h\"i ü日本" + "x" * 150  # bytes: 200
+
+
+@pytest.fixture(scope="module")
+def theirs(earlier_records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A records folder that was moved after its study had ended, in a place of a strange name."""
+    records = Records.at(Path(shutil.copytree(earlier_records, tmp_path_factory.mktemp("theirs") / "before")))
+    run(context_modes(BASE, (16,)), records, modes)
+    results = load_results(STUDY, records.optuna_database)
+    mend_mlflow(results, [], set(), records, pytest.fail)
+    mend_leaderboard(results, records)
+    records.use_write_ahead_logs()
+    return Path(shutil.move(records.root, records.root.with_name("a%20b?c#d [e] ü")))
+
+
+def script(name: str, root: Path, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / name), "--mlruns", str(root), *options]
+
+
+def test_a_report_is_written_elsewhere(theirs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new %20 [x]" / "report"
+    with only_readable(theirs):
+        refused = run_obeying(script("search/report.py", theirs, STUDY))
+        done = run_obeying(script("search/report.py", theirs, STUDY, "--out", str(out)))
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith(f"error: give --out FOLDER: {Records.at(theirs).study(STUDY)} is not a folder")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {file.name for file in out.iterdir()} == {"leaderboard.csv", "best.json", "report.html", "report.md"}
+    assert (out / "best.json").read_text() == (Records.at(theirs).study(STUDY) / "best.json").read_text()
+    assert str(out / "report.md") in done.stdout
+
+
+def test_the_doctor_finds_nothing_wrong_and_writes_nothing(theirs: Path) -> None:
+    with only_readable(theirs):
+        done = run_obeying(script("search/doctor.py", theirs, "--json"))
+        refused = run_obeying(script("search/doctor.py", theirs, "--repair"))
+    assert (done.returncode, done.stderr, json.loads(done.stdout)["findings"]) == (0, "", [])
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answer(port: int, path: str, process: subprocess.Popen[str]) -> Any:
+    """What the UI's server says, once it is up."""
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+                return json.load(response)
+        except OSError:
+            assert process.poll() is None
+            time.sleep(0.2)
+    raise AssertionError("the UI never answered")
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_the_ui_shows_runs_and_files_of_a_moved_folder(theirs: Path, tmp_path: Path, writable: bool) -> None:
+    root = Path(shutil.copytree(theirs, tmp_path / "mine")) if writable else theirs
+    port, scratch = free_port(), tmp_path / "scratch"
+    scratch.mkdir()
+    api = "/api/2.0/mlflow"
+    command = script("search/ui.py", root, "--port", str(port))
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    if writable:
+        _look(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment), port, api, root)
+        return
+    with only_readable(root):
+        said = _look(start_obeying(command, stdout=subprocess.PIPE, env=environment), port, api, root)
+    assert "may only be read. MLflow shows a copy" in said
+    assert not list(scratch.rglob("*.db"))
+
+
+def _look(process: subprocess.Popen[str], port: int, api: str, root: Path) -> str:
+    try:
+        found = answer(port, f"{api}/experiments/get-by-name?experiment_name={STUDY}", process)
+        place = found["experiment"]["artifact_location"]
+        assert place.startswith(f"{root.as_uri()}/artifacts/")
+        run_id = sorted(root.rglob("artifacts/*/*/artifacts/*.json"))[0].parents[1].name
+        files = answer(port, f"{api}/artifacts/list?run_id={run_id}", process)["files"]
+        assert len(files) == 1
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    return said
+
+
+TRIALS = ["--epochs", "1", "--max-concurrent", "1", "--trials"]
+NAME = SMALL[SMALL.index("--name") + 1]
+
+
+@pytest.fixture(scope="module")
+def ended(earlier_records: Path, chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A records folder after a study of four trials, and the data beside it."""
+    folder = tmp_path_factory.mktemp("ended")
+    shutil.copytree(earlier_records, folder / "mlruns")
+    shutil.copy(chat_file, folder / "data.jsonl")
+    done = start("search/asym_layers.py", folder / "data.jsonl", folder / "mlruns", *TRIALS, "4")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_model_is_trained_from_their_study(ended: Path, tmp_path: Path) -> None:
+    theirs, out = Path(shutil.copytree(ended / "mlruns", tmp_path / "theirs")), tmp_path / "mine" / "trained"
+    command = script("trainables/train.py", theirs, "--from-study", NAME, "--data", str(ended / "data.jsonl"))
+    with only_readable(theirs):
+        refused = run_obeying(command)
+        done = run_obeying([*command, "--out", str(out), "--register", "theirs"])
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.endswith("with --out FOLDER it need not be\n")
+    assert done.returncode == 0, done.stderr
+    own = Records.at(out.parent / "mlruns")
+    assert f"{theirs}/ may only be read: this run's record and cache go to {own.root}/" in done.stdout
+    assert "is the trial's, to the last digit" in done.stdout
+    assert MlflowClient(own.tracking_uri).get_model_version_by_alias("theirs", "champion").version == 1
+
+
+def test_a_moved_study_goes_on_with_its_moved_data(ended: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copytree(ended, tmp_path / "before"))
+    line = [sys.executable, str(ROOT / "search/asym_layers.py"), "--resume", NAME, "--trials", "5", "--mlruns"]
+    renamed = run_obeying([*line, str(mine / "mlruns")])  # of the original's data, whose place is on record
+    assert renamed.returncode == 0, renamed.stderr
+    (mine / "data.jsonl").rename(mine / "moved %20 a::b [x]?#.jsonl")
+    moved = Path(shutil.move(mine, tmp_path / STRANGE))
+    options = ["--trials", "6", "--data", str(moved / "moved %20 a::b [x]?#.jsonl")]
+    before = everything(ended)
+    done = run_obeying([*line, str(moved / "mlruns"), *options])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not mine.exists()
+    assert everything(ended) == before
+    parent, children, client = mlflow_runs(moved / "mlruns")
+    assert len(children) == 6
+    for child in (parent, *children):
+        assert client.list_artifacts(child.info.run_id)
+    assert run_obeying(script("search/doctor.py", moved / "mlruns")).returncode == 0
+
+
+def test_a_study_and_a_training_do_not_begin_under_one_that_runs_by_another_path(
+    theirs: Path, chat_file: Path, tmp_path: Path
+) -> None:
+    mine = Records.at(Path(shutil.copytree(theirs, tmp_path / "mine")))
+    with in_use(mine):
+        seen = Path(shutil.move(mine.root, tmp_path / "mounted"))
+        study = start("search/asym_layers.py", chat_file, seen, "--trials", "4")
+        best = str(Records.at(seen).study(STUDY) / "best.json")
+        training = run_obeying(script("trainables/train.py", seen, "--config", best, "--data", str(chat_file)))
+    for done in (study, training):
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(
+            f"error: a study or a training is writing to {seen}/ by another path ({mine.root})"
+        )
+    assert not mine.root.exists()

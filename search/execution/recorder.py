@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.tune import Callback
@@ -13,8 +13,9 @@ from ray.tune.experiment import Trial
 
 from search.execution.searcher import LedgerSearcher, Unpickled
 from search.findings.leaderboard import trial_name
-from search.ledger.ledger import INTERRUPTED, LOST, MAX_FAILURES, Ledger
+from search.ledger.ledger import MAX_FAILURES, Ledger
 from search.ledger.records import TrialRecord, write_trial_record
+from search.ledger.results import INTERRUPTED, LOST
 from search.screen import Display
 from trainables.config import RunConfig
 from trainables.errors import OtherCodeError, unwritable
@@ -42,15 +43,14 @@ MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded 
 LOSSES = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
 
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def _remembered(method: Callable[Concatenate["Recorder", P], T]) -> Callable[Concatenate["Recorder", P], T]:
+def _remembered(method: Method) -> Method:
     """Keep the error that writing something down ends with, for Tune takes it for the trial's own."""
 
     @wraps(method)
-    def call(self: "Recorder", *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: "Recorder", *args: Any, **kwargs: Any) -> Any:
         if self.broken is not None:
             raise self.broken
         try:
@@ -59,7 +59,7 @@ def _remembered(method: Callable[Concatenate["Recorder", P], T]) -> Callable[Con
             self.broken = error
             raise
 
-    return call
+    return cast(Method, call)
 
 
 class Recorder(Unpickled, Callback):

@@ -54,7 +54,14 @@ def hub_commit(kind: str, name: str, advice: str) -> str:
         ValueError: no such repository, no access, or no answer; `advice` is what to do instead.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
+
+    # HTTPError is that of whichever client the library was built on
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        RepositoryNotFoundError,
+    )
 
     try:
         config = try_to_load_from_cache(name, "config.json", repo_type=kind)

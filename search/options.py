@@ -141,7 +141,10 @@ def _add_study_options(group: argparse._ArgumentGroup, sampled: bool) -> None:
 
 
 def _add_continuation_options(group: argparse._ArgumentGroup) -> None:
-    resume = "continue this study as it was begun; no option that defines it may be added (default: not)"
+    resume = (
+        "continue this study as it was begun; no option that defines it may be added, but --data or --embedding that "
+        "lie elsewhere now (default: not)"
+    )
     group.add_argument("--resume", type=as_name, metavar="STUDY", help=resume)
     accept = (
         "go on with a study whose trials are of other code, another torch or another kind of device: the cheapest is "

@@ -1,14 +1,15 @@
 """Somebody else's records, which may only be read: looked at, reported on, trained from, as root too."""
 
 import json
-import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,31 +85,48 @@ def answer(port: int, path: str, process: subprocess.Popen[str]) -> Any:
     raise AssertionError("the UI never answered")
 
 
-@pytest.mark.parametrize("writable", [False, True])
-def test_the_ui_shows_runs_and_files_of_a_moved_folder(theirs: Path, tmp_path: Path, writable: bool) -> None:
-    root = Path(shutil.copytree(theirs, tmp_path / "mine")) if writable else theirs
-    port, scratch = free_port(), tmp_path / "scratch"
-    scratch.mkdir()
-    api = "/api/2.0/mlflow"
-    command = script("search/ui.py", root, "--port", str(port))
-    environment = os.environ | {"TMPDIR": str(scratch)}
-    if writable:
-        _look(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment), port, api, root)
-        return
-    with only_readable(root):
-        said = _look(start_obeying(command, stdout=subprocess.PIPE, env=environment), port, api, root)
-    assert "may only be read. MLflow shows a copy" in said
-    assert not list(scratch.rglob("*.db"))
+API = "/api/2.0/mlflow"
 
 
-def _look(process: subprocess.Popen[str], port: int, api: str, root: Path) -> str:
+def test_the_ui_shows_runs_and_files_of_a_moved_folder(theirs: Path, tmp_path: Path) -> None:
+    said = look(script("search/ui.py", Path(shutil.copytree(theirs, tmp_path / "mine"))), tmp_path / "mine")
+    assert "copy" not in said
+
+
+@pytest.mark.parametrize("why", ["it may only be read", "a study runs on it by another path"])
+def test_the_ui_shows_a_copy_of_what_is_not_to_be_written_to(theirs: Path, tmp_path: Path, why: str) -> None:
+    (tmp_path / "scratch").mkdir()
+    command = ["env", f"TMPDIR={tmp_path / 'scratch'}", *script("search/ui.py", theirs)]
+    if why == "it may only be read":
+        with only_readable(theirs):
+            said = look(command, theirs)
+        assert f"{theirs}/: may only be read. MLflow shows a copy" in said
+    else:
+        mine = Path(shutil.copytree(theirs, tmp_path / "mine"))
+        with in_use(Records.at(mine)):
+            seen = Path(shutil.move(mine, tmp_path / "mounted"))
+            before = places(Records.at(seen))
+            said = look([*command[:-1], str(seen)], seen)
+        assert f"by another path ({mine}): use that one, or wait until it has ended. MLflow shows a copy" in said
+        assert places(Records.at(seen)) == before
+        assert not mine.exists()
+    assert not list((tmp_path / "scratch").rglob("*.db"))
+
+
+def places(records: Records) -> list[tuple[str]]:
+    with closing(sqlite3.connect(records.mlflow_database)) as connection:
+        return connection.execute("SELECT artifact_uri FROM runs").fetchall()
+
+
+def look(command: list[str], root: Path) -> str:
+    """Start the UI on a port of its own and look at a run's files; what it printed."""
+    port = free_port()
+    process = start_obeying([*command, "--port", str(port)], stdout=subprocess.PIPE)
     try:
-        found = answer(port, f"{api}/experiments/get-by-name?experiment_name={STUDY}", process)
-        place = found["experiment"]["artifact_location"]
-        assert place.startswith(f"{root.as_uri()}/artifacts/")
+        found = answer(port, f"{API}/experiments/get-by-name?experiment_name={STUDY}", process)
+        assert found["experiment"]["artifact_location"].startswith(f"{root.as_uri()}/artifacts/")
         run_id = sorted(root.rglob("artifacts/*/*/artifacts/*.json"))[0].parents[1].name
-        files = answer(port, f"{api}/artifacts/list?run_id={run_id}", process)["files"]
-        assert len(files) == 1
+        assert len(answer(port, f"{API}/artifacts/list?run_id={run_id}", process)["files"]) == 1
     finally:
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
@@ -131,7 +149,7 @@ def ended(earlier_records: Path, chat_file: Path, tmp_path_factory: pytest.TempP
 
 
 def test_a_model_is_trained_from_their_study(ended: Path, tmp_path: Path) -> None:
-    theirs, out = Path(shutil.copytree(ended / "mlruns", tmp_path / "theirs")), tmp_path / "mine" / "trained"
+    theirs, out = Path(shutil.copytree(ended / "mlruns", tmp_path / "theirs")), tmp_path / STRANGE / "trained %20 [x]"
     command = script("trainables/train.py", theirs, "--from-study", NAME, "--data", str(ended / "data.jsonl"))
     with only_readable(theirs):
         refused = run_obeying(command)
@@ -173,8 +191,9 @@ def test_a_study_and_a_training_do_not_begin_under_one_that_runs_by_another_path
         seen = Path(shutil.move(mine.root, tmp_path / "mounted"))
         study = start("search/asym_layers.py", chat_file, seen, "--trials", "4")
         best = str(Records.at(seen).study(STUDY) / "best.json")
-        training = run_obeying(script("trainables/train.py", seen, "--config", best, "--data", str(chat_file)))
-    for done in (study, training):
+        train = script("trainables/train.py", seen, "--config", best, "--data", str(chat_file))
+        training, comparison = run_obeying(train), run_obeying([*train, "--baseline", "gru"])
+    for done in (study, training, comparison):
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert done.stderr.startswith(
             f"error: a study or a training is writing to {seen}/ by another path ({mine.root})"

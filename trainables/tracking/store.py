@@ -171,11 +171,11 @@ class StoredRun:
             deleted=run.info.lifecycle_stage != "active",
             tags=run.data.tags,
             metrics=run.data.metrics,
-            folder=_local(run.info.artifact_uri),
+            folder=local_folder(run.info.artifact_uri),
         )
 
 
-def _local(uri: str) -> Path | None:
+def local_folder(uri: str) -> Path | None:
     """The folder of a place on this machine."""
     return Path(local_file_uri_to_path(uri)) if urlparse(uri).scheme in ("", "file") else None
 
@@ -228,4 +228,4 @@ class StoreView:
                 if is_outage(error):
                     raise
                 return Path(place)
-        return _local(place)
+        return local_folder(place)

@@ -19,7 +19,7 @@ from trainables.host.collection import no_collection
 from trainables.host.digests import Provenance
 from trainables.metrics import SERIES
 from trainables.records import Records
-from trainables.tracking.store import PAGE, is_outage, open_experiment, opened
+from trainables.tracking.store import PAGE, is_outage, local_folder, open_experiment, opened
 
 STUDY_TAG, STUDY_ID_TAG, HASH_TAG, TRIAL_TAG, ROLE_TAG, REASON_TAG = (
     "study",
@@ -65,6 +65,8 @@ class Tracker:
         self._root = records.root
         self.mended = ""  # what others had done to the study's own run, in one sentence
         with opened(tracking_uri or records.tracking_uri):
+            if tracking_uri and not fresh:
+                self._check_place(records)
             found = None if fresh else self._find_parent()
             self.began = found is None and (fresh or not self._search("", max_results=1))  # it had nothing of the study
             parent = self._open({ROLE_TAG: "study"}, study, found).info
@@ -81,6 +83,15 @@ class Tracker:
     def reopen(self) -> None:
         """The parent run is running again."""
         self.client.update_run(self.parent, status="RUNNING")
+
+    def _check_place(self, records: Records) -> None:
+        """Raise ValueError if a database elsewhere has this study's files in the folder that it was moved from."""
+        place = local_folder(self.client.get_experiment(self.experiment_id).artifact_location)
+        if place is not None and place.name == self.study_id and place.parent != records.artifacts:
+            raise ValueError(
+                f"MLflow has the files of study {self.study!r} in {place.parent}/, not in {records.artifacts}/: bring "
+                "the records folder back there, or give another --tracking-uri, which gets all runs"
+            )
 
     def _find_parent(self) -> Run | None:
         """The parent run; one that was deleted is brought back, with all that it shows."""

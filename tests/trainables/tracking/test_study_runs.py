@@ -338,3 +338,15 @@ def test_a_deleted_experiment_is_left_alone_by_the_name_that_it_has_now(store: R
     first.client.delete_experiment(first.experiment_id)
     with pytest.raises(ValueError, match=re.escape(f"'{study} of May' was deleted: restore it there or give --name")):
         Tracker(store, study, study)
+
+
+def test_files_of_a_moved_study_do_not_go_to_the_old_place_of_a_database_elsewhere(
+    elsewhere: Path, tmp_path: Path
+) -> None:
+    uri, before = f"sqlite:///{elsewhere}", Records.at(tmp_path / "before")
+    Tracker(before, "away", "0123", tracking_uri=uri)
+    Tracker(before, "away", "0123", tracking_uri=uri)
+    shutil.rmtree(before.root)
+    with pytest.raises(ValueError, match=re.escape(f"has the files of study 'away' in {before.artifacts}/, not in")):
+        Tracker(Records.at(tmp_path / "after"), "away", "0123", tracking_uri=uri)
+    assert not before.artifacts.exists()

@@ -1,21 +1,23 @@
 """A study that goes on with other code, another torch or another kind of device than some of its trials had."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from search.ledger.ledger import Ledger
-from search.ledger.records import TrialRecord, read_trial_record
+from search.ledger.records import TrialRecord
 from search.ledger.replicates import open_replicates
-from search.ledger.results import CONFIG, HASH, METRICS, PROVENANCE, Origin, digest_of
+from search.ledger.results import CONFIG, METRICS, PROVENANCE, Origin
+from search.ledger.trial_files import read_trial_file
 from trainables.host.digests import Provenance
 from trainables.metrics import ATTEMPTS, PHASE1_SAVED, PHASE1_SECONDS, PHASE1_SHARED, PHASE2_SECONDS, TOTAL_SECONDS
 from trainables.records import Records
 
 OF_THE_RUN = {ATTEMPTS, PHASE1_SAVED, PHASE1_SECONDS, PHASE1_SHARED, PHASE2_SECONDS, TOTAL_SECONDS}  # not of the model
-Repeat = Callable[[dict[str, Any]], tuple[dict[str, float], list[float]]]  # flat config -> figures, nats by document
+# flat config, CPU threads (0: as trials have) -> figures, nats by document
+Repeat = Callable[[dict[str, Any], int], tuple[dict[str, float], list[float]]]
 
 
 def others(ledger: Ledger, now: Provenance) -> list[Origin]:
@@ -23,16 +25,30 @@ def others(ledger: Ledger, now: Provenance) -> list[Origin]:
     return [origin for origin in ledger.origins() if now.digest not in origin.digests]
 
 
+def threads_before(ledger: Ledger, records: Records) -> dict[int, int]:
+    """CPU threads of trials that an earlier version recorded none with, from what else is on record of them."""
+    found, last = {}, ledger.summary()
+    for trial in ledger.made_with_replicates():
+        made = ledger.provenance_of(trial)
+        if not made or "threads" in made:
+            continue
+        left = read_trial_file(trial, ledger.name, records).record
+        runtime = left.runtime if left and "threads" in left.runtime else last
+        if not runtime.get("gpus") and runtime.get("threads"):
+            found[trial.number] = int(runtime["threads"])
+    return found
+
+
 def refusal(ledger: Ledger, now: Provenance) -> str | None:
     """Why the study does not go on without being told to; None where all its trials are of this code and device."""
-    found = [f"{len(origin.trials)} trial(s): {_difference(origin.trials[-1], now)}" for origin in others(ledger, now)]
+    found = [f"{len(origin.trials)} trial(s): {_difference(origin.made[-1], now)}" for origin in others(ledger, now)]
     if pruned := _pruned_by_others(ledger, now):
-        found.append(f"{len(pruned)} pruned trial(s): {_difference(pruned[-1], now)}")
+        found.append(f"{len(pruned)} pruned trial(s): {_difference(ledger.provenance_of(pruned[-1]), now)}")
     if not found or ledger.accepts(now.digest):
         return None
     what = "; ".join(found)
     return (
-        f"study {ledger.name!r} has trials of other code or on another device ({what}): with --accept-code it goes on, "
+        f"study {ledger.name!r} has trials of other code, device or threads ({what}): with --accept-code it goes on, "
         "trains the cheapest of them again, and compares like with like only where the figures differ"
     )
 
@@ -54,12 +70,11 @@ def without_replicates(ledger: Ledger, now: Provenance) -> str:
     return f"no further seeds of other code's configurations (trials {numbers}): a mean over seeds is of one code"
 
 
-def _difference(trial: FrozenTrial, now: Provenance) -> str:
-    recorded = trial.user_attrs.get(PROVENANCE)
-    if not recorded:
+def _difference(made: dict[str, Any], now: Provenance) -> str:
+    if not made:
         return "code not recorded"
-    was, here = recorded, asdict(now)
-    return ", ".join(f"{key} was {was.get(key)}, is {here[key]}" for key in here if was.get(key) != here[key])
+    was, here = asdict(Provenance(**made)), asdict(now)
+    return ", ".join(f"{key} was {was[key]}, is {here[key]}" for key in here if was[key] != here[key])
 
 
 def accept(ledger: Ledger, records: Records, now: Provenance, repeat: Repeat) -> list[str]:
@@ -71,20 +86,32 @@ def accept(ledger: Ledger, records: Records, now: Provenance, repeat: Repeat) ->
     said = []
     for origin in others(ledger, now):
         trial = min(origin.trials, key=_seconds)
-        figures, nats = repeat(trial.user_attrs[CONFIG])
-        record = read_trial_record(records.trial_record(ledger.name, trial.user_attrs[HASH]))
-        apart = _apart(trial, record, figures, nats)
-        about = f"trial {trial.number} ({origin.shown}) trained again"
+        record = read_trial_file(trial, ledger.name, records).record
+        about, apart = f"trial {trial.number} ({origin.shown}) trained again", ""
+        for made in _to_try(ledger.provenance_of(trial), origin, now):
+            figures, nats = repeat(trial.user_attrs[CONFIG], made.threads)
+            apart = _apart(trial, record, figures, nats)
+            about += f" with {made.threads} thread(s)" if made.threads else ""
+            if apart:
+                break
+            ledger.keep_same_results(ledger.digest_of(trial), made.digest)
+            about += ": equal to the last digit"
         if apart:
             said.append(f"{about}: {apart}. Its figures and new ones are kept apart: only like is compared with like")
         else:
-            ledger.keep_same_results(digest_of(trial), now.digest)
-            said.append(f"{about}: equal to the last digit. Both count as one from now on")
+            said.append(f"{about}. Both count as one from now on")
     if pruned := _pruned_by_others(ledger, now):
         numbers = ", ".join(str(trial.number) for trial in pruned)
         said.append(f"pruned by other code (trials {numbers}): they stay so, and no new trial is measured by them")
     ledger.accept(now.digest)
     return said
+
+
+def _to_try(made: dict[str, Any], origin: Origin, now: Provenance) -> list[Provenance]:
+    """With what a trial is trained again, one difference after the other: first the code, then the threads."""
+    then = int(made.get("threads", 0))
+    like = replace(now, threads=then) if then and now.threads else now
+    return [now] if like == now or like.digest in origin.digests else [like, now]
 
 
 def _seconds(trial: FrozenTrial) -> float:

@@ -18,6 +18,8 @@ from trainables.records import DEFAULT_ROOT, Records, sqlite_uri
 
 if TYPE_CHECKING:
     from search.audit.findings import Finding, Skipped
+    from search.audit.mlflow_checks import Ranges, Runs
+    from search.audit.trial_checks import Trials
     from search.ledger.results import Results
     from trainables.tracking.store import StoredRun, StoreView
 
@@ -30,7 +32,8 @@ class Diagnosis:
     skipped: list["Skipped"] = field(default_factory=list)
     studies: list[str] = field(default_factory=list)
     runs: dict[str, list["StoredRun"]] = field(default_factory=dict)  # of MLflow, by study
-    again: dict[str, set[str]] = field(default_factory=dict)  # hashes of runs to be told again, by study
+    wrong_runs: dict[str, "Runs"] = field(default_factory=dict)  # what was found of them, by study
+    trials: dict[str, "Trials"] = field(default_factory=dict)  # and of the trials, by study
     ailing: dict[str, set[str]] = field(default_factory=dict)  # kinds of repairable findings, by study
 
 
@@ -78,15 +81,17 @@ def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, 
     from search.audit.findings import Finding, Skipped
     from search.ledger.lock import is_running
     from search.ledger.results import known_studies, load_results
+    from trainables.tracking.store import curve_ranges
 
     store = _view(runs) if runs is not None else None
+    ranges = curve_ranges(runs) if runs is not None else {}
     for name in known_studies(ledgers) if ledgers is not None else []:
         seen.studies.append(name)
         if is_running(records.study(name)):
             seen.skipped.append(Skipped(where=f"study {name}", why="it is running: look again when it has ended"))
             continue
         assert ledgers is not None
-        _examine_study(seen, load_results(name, ledgers), records, store)
+        _examine_study(seen, load_results(name, ledgers), records, store, ranges)
     for folder in sorted(records.studies.glob("*/")):
         if folder.name not in seen.studies and (any(folder.glob("trials/*.json")) or (folder / "best.json").exists()):
             what, remedy = "has results of a study that is in no ledger", "bring back the optuna.db that has it"
@@ -94,25 +99,24 @@ def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, 
             seen.findings.append(Finding(kind="ledger", where=where, what=what, remedy=remedy, repairable=False))
 
 
-def _examine_study(seen: Diagnosis, results: "Results", records: Records, store: "StoreView | None") -> None:
+def _examine_study(
+    seen: Diagnosis, results: "Results", records: Records, store: "StoreView | None", ranges: "Ranges"
+) -> None:
     from search.audit.findings import Skipped
-    from search.audit.study_checks import (
-        MLFLOW,
-        check_leaderboard,
-        check_mlflow,
-        check_trial_files,
-        elsewhere,
-    )
+    from search.audit.mlflow_checks import MLFLOW, check_mlflow, elsewhere
+    from search.audit.study_checks import check_leaderboard, check_study_record
+    from search.audit.trial_checks import check_trials
 
     name = results.name
-    found = check_trial_files(results, records)
     seen.runs[name] = runs = store.runs(name, results.study_id) if store is not None else []
+    seen.trials[name] = trials = check_trials(results, runs, records)
+    found = list(trials.findings)
     if away := elsewhere(results, runs, records):
         seen.skipped.append(Skipped(where=f"study {name}", why=away))
     else:
-        of_runs, seen.again[name] = check_mlflow(results, runs, records)
-        found += of_runs
-    found += check_leaderboard(results, records)
+        seen.wrong_runs[name] = of_runs = check_mlflow(results, runs, records, trials, ranges)
+        found += of_runs.findings
+    found += check_leaderboard(results, records) + check_study_record(results, records)
     seen.findings.extend(found)
     kinds = {finding.kind for finding in found if finding.repairable}
     # telling MLflow again beside two runs of one trial would write into one of them
@@ -145,16 +149,21 @@ def repair(seen: Diagnosis, records: Records) -> list["Skipped"]:
 
 
 def _mend_study(seen: Diagnosis, results: "Results", kinds: set[str], records: Records) -> None:
-    from search.audit.mending import mend_leaderboard, mend_mlflow, mend_trial_files
-    from search.audit.study_checks import LEADERBOARD, MLFLOW, TRIAL_FILE
+    from search.audit.mending import mend_leaderboard, mend_mlflow, mend_study_record, mend_trial_files
+    from search.audit.mlflow_checks import MLFLOW
+    from search.audit.study_checks import LEADERBOARD, STUDY_RECORD
+    from search.audit.trial_checks import TRIAL_FILE
 
-    runs = seen.runs[results.name]
+    name, runs = results.name, seen.runs[results.name]
     if TRIAL_FILE in kinds:
         mend_trial_files(results, runs, records)
     if MLFLOW in kinds:
-        mend_mlflow(results, runs, seen.again[results.name], records, lambda said: print(said, file=sys.stderr))
+        wrong, trials = seen.wrong_runs[name], seen.trials[name]
+        mend_mlflow(results, runs, wrong, trials, records, lambda said: print(said, file=sys.stderr))
     if LEADERBOARD in kinds:
         mend_leaderboard(results, records)
+    if STUDY_RECORD in kinds:
+        mend_study_record(results, records)
 
 
 def _print(seen: Diagnosis, mended: list["Finding"]) -> None:
@@ -176,6 +185,7 @@ def _print(seen: Diagnosis, mended: list["Finding"]) -> None:
         say("skipped", "yellow", f" {left.where}: {left.why}")
     count = len(seen.findings)
     told = f"{count} thing{'s are' if count != 1 else ' is'} wrong" if count else "nothing is wrong"
+    told += " with what was looked at" if seen.skipped and not count else ""
     console.print(f"{len(seen.studies)} studies: {told}", style="bold")
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
     interrupts.listen()
     try:
         with user_errors():
+            if sys.flags.optimize > 1:
+                raise BadInputError("python -OO leaves out the docstrings that Ray needs: start it without -OO")
             args = parse(build_parser(describe, sampled), sys.argv[1:])
             settings = check(args, sampled)
             check_content(args, settings)
@@ -191,13 +194,17 @@ class _StudyRun:
                 from search.execution.preparation import prepared
                 from search.ledger.results import PROVENANCE
                 from trainables.host.digests import Provenance
+                from trainables.host.provenance import git_state
 
                 with self.console.status("preparing token ids and embedding (cached for next time) …"):
                     inputs, summary = prepared(self.settings, refs)
                 made = Provenance(**summary.pop(PROVENANCE))
+                if made.threads:  # those of the preparation
+                    made = replace(made, threads=self.resources.threads)
                 self._check_code(made, inputs)
                 summary |= {"digest": made.digest, "code": made.code, "device": made.device}
                 summary |= {"threads": self.resources.threads, "gpus": self.resources.gpus}
+                summary |= git_state(Path(__file__).resolve())
                 with user_errors():
                     ledger.keep_summary(summary)
                 outcome = self._run(ledger, spool, inputs, summary)
@@ -250,9 +257,10 @@ class _StudyRun:
         Raises:
             BadInputError: they may not, and the study was not told to go on.
         """
-        from search.continuation import accept, refusal, without_replicates
+        from search.continuation import accept, refusal, threads_before, without_replicates
         from search.execution.preparation import repeater
 
+        self.ledger.keep_threads(threads_before(self.ledger, self.settings.records))
         said = []
         if (reason := refusal(self.ledger, now)) is not None:
             if not self.settings.accept_code:

@@ -69,11 +69,14 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
 
     from search.findings.leaderboard import at_cap_note, leaderboard, origins_told, same_models
     from search.findings.plots import all_plots
+    from search.ledger.results import SUMMARY
     from search.ledger.study_record import bigram_figures, read_study_record
     from trainables.inputs.overlap import SEQUENCES, told
 
+    summary: dict[str, Any] = results.optuna.user_attrs.get(SUMMARY, {})
     about = read_study_record(records.study_record(results.name))
-    bigram = bigram_figures(about)
+    about |= summary if about else {}  # figures are the ledger's; command and versions are in the file alone
+    bigram = bigram_figures(summary)
     frame = leaderboard(results, bigram)
     best = comparison.leader.found.first.number if comparison.leader else None
     seen, unreadable = _trial_records(results, records)
@@ -83,6 +86,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
     return {
         "study": results.name,
         "headline": comparison.headline,
+        "notes": comparison.notes,
         "table": _table(frame, best, comparison),
         "at_cap": at_cap_note(frame),
         "same_models": same_models(frame),
@@ -104,13 +108,12 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
 
 def _trial_records(results: "Results", records: Records) -> tuple[dict[int, "TrialRecord"], list[int]]:
     """Records of trials that ended, by number; numbers of finished ones that have none."""
-    from search.ledger.records import read_trial_record
-    from search.ledger.results import HASH
+    from search.ledger.trial_files import read_trial_file
 
     found, unreadable = {}, []
     finished = {t.number: t for c in results.configurations() for t in c.trials}
     for trial in [*finished.values(), *results.failed(), *results.pruned()]:
-        record = read_trial_record(records.trial_record(results.name, trial.user_attrs[HASH]))
+        record = read_trial_file(trial, results.name, records).record
         if record is not None:
             found[trial.number] = record
         elif trial.number in finished:
@@ -196,6 +199,8 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
     from trainables.phases.convergence import MARK, MARKED
 
     console.print(f"\n{comparison.headline}", style="bold")
+    for note in comparison.notes:
+        console.print(note, style="bold", soft_wrap=True)
     shown = [row for row in comparison.rows if row.difference is not None][:RUNNERS_UP]
     if shown:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -224,13 +229,14 @@ def _write(study: str, ledgers: Path, records: Records, out: Path | None) -> Non
         ledgers: a database that has it.
     """
     from search.findings.leaderboard import leaderboard, write_results
-    from search.ledger.results import load_results
+    from search.ledger.results import SUMMARY, load_results
     from search.ledger.study_record import bigram_figures, read_study_record
     from trainables.host.console import open_console
 
     results = load_results(study, ledgers)
     about, folder = read_study_record(records.study_record(study)), records.study(study)
-    files = write_results(results, leaderboard(results, bigram_figures(about)), folder, about.get("command", ""), out)
+    board = leaderboard(results, bigram_figures(results.optuna.user_attrs.get(SUMMARY, {})))
+    files = write_results(results, board, folder, about.get("command", ""), out)
     reports, comparison, claims = write_report(results, records, out)
     print_verdict(open_console(), comparison, claims)
     print("\n" + "\n".join(map(str, [*files, *reports])))

@@ -20,7 +20,7 @@ from model import load
 from model.ops.compute import Compute
 from search.ledger.ledger import CONFIG, HASH, METRICS, REASON, REPEAT_OF
 from search.ledger.records import read_trial_record
-from search.ledger.results import REPLICATE_OF
+from search.ledger.results import RECORD, REPLICATE_OF
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.host.devices import hardware
@@ -252,8 +252,10 @@ def test_replicates_follow_the_study_and_are_on_record_everywhere(chat_file: Pat
     assert [t.user_attrs.get(REPLICATE_OF) for t in trials[:4]] == [None] * 4
     assert sorted(t.user_attrs[REPLICATE_OF] for t in trials[4:]) == [0, 1, 2, 3]
     for t in trials:
-        record = read_trial_record(records.trial_record("small", t.user_attrs[HASH]))
-        assert record is not None
+        read = read_trial_record(records.trial_record("small", t.user_attrs[HASH]))
+        assert read is not None
+        record, digest = read
+        assert digest == t.user_attrs[RECORD]
         assert t.value is not None
         assert record.unit_losses(t.value) is not None
         assert [step for step, _ in record.series[names.EPOCH_VAL_PPL]] == [1]

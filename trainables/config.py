@@ -179,25 +179,29 @@ class RunConfig:
         """A copy with some fields changed; flat names of nested fields are allowed."""
         return RunConfig.from_flat(self.flat() | changes)
 
-    def _inputs(self) -> dict[str, Any]:
+    def _inputs(self, method: int) -> dict[str, Any]:
         """What determines the token ids and the embedding: content, never the name it goes by."""
         bigram = dataclasses.asdict(self.bigram) if self.bigram else None
         return {
-            "method": METHOD_VERSION,
+            "method": method,
             "data": self.data_fingerprint,
             "samples": self.samples,
             "embedding": self.embedding_fingerprint,
             "bigram": bigram,
         }
 
-    def phase1_key(self) -> str:
+    def phase1_key(self, method: int = METHOD_VERSION) -> str:
         """Names the Phase-1 result: equal for all runs that share it, whatever their T and mode."""
         own = {"C": self.context_layers, "D": self.context_dim, "seed": self.seed}
         settings = {"phase1": dataclasses.asdict(self.phase1), "contexts": dataclasses.asdict(self.contexts)}
-        return content_key(self._inputs() | own | settings)
+        return content_key(self._inputs(method) | own | settings)
 
-    def config_hash(self) -> str:
-        """Names the run's result: configs that are the same model share it."""
+    def config_hash(self, method: int = METHOD_VERSION) -> str:
+        """Names the run's result: configs that are the same model share it.
+
+        Args:
+            method: another version's hashes tell what was made by it.
+        """
         reads = context_reads(self.context_mode, self.context_layers, self.token_layers)
         own = {"reads": reads, "phase2": dataclasses.asdict(self.phase2)}
-        return content_key({"phase1": self.phase1_key()} | own)
+        return content_key({"phase1": self.phase1_key(method)} | own)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_ROOT = "mlruns"
+RECORD = "record"  # attribute of a trial in the ledger: the digest of what it left in its file
 
 
 def sqlite_uri(database: Path) -> str:

@@ -21,6 +21,7 @@ from model.language_model import LanguageModel
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 DTYPE = "F32"  # of every tensor, as safetensors calls it
 DIGEST = "sha256"  # beside the sizes in `CONFIG`: of these and both other files
+MODEL_DIGEST = "model_sha256"  # that digest, where something else names the model: `run.json`, a version's tag
 
 
 def _digest(sizes: dict[str, Any], folder: Path) -> str:
@@ -59,7 +60,7 @@ def save_model(model: LanguageModel, folder: Path, tokenizer_json: str) -> None:
         shutil.rmtree(scratch)
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path) -> ModelConfig:
     """The sizes, once all three files are known to be what was saved together."""
     try:
         fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -107,7 +108,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LanguageMode
         ValueError: a file is missing, or not as it was saved, or weights and config disagree.
     """
     try:
-        return _read_weights(_read_config(folder), folder / WEIGHTS, device)
+        return _read_weights(read_config(folder), folder / WEIGHTS, device)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no usable model folder: {told(error)}") from error
     except Exception as error:  # safetensors raises a type of its own, derived from Exception alone

@@ -1,5 +1,6 @@
 """Where a model lies: a folder, or a version in MLflow's registry."""
 
+import json
 import os
 import re
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.snapshot import snapshot
-from model.text.checkpoint import WEIGHTS
+from model.text.checkpoint import CONFIG, DIGEST, MODEL_DIGEST, WEIGHTS
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -31,14 +32,34 @@ def model_folder(where: str | Path) -> Iterator[Path]:
         yield Path(where).expanduser()
         return
     with tempfile.TemporaryDirectory() as scratch:
-        fetched = _fetch(str(where), Path(scratch))
+        fetched, registered = _fetch(str(where), Path(scratch))
         folders = [weights.parent for weights in fetched.rglob(WEIGHTS)]
         if len(folders) != 1:
             raise ValueError(f"{where} is no model of this project: it has {len(folders)} files {WEIGHTS}")
+        if registered and registered != _digest(folders[0]):
+            raise ValueError(f"{where} has other files than those that were registered: they were changed or exchanged")
         yield folders[0]
 
 
-def _fetch(uri: str, scratch: Path) -> Path:
+def _digest(folder: Path) -> str:
+    """What a model's `config.json` says of its files; loading it holds them against that."""
+    try:
+        return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))[DIGEST])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _registered(client: "MlflowClient", uri: str) -> str:
+    """The digest of the model that was registered as a version; empty where none is known."""
+    if at := re.fullmatch(r"([^@]+)@([^/]+)", uri.removeprefix(SCHEME)):
+        return str(client.get_model_version_by_alias(*at.groups()).tags.get(MODEL_DIGEST, ""))
+    if numbered := re.fullmatch(r"(.+)/(\d+)", uri.removeprefix(SCHEME)):
+        return str(client.get_model_version(*numbered.groups()).tags.get(MODEL_DIGEST, ""))
+    return ""  # a model that is asked for by its own id
+
+
+def _fetch(uri: str, scratch: Path) -> tuple[Path, str]:
+    """A version's files, and the digest of the model that was registered as it; empty where none is known."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # among the text
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -55,9 +76,11 @@ def _fetch(uri: str, scratch: Path) -> Path:
         if store.startswith("sqlite:") and (database := Path(make_url(store).database or "")).is_file():
             if not all(os.access(path, os.W_OK) for path in (database, database.parent)):
                 store = URL.create("sqlite", database=str(snapshot(database, scratch))).render_as_string()
-            if (found := _beside(database, uri, MlflowClient(store))) is not None:
-                return found
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
+            client = MlflowClient(store)
+            if (found := _beside(database, uri, client)) is not None:
+                return found, _registered(client, uri)
+        fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
+        return fetched, _registered(MlflowClient(store), uri)
     except MlflowException as error:
         reason = str(error).strip().partition("\n")[0].replace("<database_uri>", '"$MLFLOW_TRACKING_URI"')
         raise ValueError(f"{uri} cannot be had: {reason}") from error

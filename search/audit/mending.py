@@ -8,15 +8,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from search.audit.findings import Finding, Skipped
+from search.audit.mlflow_checks import Runs
 from search.audit.store_checks import artefact_lock
-from search.audit.study_checks import trial_file_wrong
+from search.audit.trial_checks import Trials
 from search.execution.reconcile import complete_mlflow
 from search.findings.leaderboard import leaderboard, write_results
-from search.ledger.results import HASH, METRICS, SUMMARY, Results
-from search.ledger.study_record import bigram_figures, read_study_record
+from search.ledger.results import HASH, METRICS, SUMMARY, Results, trial_config
+from search.ledger.study_record import bigram_figures, read_study_record, write_study_record
+from search.ledger.trial_files import held_against, read_trial_file
+from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.tracking.spool import Spool
-from trainables.tracking.store import StoredRun
+from trainables.tracking.store import StoredRun, StoreView
 from trainables.tracking.study_runs import HASH_TAG, ROLE_TAG, STUDY_ID_TAG, Tracker
 
 LONG = 600.0  # seconds that MLflow may take for one operation
@@ -29,52 +32,61 @@ def mend_trial_files(results: Results, runs: list[StoredRun], records: Records) 
     for trial in results.made_with_replicates():
         key = trial.user_attrs[HASH]
         folder = folders.get(key)
-        if folder is None or not trial_file_wrong(trial, results.name, records):
+        if folder is None or not read_trial_file(trial, results.name, records).wrong:
             continue
         path = records.trial_record(results.name, key)
         copy = folder / path.name
-        if not copy.is_file():
-            continue
+        if held_against(trial, copy).wrong:
+            continue  # it is no better
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = path.with_name(f"{path.name}.damaged")
         if path.exists():
-            path.replace(kept)
+            path.replace(path.with_name(f"{path.name}.damaged"))
         shutil.copyfile(copy, path)
-        if trial_file_wrong(trial, results.name, records):  # the copy is no better
-            path.unlink()
-            if kept.exists():
-                kept.replace(path)
 
 
 def mend_mlflow(
-    results: Results, runs: list[StoredRun], again: set[str], records: Records, say: Callable[[str], None]
+    results: Results, runs: list[StoredRun], seen: Runs, trials: Trials, records: Records, say: Callable[[str], None]
 ) -> None:
     """Tell MLflow what it lacks; that the parent run is there, and all others are its children, `Tracker` sees to.
 
+    A run that has to be made anew is marked as deleted, which MLflow can take back.
+
     Args:
         runs: all of the experiment, as they were read.
-        again: hashes of configurations whose runs say something else than the ledger.
+        seen: what was found of the study's runs.
+        trials: and of its trials.
 
     Raises:
         ValueError: MLflow refuses its store, or did not take all.
     """
     study_id = results.study_id  # a query each time
-    mine = [r for r in runs if r.tags.get(STUDY_ID_TAG) == study_id]
+    mine = [r for r in runs if r.tags.get(STUDY_ID_TAG) == study_id and r.run_id not in seen.anew]
     parents = [r for r in mine if r.tags.get(ROLE_TAG) == "study"]
+    for run_id in seen.anew:
+        StoreView(records.tracking_uri).delete(run_id)
     before = parents[-1].status if parents else "FINISHED"
     tracker = Tracker(records, results.name, study_id)
     spool = Spool(tracker, records.journal(results.name, None), say)
     assert spool.ended is not None
-    spool.ended = {status: hashes - again for status, hashes in spool.ended.items()}
+    # of what looks edited in the ledger nothing is told
+    spool.ended = {status: (hashes - seen.again) | trials.edited for status, hashes in spool.ended.items()}
     spool.start()
     spool.put("start_study", params=read_study_record(records.study_record(results.name)))
     summary = results.optuna.user_attrs.get(SUMMARY, {})
     complete_mlflow(results, spool, records, {name: summary[name] for name in ("threads", "gpus") if name in summary})
     best = results.best()
     status = "KILLED" if before == "RUNNING" else before  # its driver is gone
-    spool.put("end_study", status=status, figures=best.user_attrs[METRICS] if best else {}, files=[])
+    told = best is not None and best.user_attrs[HASH] not in trials.edited
+    figures = with_converged(trial_config(best), best.user_attrs[METRICS]) if best and told else {}
+    spool.put("end_study", status=status, figures=figures, files=[])
     if spool.close(LONG):
         raise ValueError(f"MLflow did not take all of study {results.name!r}: run it again")
+
+
+def mend_study_record(results: Results, records: Records) -> None:
+    """Give `study.json` the figures of the ledger's summary; its command, versions and history stay."""
+    path = records.study_record(results.name)
+    write_study_record(path, read_study_record(path) | results.optuna.user_attrs[SUMMARY])
 
 
 def mend_leaderboard(results: Results, records: Records) -> None:

@@ -1,5 +1,6 @@
 """What studies share: cached artefacts, and the registered models' files. Nothing here writes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from search.audit.findings import Finding
@@ -60,16 +61,44 @@ def _entry_wrong(path: Path) -> str:
 
 
 def check_registry(store: StoreView) -> list[Finding]:
-    """Registered versions of which files are missing, where they lie on this machine."""
+    """Registered versions whose files are missing, damaged or another model's, where they lie on this machine."""
+    from model.text.checkpoint import MODEL_DIGEST  # torch takes seconds: only where there is a store
+
+    versions = list(store.version_folders())
+    registered = {tags[MODEL_DIGEST]: f"{name} version {v}" for name, v, tags, _ in versions if MODEL_DIGEST in tags}
     found = []
-    for name, version, folder in store.version_folders():
-        missing = _missing(folder) if folder is not None else []
-        if missing:
-            what = f"{folder} lacks {', '.join(missing)}"
+    for name, version, tags, folder in versions:
+        what = _version_wrong(folder, tags.get(MODEL_DIGEST), registered) if folder is not None else ""
+        if what:
             remedy = "bring the files back from a backup, or register the model's folder again and delete this version"
             where = f"{name} version {version}"
             found.append(Finding(kind=REGISTRY, where=where, what=what, remedy=remedy, repairable=False))
     return found
+
+
+def _version_wrong(folder: Path, digest: str | None, registered: Mapping[str, str]) -> str:
+    """What is wrong with a version's files; empty if nothing is.
+
+    Args:
+        digest: of the model that was registered, where the version says it.
+        registered: versions by theirs.
+    """
+    from model.text.checkpoint import MODEL_DIGEST, read_config
+    from trainables.tracking.registry import FOLDER
+    from trainables.tracking.run_record import read_record
+
+    if missing := _missing(folder):
+        return f"{folder} lacks {', '.join(missing)}"
+    own = folder / "data" / FOLDER
+    try:
+        read_config(own)
+        found = read_record(own)[MODEL_DIGEST]
+    except (OSError, ValueError) as error:
+        return f"{own} is damaged: {error}"
+    if digest in (None, found):
+        return ""
+    other = f"those of {registered[found]}: they were exchanged" if found in registered else "of another model"
+    return f"{own} has other files than those that were registered, {other}"
 
 
 def _missing(folder: Path) -> list[str]:

@@ -2,15 +2,18 @@
 
 from typing import Any
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from search.findings.leaderboard import trial_name
-from search.ledger.records import TrialRecord, read_trial_record
+from search.ledger.records import TrialRecord
 from search.ledger.results import COMPUTE, HASH, METRICS, PROVENANCE, REASON, REPLICATE_OF, Results, trial_config
+from search.ledger.trial_files import held_against
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.tracking.spool import Spool
 from trainables.tracking.study_runs import COMPUTE_TAG, DEVICE_TAG, provenance_tags
+
+RUNTIME = ("threads", "gpus")  # params of a trial's run that are no part of its configuration
 
 
 def complete_mlflow(ledger: Results, spool: Spool, records: Records, runtime: dict[str, Any]) -> None:
@@ -30,19 +33,16 @@ def complete_mlflow(ledger: Results, spool: Spool, records: Records, runtime: di
             continue
         config, first = trial_config(trial), kept.get(REPLICATE_OF)
         path = records.trial_record(ledger.name, key)
-        left = read_trial_record(path)
-        if left is None or left.trial != trial.number:  # damaged, or an earlier attempt's
-            left = TrialRecord(key, trial.number, config.seed)
-        params = config.flat() | {name: left.runtime.get(name, value) for name, value in runtime.items()}
+        # without one: damaged, changed, or an earlier attempt's
+        left = held_against(trial, path).record or TrialRecord(key, trial.number, config.seed)
+        params = config.flat() | runtime | {key: left.runtime[key] for key in RUNTIME if key in left.runtime}
         name = trial_name(config, first is not None)
         spool.put("start_trial", key, number=trial.number, name=name, params=params, replicate_of=first)
         if left.series:
             points = [(name, *point) for name, curve in left.series.items() for point in curve]
             spool.put("log_series", key, points=points)
             spool.put("log_file", key, file=records.inside(path))
-        place = {COMPUTE_TAG: kept[COMPUTE]} if kept.get(COMPUTE) else {}
-        place |= provenance_tags(kept.get(PROVENANCE))
-        place |= {tag: left.runtime[tag] for tag in (COMPUTE_TAG, DEVICE_TAG) if tag in left.runtime}
+        place = place_of(trial, left)
         if failed:
             spool.put("fail_trial", key, reason=kept[REASON], details="", place=place)
         elif trial.state == TrialState.PRUNED:
@@ -51,3 +51,10 @@ def complete_mlflow(ledger: Results, spool: Spool, records: Records, runtime: di
         else:
             figures = with_converged(config, kept[METRICS])
             spool.put("finish_trial", key, figures=figures, place=place, phase1_by=left.phase1_by)
+
+
+def place_of(trial: FrozenTrial, left: TrialRecord) -> dict[str, str]:
+    """Tags that say where, how and by what code a trial was computed, as far as it is known."""
+    compute = trial.user_attrs.get(COMPUTE)
+    told = ({COMPUTE_TAG: compute} if compute else {}) | provenance_tags(trial.user_attrs.get(PROVENANCE))
+    return told | {tag: left.runtime[tag] for tag in (COMPUTE_TAG, DEVICE_TAG) if tag in left.runtime}

@@ -160,8 +160,8 @@ class Recorder(Unpickled, Callback):
             self._alike = []
             place, profile = _place(last), trial.config.get(PROFILE)
             kept = {"metrics": last[FINAL], "runtime": self._runtime | place, "phase1_by": last[PHASE1_BY]}
-            self._keep(number, "finished", result={**last[DOCUMENTS], **kept})
-            self._ledger.complete(number, last[FINAL], last[COMPUTE], last[PROVENANCE])
+            left = self._keep(number, "finished", result={**last[DOCUMENTS], **kept})
+            self._ledger.complete(number, last[FINAL], last[COMPUTE], last[PROVENANCE], left)
             self._open.discard(number)
             self._tracker.put(
                 "finish_trial",
@@ -198,9 +198,9 @@ class Recorder(Unpickled, Callback):
 
     def _fail(self, number: int, reason: str, details: str, last: dict[str, Any]) -> None:
         place = _place(last)
-        self._keep(number, "failed", reason, {"runtime": self._runtime | place})
+        left = self._keep(number, "failed", reason, {"runtime": self._runtime | place})
         if not self._ledger.has_ended(number):
-            self._ledger.fail(number, reason, last.get(PROVENANCE))
+            self._ledger.fail(number, reason, last.get(PROVENANCE), left)
         self._open.discard(number)
         self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details, place=place)
         self._display.fail(number, reason)
@@ -209,19 +209,20 @@ class Recorder(Unpickled, Callback):
         self, number: int, config: RunConfig, reason: str, figures: dict[str, float], last: dict[str, Any]
     ) -> None:
         self._alike, place = [], _place(last)
-        self._keep(number, "pruned", reason, {"runtime": self._runtime | place})
-        self._ledger.prune(number, reason, figures, last.get(PROVENANCE))
+        left = self._keep(number, "pruned", reason, {"runtime": self._runtime | place})
+        self._ledger.prune(number, reason, figures, last.get(PROVENANCE), left)
         self._open.discard(number)
         told = with_converged(config, figures)
         self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=told, place=place)
         self._display.prune(number, reason)
 
-    def _keep(self, number: int, status: str, reason: str = "", result: dict[str, Any] | None = None) -> None:
-        """Write the trial's record: before the ledger has its end, so that what has ended has a record."""
+    def _keep(self, number: int, status: str, reason: str = "", result: dict[str, Any] | None = None) -> str:
+        """Write the trial's record, before the ledger has its end, so that what has ended has one; its digest."""
         record = self._seen.pop(number).ended(status, reason, result)
         path = self._records.trial_record(self._ledger.name, record.config_hash)
-        write_trial_record(path, record)
+        digest = write_trial_record(path, record)
         self._tracker.put("log_file", self._runs[number], file=self._records.inside(path))
+        return digest
 
     def _count(self, number: int, reason: str, stop: bool) -> None:
         """Stop asking where one error after the other is the same, or at once with `stop`."""

@@ -96,7 +96,7 @@ def _cells(evidence: list[Evidence], by_hash: By) -> list[tuple[str, Cells]]:
 def _judge(text: str, where: str, verdict: Callable[[Cells], tuple[str, str]], cells: Cells) -> Claim:
     missing = [e for e in cells.values() if e.losses is None or len(e.losses.targets) < 2]
     if missing:
-        return Claim(text, where, NOT_TESTED, NO_LOSSES)
+        return Claim(text, where, NOT_TESTED, next((e.lacks for e in missing if e.contradicted), NO_LOSSES))
     said, detail = verdict(cells)
     one_seed = min(e.num_seeds for e in cells.values()) == 1
     return Claim(text, where, f"{said} {ON_DOCUMENTS}" if one_seed else said, detail)

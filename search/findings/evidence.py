@@ -2,19 +2,22 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from search.findings.leaderboard import trial_name
 from search.findings.verdict import Difference, Losses, all_pairs, differences
-from search.ledger.records import read_trial_record
-from search.ledger.results import HASH, Configuration, Results
+from search.ledger.results import SUMMARY, Configuration, Results
+from search.ledger.trial_files import read_trial_file
 from trainables.evaluation.intervals import FEW, FEW_UNITS, UNITS_UNKNOWN, Interval
+from trainables.inputs.overlap import largely_in_training
 from trainables.phases.convergence import MARK, MARKED
 from trainables.records import Records
 
 NO_LOSSES = "no per-document losses"
+CONTRADICTED = "its file and the ledger contradict each other"
 OTHER_CODE = "of other code or another device: not compared"
 AHEAD, TIE, BEHIND = "ahead", "tie", "behind"  # of a configuration, seen from the leader
 ON_DOCUMENTS = "on these documents, seeds not tested"
@@ -25,8 +28,14 @@ class Evidence:
     """One configuration and what is known of it beside its figures."""
 
     found: Configuration
-    losses: Losses | None  # None: a seed's record is missing or damaged
+    losses: Losses | None  # None: a seed's record is missing, damaged or contradicts the ledger
     units_known: bool = True  # False: equal documents count as independent, since a record does not name them
+    contradicted: tuple[str, ...] = ()  # its trials whose record contradicts the ledger, and how
+
+    @property
+    def lacks(self) -> str:
+        """Why it has no losses."""
+        return CONTRADICTED if self.contradicted else NO_LOSSES
 
     @property
     def name(self) -> str:
@@ -60,6 +69,7 @@ class Comparison:
     leader: Evidence | None
     headline: str  # one sentence
     rows: list[Row]
+    notes: tuple[str, ...] = ()  # sentences on what else has to be known
 
     @property
     def over(self) -> str:
@@ -76,28 +86,32 @@ class Comparison:
 
 def load_evidence(results: Results, records: Records) -> list[Evidence]:
     """All finished configurations, by mean loss."""
-    loaded = [Evidence(found, *_losses(found, results.name, records)) for found in results.configurations()]
+    loaded = [_evidence(found, results.name, records) for found in results.configurations()]
     # One data set has one list of documents, the commonest: a record of others is not this study's.
     known = Counter(e.losses.targets.tobytes() for e in loaded if e.losses is not None)
     usual = known.most_common(1)[0][0] if known else b""
     return [
-        e if e.losses is not None and e.losses.targets.tobytes() == usual else Evidence(e.found, None) for e in loaded
+        e if e.losses is not None and e.losses.targets.tobytes() == usual else replace(e, losses=None, units_known=True)
+        for e in loaded
     ]
 
 
-def _losses(found: Configuration, study: str, records: Records) -> tuple[Losses | None, bool]:
+def _evidence(found: Configuration, study: str, records: Records) -> Evidence:
     """Its losses by unit, and whether all its records say which documents are one unit."""
+    files = [read_trial_file(trial, study, records) for trial in found.trials]
+    each = zip(found.trials, files, strict=True)
+    if contradicted := tuple(f"trial {trial.number} ({file.wrong})" for trial, file in each if file.contradicts):
+        return Evidence(found, None, contradicted=contradicted)
     nats: list[np.ndarray] = []
     targets, units_known = np.empty(0), True
-    for trial, ppl in zip(found.trials, found.ppls, strict=True):
-        record = read_trial_record(records.trial_record(study, trial.user_attrs[HASH]))
-        known = record.unit_losses(ppl) if record else None
+    for file, ppl in zip(files, found.ppls, strict=True):
+        known = file.record.unit_losses(ppl) if file.record else None
         if known is None or (nats and not np.array_equal(known[1], targets)):
-            return None, True
-        units_known = units_known and record is not None and record.units_known
+            return Evidence(found, None)
+        units_known = units_known and file.record is not None and file.record.units_known
         nats.append(known[0])
         targets = known[1]
-    return Losses(np.stack(nats), targets), units_known
+    return Evidence(found, Losses(np.stack(nats), targets), units_known)
 
 
 def comparable(results: Results, evidence: list[Evidence]) -> list[Evidence]:
@@ -110,6 +124,17 @@ def comparable(results: Results, evidence: list[Evidence]) -> list[Evidence]:
 
 def compare(results: Results, evidence: list[Evidence]) -> Comparison:
     """The leader against every other configuration."""
+    return replace(_compare(results, evidence), notes=tuple(_notes(results, evidence)))
+
+
+def _notes(results: Results, evidence: list[Evidence]) -> Iterator[str]:
+    if contradicted := [said for e in evidence for said in e.contradicted]:
+        yield f"The ledger and files contradict each other: {'; '.join(contradicted)}. search/doctor.py looks closer."
+    if said := largely_in_training(results.optuna.user_attrs.get(SUMMARY, {})):
+        yield said
+
+
+def _compare(results: Results, evidence: list[Evidence]) -> Comparison:
     found = results.leader()
     if found is None:
         return Comparison(None, "No trial has finished.", [])
@@ -120,7 +145,7 @@ def compare(results: Results, evidence: list[Evidence]) -> Comparison:
     usable = [e for e in (leader, *others) if e.losses is not None]
     if leader.losses is None or len(usable) < 2 or len(leader.losses.targets) < 2:
         headline = f"Lowest validation PPL: {_shown(leader)}; {_why_not(leader, others)}."
-        return Comparison(leader, headline, [*(Row(other, None, NO_LOSSES) for other in others), *unlike])
+        return Comparison(leader, headline, [*(Row(other, None, other.lacks) for other in others), *unlike])
     # The leader was chosen among all of them, those without losses too: all count where intervals are widened.
     losses = [e.losses for e in usable if e.losses is not None]
     made = differences(losses, [(0, i) for i in range(1, len(usable))], all_pairs(1 + len(others)))
@@ -134,12 +159,13 @@ def _why_not(leader: Evidence, others: list[Evidence]) -> str:
         return "there is no other configuration to compare it with"
     if leader.losses is not None and len(leader.losses.targets) < 2:
         return "with one validation document nothing can be said of the differences"
-    return f"{NO_LOSSES}, so nothing can be said of the differences"
+    lacks = leader.lacks if leader.losses is None else others[0].lacks
+    return f"{lacks}, so nothing can be said of the differences"
 
 
 def _row(other: Evidence, difference: Difference | None) -> Row:
     if difference is None:
-        return Row(other, None, NO_LOSSES)
+        return Row(other, None, other.lacks)
     # The leader is chosen among those with the most seeds: one with fewer may be better.
     verdict = TIE if difference.combined.covers_zero else BEHIND if difference.combined.low > 0 else AHEAD
     return Row(other, difference, verdict if difference.seeds_tested else f"{verdict} {ON_DOCUMENTS}")

@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 from rich.table import Table
 
 from model.modes import same_model_modes
-from search.ledger.records import read_trial_record
 from search.ledger.results import CONFIG, HASH, METRICS, REASON, SEED, Configuration, Results, trial_config
+from search.ledger.trial_files import held_against
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.phases.convergence import MARK
@@ -186,7 +186,7 @@ def write_results(
     if leader is None:
         return [csv]
     config_hash = leader.first.user_attrs[HASH]
-    record = read_trial_record(folder / "trials" / f"{config_hash}.json")
+    record = held_against(leader.first, folder / "trials" / f"{config_hash}.json").record
     content = {
         "study": results.name,
         "study_id": results.study_id,
@@ -208,7 +208,7 @@ def write_results(
 
 
 def origins_told(results: Results) -> list[str]:
-    """What each letter of the leaderboard's `CODE` stands for, and what counts in no mean.
+    """What each letter of the leaderboard's `CODE` stands for, and what counts in no mean or for nothing.
 
     Empty where all figures can be compared.
     """
@@ -222,7 +222,8 @@ def origins_told(results: Results) -> list[str]:
     if apart := results.apart():
         numbers = ", ".join(str(trial.number) for trial in apart)
         told.append(f"{len(apart)} replicate(s) of other code than their first seed count in no mean: trials {numbers}")
-    return told
+    of_none = results.no_replicates() | {number: what for number, (_, what) in results.left_out.items()}
+    return [*told, *(f"trial {number} counts for nothing: {what}" for number, what in sorted(of_none.items()))]
 
 
 def failures(results: Results) -> list[tuple[int, str, str]]:

@@ -33,6 +33,7 @@ from search.ledger.results import (
     METRICS,
     PROVENANCE,
     REASON,
+    RECORD,
     REPEAT_OF,
     REPLICATE_OF,
     RETRY_OF,
@@ -41,8 +42,8 @@ from search.ledger.results import (
     SEED,
     STUDY_ID,
     SUMMARY,
+    THREADS,
     TOLD,
-    digest_of,
     open_storage,
 )
 from search.ledger.samplers import make_sampler
@@ -50,6 +51,7 @@ from search.ledger.standing import Ending, Standing
 from search.ledger.storage import WriteThrough
 from search.spaces import NO_SCHEDULER, Study, differences
 from trainables.config import RunConfig
+from trainables.host.digests import Provenance
 from trainables.metrics import VAL_PPL
 
 MAX_LOSSES = 3  # a configuration whose worker died so often is failed
@@ -57,11 +59,11 @@ MAX_FAILURES = 3  # times that a configuration is run to fail alike, before a st
 ENDED_ELSEWHERE = "another process has ended this trial in the database: it is run again"
 MAX_REPEATS = 5  # repeated proposals answered in a row before an untried point is drawn
 
-Made = dict[str, str] | None  # `digests.Provenance` of a trial; None or empty: not known
+Made = dict[str, Any] | None  # `digests.Provenance` of a trial; None or empty: not known
 
 
-def _kept(provenance: Made) -> dict[str, Any]:
-    return {PROVENANCE: provenance} if provenance else {}
+def _kept(provenance: Made, record: str) -> dict[str, Any]:
+    return ({PROVENANCE: provenance} if provenance else {}) | ({RECORD: record} if record else {})
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Ledger(Standing):
         wanted = json.loads(json.dumps(study.definition()))
         self.storage = WriteThrough(open_storage(database), name)
         super().__init__(optuna.load_study(storage=self.storage, study_name=name), study, seeds)
+        self.left_out = self.storage.contradicting
         if STUDY_ID not in self.optuna.user_attrs:
             self.optuna.set_user_attr(STUDY_ID, uuid.uuid4().hex)
         stored = self.optuna.user_attrs.get(DEFINITION)
@@ -182,6 +185,23 @@ class Ledger(Standing):
         apart = [each for each in self.optuna.user_attrs.get(SAME_RESULTS, ()) if not both & set(each)]
         self.optuna.set_user_attr(SAME_RESULTS, [*apart, sorted(both)])
 
+    def keep_threads(self, found: dict[int, int]) -> None:
+        """CPU threads of trials whose provenance is without them; what counted as one or was accepted still does."""
+        if not found:
+            return
+        self._threads = self._threads | {str(number): threads for number, threads in found.items()}
+        self.optuna.set_user_attr(THREADS, self._threads)
+        full: dict[tuple[str, int], str] = {}  # (digest without threads, threads) -> with them
+        for number, threads in found.items():
+            trial = self._trial(number)
+            full[Provenance(**trial.user_attrs[PROVENANCE]).digest, threads] = self.digest_of(trial)
+        alike = self.optuna.user_attrs.get(SAME_RESULTS, [])
+        each = [[full[d, n] for d in group if (d, n) in full] for group in alike for n in sorted(set(found.values()))]
+        self.optuna.set_user_attr(SAME_RESULTS, [*alike, *(sorted(group) for group in each if len(group) > 1)])
+        for (digest, _), with_threads in full.items():
+            if self.accepts(digest):
+                self.accept(with_threads)
+
     def keep_told(self, ending: Ending) -> None:
         """They are complete now."""
         self.optuna.set_user_attr(TOLD, [*ending, self._all_ended()])
@@ -258,9 +278,11 @@ class Ledger(Standing):
         value = known.value if known.state == TrialState.COMPLETE else None
         self._tell(number, value, known.state, {REPEAT_OF: known.number})
 
-    def complete(self, number: int, figures: dict[str, float], compute: str = "", provenance: Made = None) -> None:
-        """A trial's result, how it was computed, and by what code, torch and device."""
-        attrs = {METRICS: figures, COMPUTE: compute, **_kept(provenance)}
+    def complete(
+        self, number: int, figures: dict[str, float], compute: str = "", provenance: Made = None, record: str = ""
+    ) -> None:
+        """A trial's result, how it was computed, by what code, torch and device, and the digest of its file."""
+        attrs = {METRICS: figures, COMPUTE: compute, **_kept(provenance, record)}
         self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, attrs)
         self._release(number)
 
@@ -280,17 +302,19 @@ class Ledger(Standing):
             self.storage.set_trial_user_attr(number, PROVENANCE, provenance)
             trial = self._trial(number)
         # asked for fixed points too: others are measured by them
-        reason = self._judge.reason(trial, self.alike(self._made(), digest_of(trial)))
+        reason = self._judge.reason(trial, self.alike(self._made(), self.digest_of(trial)))
         return "" if trial.user_attrs[HASH] in self._fixed_hashes else reason
 
-    def prune(self, number: int, reason: str, figures: dict[str, float], provenance: Made = None) -> None:
+    def prune(
+        self, number: int, reason: str, figures: dict[str, float], provenance: Made = None, record: str = ""
+    ) -> None:
         """A trial that was stopped for what it had shown: why, and the figures that it has."""
-        self._tell(number, None, TrialState.PRUNED, {REASON: reason, METRICS: figures, **_kept(provenance)})
+        self._tell(number, None, TrialState.PRUNED, {REASON: reason, METRICS: figures, **_kept(provenance, record)})
         self._release(number)
 
-    def fail(self, number: int, reason: str, provenance: Made = None) -> None:
+    def fail(self, number: int, reason: str, provenance: Made = None, record: str = "") -> None:
         """A trial that has no result, and why."""
-        self._tell(number, None, TrialState.FAIL, {REASON: reason, **_kept(provenance)})
+        self._tell(number, None, TrialState.FAIL, {REASON: reason, **_kept(provenance, record)})
         self._release(number)
 
     def _release(self, number: int) -> None:

@@ -1,18 +1,19 @@
 """What a trial leaves behind beside its figures: curves and validation losses by document, one JSON file each.
 
 The ledger says what a trial is worth; these files say how it got there. One that is missing or damaged costs a study
-its intervals or a curve, never its result.
+its intervals or a curve, never its result. The ledger keeps a digest of each: what was changed since is not used.
 """
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trainables.cache import content_key
 from trainables.evaluation.intervals import merged
 from trainables.records import write_whole
 
@@ -69,16 +70,29 @@ class TrialRecord:
         return nats[targets > 0], targets[targets > 0]
 
 
-def write_trial_record(path: Path, record: TrialRecord) -> None:
-    """Write the file whole or not at all."""
-    write_whole(path, json.dumps(asdict(record)) + "\n")
+def write_trial_record(path: Path, record: TrialRecord) -> str:
+    """Write the file whole or not at all; the digest of its content."""
+    content = asdict(record)
+    write_whole(path, json.dumps(content) + "\n")
+    return content_key(content)
 
 
-def read_trial_record(path: Path) -> TrialRecord | None:
-    """The record in `path`; None where there is none that can be read."""
+def read_trial_record(path: Path) -> tuple[TrialRecord, str] | None:
+    """The record in `path` and the digest of its content; None where there is none that can be read."""
     try:
         content = json.loads(path.read_text())
+        digest = content_key(content)
         series = {name: [(int(s), float(v)) for s, v in points] for name, points in content.pop("series").items()}
-        return TrialRecord(series=series, **content)
+        return TrialRecord(series=series, **content), digest
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # whatever a damaged file may hold
         return None
+
+
+def differing(left: Mapping[str, float], right: Mapping[str, float]) -> list[str]:
+    """Names of the figures of `left` that `right` lacks or has otherwise."""
+    return [
+        name
+        for name, value in left.items()
+        if name not in right
+        or not (math.isclose(value, right[name], rel_tol=1e-12) or (math.isnan(value) and math.isnan(right[name])))
+    ]

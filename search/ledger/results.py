@@ -15,6 +15,7 @@ from trainables.errors import OtherVersionError
 from trainables.host.digests import Provenance
 from trainables.metrics import VAL_PPL
 from trainables.phases.convergence import converged
+from trainables.records import RECORD as RECORD
 from trainables.records import sqlite_uri
 
 # User attributes of an Optuna trial.
@@ -26,6 +27,7 @@ PROVENANCE = "provenance"  # as CONFIG: `digests.Provenance` as a dict
 DEFINITION, STUDY_ID, SUMMARY, TOLD = "definition", "study_id", "summary", "told"
 RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next command runs again
 ACCEPTED = "accepted"  # as DEFINITION: digests that the study was told to go on with
+THREADS = "threads"  # as DEFINITION: CPU threads by trial number, of trials whose PROVENANCE is without them
 SAME_RESULTS = "same_results"  # as DEFINITION: lists of digests that were seen to give the same figures
 INTERRUPTED, LOST = "interrupted", "the worker process died"  # the reasons of trials that are asked for again
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -78,49 +80,71 @@ class Origin:
     label: str  # A, B, … by their first trial
     digests: frozenset[str]  # "" where none was recorded
     trials: tuple[FrozenTrial, ...]  # that finished
+    made: tuple[dict[str, Any], ...]  # `Results.provenance_of` each
 
     @property
     def shown(self) -> str:
         """For people."""
-        return _shown(self.trials[-1])
+        return _shown(self.made[-1])
 
     def parts(self) -> dict[str, list[int]]:
         """The numbers of its trials by what each was made by, for people."""
         found: dict[str, list[int]] = {}
-        for trial in self.trials:
-            found.setdefault(_shown(trial), []).append(trial.number)
+        for trial, made in zip(self.trials, self.made, strict=True):
+            found.setdefault(_shown(made), []).append(trial.number)
         return found
 
 
-def _shown(trial: FrozenTrial) -> str:
-    recorded: dict[str, str] = trial.user_attrs.get(PROVENANCE, {})
-    if not recorded:
+def _shown(made: dict[str, Any]) -> str:
+    if not made:
         return "code not recorded"
-    return f"code {recorded['code'][:8]}, torch {recorded['torch']}, {recorded['device']}, {recorded['compute']}"
-
-
-def digest_of(trial: FrozenTrial) -> str:
-    """Of the code, torch and device that gave a trial's figures; empty where it was not recorded."""
-    recorded = trial.user_attrs.get(PROVENANCE)
-    return Provenance(**recorded).digest if recorded else ""
+    threads = f", {made['threads']} thread(s)" if made.get("threads") else ""
+    return f"code {made['code'][:8]}, torch {made['torch']}, {made['device']}, {made['compute']}{threads}"
 
 
 def is_ours(trial: FrozenTrial, definition: dict[str, Any] | None = None) -> bool:
     """Whether this program made a trial, and for this study; Optuna's own commands can put others into it.
 
     Args:
-        definition: the study's. With it what a trial says of itself must agree: configuration, hash and value.
+        definition: the study's. With it what a trial says of itself must agree (`self_contradiction`).
+    """
+    return bool(trial.user_attrs.keys() & {HASH, RETRY_OF, REPLICATE_OF}) and not self_contradiction(trial, definition)
+
+
+def self_contradiction(trial: FrozenTrial, definition: dict[str, Any] | None) -> str:
+    """What a trial's configuration, hash and value say otherwise than each other or than the study; empty if nothing.
+
+    Args:
+        definition: the study's, where it is known.
     """
     attrs = trial.user_attrs
-    if not attrs.keys() & {HASH, RETRY_OF, REPLICATE_OF}:
-        return False
     if definition is None or CONFIG not in attrs or HASH not in attrs or definition.get("method") != METHOD_VERSION:
-        return True  # a hash of another method is not known here
+        return ""  # a hash of another method is not known here
     config = attrs[CONFIG]
-    same_study = all(config[key] == value for key, value in definition.items() if key in config and key != "seed")
-    figures = attrs.get(METRICS)
-    same_value = trial.value is None or not figures or figures.get(VAL_PPL, trial.value) == trial.value
-    return same_study and same_value and RunConfig.from_flat(config).config_hash() == attrs[HASH]
+    own = {key: value for key, value in definition.items() if key in config}
+    if REPLICATE_OF in attrs:
+        own.pop("seed", None)
+    if other := [key for key, value in own.items() if config[key] != value]:
+        return f"its {', '.join(other)} in the ledger is not the study's"
+    figure = (attrs.get(METRICS) or {}).get(VAL_PPL, trial.value)
+    if trial.value is not None and figure != trial.value:
+        return f"its value {trial.value!r} in the ledger is not its figure {VAL_PPL} there, {figure!r}"
+    if RunConfig.from_flat(config).config_hash() != attrs[HASH]:
+        return "its configuration in the ledger is not the one of its hash"
+    return ""
+
+
+def _no_seed_of(trial: FrozenTrial, trials: list[FrozenTrial]) -> str:
+    """Why a trial is no further seed of the one it names; empty if it is."""
+    config, number = trial_config(trial), trial.user_attrs[REPLICATE_OF]
+    first = next((trial_config(t) for t in trials if t.number == number and CONFIG in t.user_attrs), None)
+    if first is None or first.config_hash() != config.replace(seed=first.seed).config_hash():
+        return f"it says that it is a further seed of trial {number}, and its configuration is another"
+    own_hash, before = trial.user_attrs.get(HASH), [t for t in trials if t.number < trial.number]
+    taken = any(t.state == TrialState.COMPLETE and t.user_attrs.get(HASH) == own_hash for t in before)
+    if taken or config.seed == first.seed or trial.user_attrs.get(SEED, config.seed) != config.seed:
+        return f"it says that it is a further seed of trial {number}, and its seed {config.seed} is none"
+    return ""
 
 
 def ended_elsewhere(trial: FrozenTrial) -> bool:
@@ -145,6 +169,9 @@ class Results:
     def __init__(self, study: optuna.Study) -> None:
         self.optuna, self.name = study, study.study_name
         self._again = frozenset(study.user_attrs.get(RUN_AGAIN, ()))  # read once: what is added is for the next command
+        self._threads: dict[str, int] = study.user_attrs.get(THREADS, {})
+        self.left_out: dict[int, tuple[str, str]] = {}  # trials that contradict themselves: hash, and how
+        self._seed_of: dict[int, str] = {}  # replicate -> what is wrong with it, where that is known
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -187,12 +214,37 @@ class Results:
         return self._made(TrialState.PRUNED)
 
     def replicates(self, *states: TrialState) -> list[FrozenTrial]:
-        """Further seeds of configurations that were finished; no interrupted ones."""
+        """Further seeds of configurations that were finished; no interrupted ones, none that are of another."""
+        return [t for t in self._claimed_replicates(*states) if not self._no_seed_of(t)]
+
+    def _claimed_replicates(self, *states: TrialState) -> list[FrozenTrial]:
         return [t for t in self._trials(*states) if REPLICATE_OF in t.user_attrs and not self._cut_off(t)]
+
+    def no_replicates(self) -> dict[int, str]:
+        """Trials that say they are a further seed of one that they are no seed of, and why not; they count nowhere."""
+        return {t.number: what for t in self._claimed_replicates() if (what := self._no_seed_of(t))}
+
+    def _no_seed_of(self, trial: FrozenTrial) -> str:
+        if CONFIG not in trial.user_attrs:
+            return ""  # one that waits
+        if trial.number not in self._seed_of:
+            self._seed_of[trial.number] = _no_seed_of(trial, self._trials())
+        return self._seed_of[trial.number]
 
     def made_with_replicates(self) -> list[FrozenTrial]:
         """All trials that have ended for good, further seeds included."""
         return self._made(*ENDED) + self.replicates(*ENDED)
+
+    def provenance_of(self, trial: FrozenTrial) -> dict[str, Any]:
+        """A trial's `digests.Provenance` as a dict, threads of earlier versions' trials included; empty: not known."""
+        recorded: dict[str, Any] = trial.user_attrs.get(PROVENANCE) or {}
+        threads = self._threads.get(str(trial.number))
+        return recorded | {"threads": threads} if recorded and threads else recorded
+
+    def digest_of(self, trial: FrozenTrial) -> str:
+        """Of the code, torch, device and threads that gave a trial's figures; empty where it was not recorded."""
+        made = self.provenance_of(trial)
+        return Provenance(**made).digest if made else ""
 
     def _same_results(self, digest: str) -> frozenset[str]:
         """All digests that count as this one."""
@@ -202,19 +254,22 @@ class Results:
     def alike(self, trials: Iterable[FrozenTrial], digest: str) -> list[FrozenTrial]:
         """Those of `trials` whose code and devices give the same figures as those of `digest`."""
         same = self._same_results(digest)
-        return [trial for trial in trials if digest_of(trial) in same]
+        return [trial for trial in trials if self.digest_of(trial) in same]
 
     def comparable(self, one: FrozenTrial, other: FrozenTrial) -> bool:
         """Whether the figures of two trials come from code and devices that give the same."""
-        return bool(self.alike([one], digest_of(other)))
+        return bool(self.alike([one], self.digest_of(other)))
 
     def origins(self) -> list[Origin]:
         """Finished trials, replicates left out, by what gave their figures; in the order of their first trials."""
         found: dict[frozenset[str], list[FrozenTrial]] = {}
         for trial in sorted(self.finished(), key=lambda t: t.number):
-            found.setdefault(self._same_results(digest_of(trial)), []).append(trial)
+            found.setdefault(self._same_results(self.digest_of(trial)), []).append(trial)
         labels = (_letters(rank) for rank in range(len(found)))
-        return [Origin(label, key, tuple(trials)) for label, (key, trials) in zip(labels, found.items(), strict=True)]
+        return [
+            Origin(label, key, tuple(trials), tuple(map(self.provenance_of, trials)))
+            for label, (key, trials) in zip(labels, found.items(), strict=True)
+        ]
 
     def apart(self) -> list[FrozenTrial]:
         """Finished replicates that no mean over seeds has: that is of one code and device, the first seed's."""
@@ -284,4 +339,7 @@ def load_results(name: str, database: Path) -> Results:
     """A study on record, which must be there."""
     from search.ledger.storage import WriteThrough  # which is built on this module
 
-    return Results(optuna.load_study(study_name=name, storage=WriteThrough(open_storage(database), name)))
+    storage = WriteThrough(open_storage(database), name)
+    found = Results(optuna.load_study(study_name=name, storage=storage))
+    found.left_out = storage.contradicting
+    return found

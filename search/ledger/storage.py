@@ -19,7 +19,7 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.ledger.results import DEFINITION, INTERRUPTED, REASON, ended_elsewhere, is_ours
+from search.ledger.results import DEFINITION, HASH, INTERRUPTED, REASON, ended_elsewhere, is_ours, self_contradiction
 from trainables.errors import StoppedError
 from trainables.host.collection import no_collection
 
@@ -54,7 +54,8 @@ class WriteThrough(InMemoryStorage):
         self._trial_ids: list[int] = []  # in the database, by number; in memory a trial's id is its number
         self._at_once = False
         self._begun: int | None = None  # a trial that is not in the database yet
-        self.foreign = 0  # trials that another program put into the study
+        self.foreign = 0  # trials that another program put into the study, or changed
+        self.contradicting: dict[int, tuple[str, str]] = {}  # those among them that contradict themselves: hash, how
         self.ended_elsewhere: set[int] = set()  # numbers of our trials that another process ended
         self._study = study = super().create_new_study(database.get_study_directions(self._stored), name)
         for key, value in database.get_study_user_attrs(self._stored).items():
@@ -68,9 +69,12 @@ class WriteThrough(InMemoryStorage):
     def _take_in(self, trial: FrozenTrial) -> None:
         """Remember a trial of the database."""
         self._trial_ids.append(trial._trial_id)
-        ours = is_ours(trial, super().get_study_user_attrs(self._study).get(DEFINITION))
+        definition = super().get_study_user_attrs(self._study).get(DEFINITION)
+        ours = is_ours(trial, definition)
         if not ours:
             self.foreign += 1
+            if what := self_contradiction(trial, definition):
+                self.contradicting[trial.number] = trial.user_attrs[HASH], what
         elif ended_elsewhere(trial):
             self.ended_elsewhere.add(trial.number)
         super().create_new_trial(self._study, _as_seen(trial, ours))

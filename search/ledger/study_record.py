@@ -8,13 +8,12 @@ from typing import Any
 
 from search.options import Settings
 from search.spaces import Study
-from trainables.host.provenance import git_state, package_version
+from trainables.host.provenance import package_version
 from trainables.records import write_whole
 
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "two-phase-search")
 HISTORY = "history"  # in the record: a list with an entry for each run of the study, the first one first
 TRIALS = "trials"  # in each of them: numbers of the trials that ended for good while it ran
-PLACE = Path(__file__).resolve()
 
 
 def study_record(settings: Settings, study: Study, command: str, typed: str, summary: dict[str, Any]) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def study_record(settings: Settings, study: Study, command: str, typed: str, sum
     Args:
         command: which the study was begun by.
         typed: the command of this run.
-        summary: of its inputs (`two_phase.prepare`).
+        summary: of its inputs (`two_phase.prepare`) and of what it runs on, as the ledger keeps it.
     """
     return {
         "command": command,
@@ -34,7 +33,6 @@ def study_record(settings: Settings, study: Study, command: str, typed: str, sum
         **study.definition(),
         **summary,
         **{f"version_{package}": package_version(package) for package in PACKAGES},
-        **git_state(PLACE),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -47,7 +45,7 @@ def continued(past: list[dict[str, Any]], record: dict[str, Any], typed: str) ->
         record: as `study_record` makes it.
         typed: the command of this run.
     """
-    kept = ("digest", "code", "device", "git_commit", "git_dirty", "started_at")
+    kept = ("digest", "code", "device", "threads", "git_commit", "git_dirty", "started_at")
     versions = {key: value for key, value in record.items() if key.startswith("version_")}
     return [*past, {"command": typed, **{key: record.get(key) for key in kept}, **versions, TRIALS: []}]
 

@@ -1,10 +1,12 @@
 """A study that goes on with other code or on another device: refused, then tried, then kept apart or taken as one."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import pytest
 from costless import handed_out, replicated, value_of
 from studies import ROOT, SMALL
 
-from search.continuation import accept, others, refusal, without_replicates
+from search.continuation import accept, others, refusal, threads_before, without_replicates
+from search.execution.cluster import Resources
 from search.findings.evidence import OTHER_CODE, compare, load_evidence
 from search.findings.leaderboard import CODE, leaderboard, origins_told
 from search.ledger.ledger import Ledger
 from search.ledger.records import TrialRecord, write_trial_record
-from search.ledger.results import CONFIG, HASH, load_results
+from search.ledger.results import CONFIG, HASH, load_results, trial_config
 from search.ledger.study_record import continued, with_trials
 from trainables import metrics as names
 from trainables.config import RunConfig
@@ -58,6 +61,76 @@ def test_the_same_code_and_device_goes_on_without_a_word(ledger: Ledger) -> None
     assert refusal(ledger, OLD) is None
 
 
+def with_threads(made: Provenance, threads: int) -> Provenance:
+    return replace(made, threads=threads)
+
+
+def test_another_number_of_threads_is_named_and_stops_the_study(tmp_path: Path) -> None:
+    ledger = replicated(8, 1, tmp_path / "optuna.db")
+    finish(ledger, with_threads(OLD, 1))
+    assert refusal(ledger, with_threads(OLD, 1)) is None
+    said = refusal(ledger, with_threads(OLD, 2))
+    assert said is not None
+    assert "(1 trial(s): threads was 1, is 2)" in said
+
+
+def test_a_fraction_of_a_cpu_computes_as_one_thread_does() -> None:
+    assert {Resources(cpus, 0, 1).threads for cpus in (0.25, 0.5, 1.0, 1.5)} == {1}
+
+
+def test_code_and_threads_are_told_apart_one_after_the_other(tmp_path: Path) -> None:
+    ledger = replicated(8, 1, tmp_path / "optuna.db")
+    finish(ledger, with_threads(OLD, 1))
+    ppl, asked = figures_of(ledger, 0)[0][VAL_PPL], []
+
+    def repeat(config: dict[str, Any], threads: int) -> tuple[dict[str, float], list[float]]:
+        asked.append(threads)
+        return figures_of(ledger, 0, **{VAL_PPL: ppl if threads == 1 else ppl + 1e-9})
+
+    (said,) = accept(ledger, Records.at(tmp_path), with_threads(NEW, 2), repeat)
+    assert asked == [1, 2]
+    assert "with 1 thread(s): equal to the last digit with 2 thread(s): phase2/val_ppl was" in said
+    assert refusal(ledger, with_threads(NEW, 1)) is None, "the code gives the same figures"
+    assert [origin.label for origin in others(ledger, with_threads(NEW, 2))] == ["A"], "the threads do not"
+
+
+def test_a_trial_of_other_threads_alone_is_repeated_with_todays(tmp_path: Path) -> None:
+    ledger = replicated(8, 1, tmp_path / "optuna.db")
+    finish(ledger, with_threads(OLD, 1))
+    asked = []
+
+    def repeat(config: dict[str, Any], threads: int) -> tuple[dict[str, float], list[float]]:
+        asked.append(threads)
+        return figures_of(ledger, 0)
+
+    accept(ledger, Records.at(tmp_path), with_threads(OLD, 2), repeat)
+    assert asked == [2]
+    assert others(ledger, with_threads(OLD, 2)) == []
+
+
+def test_a_study_of_before_threads_were_recorded_goes_on_with_those_of_its_files(tmp_path: Path) -> None:
+    records = Records.at(tmp_path)
+    ledger = replicated(8, 1, tmp_path / "optuna.db")
+    before = {key: value for key, value in vars(OLD).items() if key != "threads"}
+    for threads in (1, 1, 2):
+        assignment = handed_out(ledger)
+        config, number = assignment.config, assignment.number
+        left = TrialRecord(config.config_hash(), number, config.seed).ended(
+            "finished", result={"runtime": {"threads": threads}}
+        )
+        write_trial_record(records.trial_record(ledger.name, config.config_hash()), left)
+        ledger.complete(number, {VAL_PPL: value_of(config)}, "fp32", before)
+    ledger.keep_same_results(OLD.digest, NEW.digest)
+    ledger.accept(OLD.digest)
+    assert threads_before(ledger, records) == {0: 1, 1: 1, 2: 2}
+    ledger.keep_threads(threads_before(ledger, records))
+    again = replicated(8, 1, tmp_path / "optuna.db")
+    assert threads_before(again, records) == {}
+    assert [len(origin.trials) for origin in again.origins()] == [2, 1]
+    assert [len(origin.trials) for origin in others(again, with_threads(OLD, 1))] == [1]
+    assert refusal(again, with_threads(OLD, 1)) is None, "it was accepted"
+
+
 @pytest.mark.parametrize("field", ["code", "torch", "device", "compute"])
 def test_another_code_torch_or_device_is_named_and_stops_the_study(ledger: Ledger, field: str) -> None:
     now = Provenance(**(vars(OLD) | {field: "another"}))
@@ -78,7 +151,7 @@ def test_trials_of_before_it_was_recorded_say_so(tmp_path: Path) -> None:
 def test_figures_that_are_equal_make_both_count_as_one(ledger: Ledger, tmp_path: Path) -> None:
     asked: list[dict[str, Any]] = []
 
-    def repeat(config: dict[str, Any]) -> tuple[dict[str, float], list[float]]:
+    def repeat(config: dict[str, Any], threads: int) -> tuple[dict[str, float], list[float]]:
         asked.append(config)
         return figures_of(ledger, 0)
 
@@ -96,7 +169,7 @@ def test_figures_that_are_equal_make_both_count_as_one(ledger: Ledger, tmp_path:
 
 def test_figures_that_differ_are_kept_apart_everywhere(ledger: Ledger, tmp_path: Path) -> None:
     ppl = figures_of(ledger, 0)[0][VAL_PPL]
-    (said,) = accept(ledger, Records.at(tmp_path), NEW, lambda _: figures_of(ledger, 0, **{VAL_PPL: ppl + 1e-9}))
+    (said,) = accept(ledger, Records.at(tmp_path), NEW, lambda *_: figures_of(ledger, 0, **{VAL_PPL: ppl + 1e-9}))
     assert f"{VAL_PPL} was {ppl!r}" in said
     assert refusal(ledger, NEW) is None, "what was accepted is not asked for again"
     lucky = finish(ledger, NEW, value=0.5)
@@ -118,11 +191,12 @@ def test_losses_by_document_that_differ_keep_equal_figures_apart(ledger: Ledger,
     first = ledger.finished()[0]
     path = records.trial_record(ledger.name, first.user_attrs[HASH])
     left = TrialRecord(first.user_attrs[HASH], first.number, 0)
-    write_trial_record(path, left.ended("finished", result={"nats": [1.0, 2.0], "targets": [1, 1]}))
-    (said,) = accept(ledger, records, NEW, lambda _: (figures_of(ledger, 0)[0], [1.0, 2.0 + 1e-12]))
+    nats = [math.log(value_of(trial_config(first)))] * 2
+    write_trial_record(path, left.ended("finished", result={"nats": nats, "targets": [1, 1]}))
+    (said,) = accept(ledger, records, NEW, lambda *_: (figures_of(ledger, 0)[0], [nats[0], nats[1] + 1e-12]))
     assert "the losses by document differ" in said
     assert len(others(ledger, NEW)) == 1
-    (said,) = accept(ledger, records, NEW, lambda _: (figures_of(ledger, 0)[0], [1.0, 2.0]))
+    (said,) = accept(ledger, records, NEW, lambda *_: (figures_of(ledger, 0)[0], nats))
     assert "equal to the last digit" in said
     assert others(ledger, NEW) == []
 
@@ -143,7 +217,7 @@ def test_replicates_of_other_code_are_not_trained_in_vain_and_said(tmp_path: Pat
     for _ in range(4):
         finish(ledger, OLD)
     ppl = figures_of(ledger, 0)[0][VAL_PPL]
-    accept(ledger, Records.at(tmp_path), NEW, lambda _: figures_of(ledger, 0, **{VAL_PPL: ppl + 1e-9}))
+    accept(ledger, Records.at(tmp_path), NEW, lambda *_: figures_of(ledger, 0, **{VAL_PPL: ppl + 1e-9}))
     assert without_replicates(ledger, OLD) == ""
     assert "(trials 0, 1, 2, 3)" in without_replicates(ledger, NEW)
     ledger.digest = NEW.digest
@@ -179,7 +253,7 @@ def test_what_other_code_pruned_is_refused_and_told_too(tmp_path: Path) -> None:
     said = refusal(ledger, NEW)
     assert said is not None
     assert "(1 pruned trial(s): code was old, is new)" in said
-    (told,) = accept(ledger, Records.at(tmp_path), NEW, lambda _: pytest.fail("of NEW's own trials none runs again"))
+    (told,) = accept(ledger, Records.at(tmp_path), NEW, lambda *_: pytest.fail("of NEW's own trials none runs again"))
     assert f"(trials {pruned})" in told
     assert refusal(ledger, NEW) is None
 

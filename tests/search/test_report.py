@@ -13,6 +13,7 @@ import made_up
 import numpy as np
 import pytest
 from made_up import BASE, modes, run
+from rich.console import Console
 from scipy import stats
 
 from model.modes import same_model_modes
@@ -21,6 +22,7 @@ from search.findings.claims import evaluate
 from search.findings.evidence import (
     AHEAD,
     BEHIND,
+    CONTRADICTED,
     NO_LOSSES,
     ON_DOCUMENTS,
     TIE,
@@ -36,10 +38,12 @@ from search.findings.optuna_plots import contour_pairs, readable_study
 from search.findings.plots import front
 from search.findings.verdict import Losses
 from search.ledger.ledger import Ledger
-from search.ledger.study_record import git_state, read_study_record, write_study_record
-from search.report import HTML, MARKDOWN, write_report
+from search.ledger.results import SUMMARY
+from search.ledger.study_record import read_study_record, write_study_record
+from search.report import HTML, MARKDOWN, print_verdict, write_report
 from search.spaces import asym_layers, context_modes
 from trainables import metrics as names
+from trainables.host.provenance import git_state
 from trainables.phases.convergence import MARKED
 from trainables.records import Records
 
@@ -239,7 +243,8 @@ def test_configurations_without_losses_count_in_the_leader_s_intervals_too(recor
 
 
 def test_where_records_do_not_name_equal_documents_that_is_said(records: Records) -> None:
-    ledger = run(asym_layers(BASE, (8, 16), "random", 4), records, lambda c: 3.0 + c.token_layers / 10)
+    loss = lambda c: 3.0 + c.token_layers / 10  # noqa: E731
+    ledger = run(asym_layers(BASE, (8, 16), "random", 4), records, loss, digests=False)
     number = "60 documents (equal documents not known), so few"
     comparison, told = compare(ledger, load_evidence(ledger, records)), evaluate(load_evidence(ledger, records))
     assert not any("not known" in text for text in (comparison.over, *(claim.detail for claim in told)))
@@ -306,6 +311,39 @@ def test_a_trial_without_a_usable_record_is_said_to_have_no_losses(records: Reco
     write_report(ledger, records)
 
 
+def test_a_file_that_contradicts_the_ledger_is_used_for_nothing_and_said(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = run(context_modes(BASE, (16,)), records, modes)
+    other = ledger.configurations()[1]
+    path = records.trial_record(ledger.name, other.config.config_hash())
+    content = json.loads(path.read_text())
+    content["nats"][0] += 5
+    content["nats"][1] -= 5
+    path.write_text(json.dumps(content))
+    comparison = judged(ledger, records)[0]
+    assert [row.verdict for row in comparison.rows].count(CONTRADICTED) == 1
+    told = f"trial {other.first.number} ({path.name} is not as the trial wrote it)"
+    assert comparison.notes == (f"The ledger and files contradict each other: {told}. search/doctor.py looks closer.",)
+    files, found, told_claims = write_report(ledger, records)
+    for file in files:
+        assert told in file.read_text()
+    print_verdict(Console(width=200), found, told_claims)
+    assert comparison.notes[0] in capsys.readouterr().out
+    leader = records.trial_record(ledger.name, ledger.configurations()[0].config.config_hash())
+    leader.write_text(leader.read_text().replace('"seed": 0', '"seed": 9', 1))
+    assert f"; {CONTRADICTED}, so nothing can be said" in judged(ledger, records)[0].headline
+
+
+def test_a_validation_text_that_is_largely_in_training_is_said_from_a_fifth_on(records: Records) -> None:
+    ledger = run(context_modes(BASE, (16,)), records, modes)
+    for share, said in ((0.19, False), (0.2, True), (None, False)):
+        ledger.optuna.set_user_attr(SUMMARY, {"val_overlap": share})
+        notes = judged(ledger, records)[0].notes
+        assert (len(notes) == 1) == said
+        assert not said or notes[0].startswith("The validation text is largely in the training text (20.0 % of")
+
+
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, Ledger]:
     """A study of twelve trials, replicates and a failure, reported."""
@@ -323,6 +361,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, Ledger]
         "git_dirty": None, "started_at": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     write_study_record(records.study_record("made-up"), about)
+    more.keep_summary({"inputs": "i", "bigram_val_ppl": 30.0, "bigram_val_acc": 0.1})
     write_report(more, records)
     return records, ledger
 

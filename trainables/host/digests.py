@@ -43,11 +43,15 @@ class Provenance:
     torch: str  # version, the build's suffix included
     device: str  # `device_model`
     compute: str  # `model.ops.compute.Compute` in words: kernels and precision
+    threads: int = 0  # of a CPU, whose last digits depend on them; 0 on a GPU, and where earlier versions kept none
 
     @property
     def digest(self) -> str:
         """Equal where the same configuration on the same inputs gives the same figures."""
-        return content_key(asdict(self))
+        content = asdict(self)
+        if not self.threads:
+            del content["threads"]
+        return content_key(content)
 
     @classmethod
     def of(cls, device: Any, compute: Any) -> "Provenance":
@@ -59,7 +63,9 @@ class Provenance:
         """
         import torch
 
-        return cls(code=code_digest(TRIAL), torch=torch.__version__, device=device_model(device), compute=str(compute))
+        threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 0
+        made = {"code": code_digest(TRIAL), "torch": torch.__version__, "device": device_model(device)}
+        return cls(**made, compute=str(compute), threads=threads)
 
 
 def device_model(device: Any) -> str:

@@ -16,6 +16,7 @@ WORDS = 12
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no factor of a hash is lost modulo 2**64
 SEQUENCES = f"{WORDS}-word sequences that training has too"  # what the shares are of, for people
 NOT_MEASURED = "not measured"
+LARGELY = 0.2  # of the validation text in training: from here on figures say little of text that is new
 
 
 def shares_in_training(train: Iterable[str], splits: Mapping[str, Iterable[str]]) -> dict[str, float | None]:
@@ -79,6 +80,17 @@ def as_params(overlap: Mapping[str, float | None]) -> dict[str, float | None]:
 def told(about: Mapping[str, Any]) -> str:
     """Both shares in a line for people, from a study's record or its summary; earlier ones have none."""
     return f"validation {_percent(about.get('val_overlap'))}, test {_percent(about.get('test_overlap'))}"
+
+
+def largely_in_training(about: Mapping[str, Any]) -> str:
+    """A sentence where so much of the validation text is training text; empty where it is not, or is not known."""
+    share = about.get("val_overlap")
+    if share is None or share < LARGELY:
+        return ""
+    return (
+        f"The validation text is largely in the training text ({_percent(share)} of its {SEQUENCES}): "
+        "its figures say little of text that is new."
+    )
 
 
 def _percent(share: float | None) -> str:

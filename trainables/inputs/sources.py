@@ -163,10 +163,17 @@ def _cut(paragraphs: list[str]) -> list[str]:
 
 
 def _require_three_splits(name: str, documents: Iterable[str]) -> None:
-    counts = Counter(split_of(text) for text in documents)
+    counts: Counter[str] = Counter()
+    first, one_text = None, True
+    for text in documents:
+        counts[split_of(text)] += 1
+        first = text if first is None else first
+        one_text = one_text and text == first
     if any(counts[split] == 0 for split in SPLITS):
         found = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-        raise ValueError(f"too few documents in {name}: {counts.total()} give {found}, each needs at least one")
+        same = "; they are all one text, and equal ones are in one split" if one_text and counts.total() > 1 else ""
+        needs = f"each needs at least one{same} (what has no text is left out)"
+        raise ValueError(f"too few documents in {name}: {counts.total()} give {found}, {needs}")
 
 
 def _jsonl_path(spec: str) -> Path:

@@ -29,12 +29,12 @@ from mlflow.types.schema import Array
 import model
 from model.config import RUN
 from model.text import served
-from model.text.checkpoint import CONFIG, DIGEST, TOKENIZER, WEIGHTS
+from model.text.checkpoint import CONFIG, DIGEST, MODEL_DIGEST, TOKENIZER, WEIGHTS
 from model.text.text_model import load_text_model
 from trainables.evaluation.intervals import CHAMPION_LEVEL, FEW, FEW_UNITS, UNITS_UNKNOWN, merged, ratio_interval
 from trainables.records import Records, sqlite_path
 from trainables.tracking.places import HOLDS, in_use
-from trainables.tracking.run_record import MODEL_DIGEST, read_record
+from trainables.tracking.run_record import read_record
 from trainables.tracking.store import find_experiment, open_experiment, opened
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one file of a few kB
@@ -162,7 +162,7 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
             better, reason = True, "no champion before it"
         else:
             try:
-                theirs = _validation_of(name, champion)
+                theirs = _validation_of(client, name, champion)
             except ValueError:
                 if not force:
                     raise
@@ -192,7 +192,7 @@ def check_comparable(name: str, tracking_uri: str, digest: str) -> None:
         champion = _champion(client, name)
         if champion is None:
             return
-        if _validation_of(name, champion).digest != digest:
+        if _validation_of(client, name, champion).digest != digest:
             raise ValueError(INCOMPARABLE.format(f"{name} version {champion}"))
 
 
@@ -216,16 +216,19 @@ def _make_name(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _validation_of(name: str, champion: int) -> _Validation:
+def _validation_of(client: MlflowClient, name: str, champion: int) -> _Validation:
     """The champion's, fetched without its weights.
 
     Raises:
         ValueError: it cannot be read.
     """
     uri = f"models:/{name}/{champion}/data/{FOLDER}/{RUN}"
+    registered = client.get_model_version(name, str(champion)).tags.get(MODEL_DIGEST)
     with tempfile.TemporaryDirectory() as scratch:
         try:
             fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+            if registered not in (None, read_record(fetched.parent)[MODEL_DIGEST]):
+                raise ValueError("its files are those of another model")
             return _Validation.read(fetched.parent)
         except (MlflowException, OSError, ValueError) as error:
             raise ValueError(f"the champion, version {champion}, cannot be read: {error}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import RUN
-from model.text.checkpoint import CONFIG, DIGEST
+from model.text.checkpoint import CONFIG, DIGEST, MODEL_DIGEST
 from trainables.config import RunConfig
 from trainables.evaluation.evaluate import Judgement
 from trainables.host.provenance import git_state, package_version
@@ -16,7 +16,6 @@ from trainables.inputs.overlap import WORDS
 from trainables.phases.convergence import converged
 
 PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "two-phase-search")
-MODEL_DIGEST = "model_sha256"  # beside the record's own digest: that of the model's `config.json`
 PLACE = Path(__file__).resolve()
 
 

@@ -2,8 +2,9 @@
 
 import logging
 import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -24,6 +25,7 @@ from sqlalchemy.engine import make_url
 
 from trainables.errors import OtherVersionError
 from trainables.host.preflight import check_folder
+from trainables.metrics import SERIES
 from trainables.records import Records, sqlite_path, sqlite_uri
 from trainables.tracking.places import HOLDS, KIND_TAG
 
@@ -159,6 +161,7 @@ class StoredRun:
     status: str
     deleted: bool
     tags: dict[str, str]
+    params: dict[str, str]
     metrics: dict[str, float]  # last values
     folder: Path | None  # of its files; None: not on this machine
 
@@ -170,6 +173,7 @@ class StoredRun:
             status=run.info.status,
             deleted=run.info.lifecycle_stage != "active",
             tags=run.data.tags,
+            params=run.data.params,
             metrics=run.data.metrics,
             folder=local_folder(run.info.artifact_uri),
         )
@@ -207,8 +211,8 @@ class StoreView:
             token = page.token or ""
         return found
 
-    def version_folders(self) -> Iterator[tuple[str, str, Path | None]]:
-        """Every registered version: its name and number, and its files' folder; None: not on this machine.
+    def version_folders(self) -> Iterator[tuple[str, str, dict[str, str], Path | None]]:
+        """Every registered version: its name, number and tags, and its files' folder; None: not on this machine.
 
         A version of which MLflow has lost the place has a folder that cannot be.
         """
@@ -216,7 +220,7 @@ class StoreView:
         while token != "":
             page = self._client.search_model_versions(page_token=token)
             for version in page:
-                yield version.name, str(version.version), self._folder_of(version.name, version.version)
+                yield version.name, str(version.version), version.tags, self._folder_of(version.name, version.version)
             token = page.token or ""
 
     def _folder_of(self, name: str, version: str) -> Path | None:
@@ -229,3 +233,15 @@ class StoreView:
                     raise
                 return Path(place)
         return local_folder(place)
+
+    def delete(self, run_id: str) -> None:
+        """Mark a run as deleted; MLflow keeps it, and can bring it back."""
+        self._client.delete_run(run_id)
+
+
+def curve_ranges(database: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """The lowest and the highest value of every curve of every run in a database, by run and name, in one query."""
+    curves = " OR ".join(f"key LIKE '{start}%'" for start in SERIES)
+    query = f"SELECT run_uuid, key, MIN(value), MAX(value) FROM metrics WHERE {curves} GROUP BY run_uuid, key"
+    with closing(sqlite3.connect(database)) as opened_database:
+        return {(run, key): (low, high) for run, key, low, high in opened_database.execute(query)}

@@ -37,7 +37,7 @@ PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.runName"
 MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
 
 
-def provenance_tags(recorded: dict[str, str] | None) -> dict[str, str]:
+def provenance_tags(recorded: dict[str, Any] | None) -> dict[str, str]:
     """What a run's tags say of the code, torch and device behind its figures; nothing where it was not recorded."""
     if not recorded:
         return {}

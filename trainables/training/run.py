@@ -187,6 +187,8 @@ def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console
     now = {"device_name": place.device_name, "threads": place.threads, "compute": place.compute}
     if settings.of_the_trial and then.get("code", place.code) != place.code:
         console.print(f"the trial was of other code ({then['code'][:8]}): it may have had another result", style="bold")
+    if settings.chosen.note:
+        console.print(settings.chosen.note, style="bold")
     other = [f"{name} {then[name]}" for name in now if name in then and then[name] != now[name]]
     trial = settings.chosen.trial
     if settings.of_the_trial and trial and trial["hash"] != settings.config.config_hash():

@@ -2,13 +2,19 @@
 
 import csv
 import json
+import sqlite3
+import tempfile
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from model.snapshot import snapshot
+from trainables.cache import content_key
+from trainables.config import METHOD_VERSION, RunConfig
 from trainables.host.arguments import MOST_THREADS
 from trainables.metrics import VAL_PPL
-from trainables.records import Records
+from trainables.records import RECORD, Records
 
 OPTIONS = "options.json"  # in a study's folder: the command line that it was begun with
 
@@ -21,6 +27,7 @@ class Chosen:
     trial: dict[str, Any] | None = None  # study, study_id, number and hash of the trial that it comes from
     val_ppl: float | None = None  # that trial's
     runtime: dict[str, Any] = field(default_factory=dict)  # its device_name, threads, gpus, compute, where on record
+    note: str = ""  # a sentence on why it comes from no trial, though it names one
 
 
 def runs_went(records: Records, name: str) -> str | None:
@@ -61,8 +68,35 @@ def from_study(records: Records, shown_root: Path, name: str, rank: int) -> Chos
     for path in folder.glob("trials/*.json"):
         record = _read(path)
         if record.get("trial") == number and record.get("config"):
-            return _of_trial({**record, "study": name, "study_id": content.get("study_id", "")}, path)
+            chosen = _of_trial({**record, "study": name, "study_id": content.get("study_id", "")}, path)
+            if chosen.note or content_key(record) != _kept_digest(records, name, number, content_key(record)):
+                raise ValueError(
+                    f"{path} is not as trial {number} wrote it: search/doctor.py says more, its --repair brings it back"
+                )
+            return chosen
     raise ValueError(f"study {name!r} has no configuration on record for trial {number}: give --config best.json")
+
+
+def _kept_digest(records: Records, study: str, number: int, unknown: str) -> str:
+    """The digest that the ledger keeps of a trial's file; `unknown` where there is none, as of earlier versions.
+
+    Raises:
+        ValueError: the ledger cannot be read.
+    """
+    if not records.optuna_database.exists():
+        return unknown  # the study's folder alone was brought here
+    query = (
+        "SELECT value_json FROM trial_user_attributes JOIN trials USING (trial_id) JOIN studies USING (study_id) "
+        "WHERE study_name = ? AND number = ? AND key = ?"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = snapshot(records.optuna_database, Path(scratch))
+        try:
+            with closing(sqlite3.connect(copy)) as ledger:
+                row = ledger.execute(query, (study, number, RECORD)).fetchone()
+        except sqlite3.Error as error:
+            raise ValueError(f"{records.optuna_database} cannot be read: {error}") from error
+    return str(json.loads(row[0])) if row else unknown
 
 
 def from_file(path: Path) -> Chosen:
@@ -92,8 +126,20 @@ def _of_trial(content: dict[str, Any], path: Path) -> Chosen:
         raise ValueError(f"{path}: its {VAL_PPL} is {ppl!r}")
     if type(threads) is not int or not 1 <= threads <= MOST_THREADS or type(gpus) not in (int, float):
         raise ValueError(f"{path}: its `runtime` has {threads!r} threads and {gpus!r} GPUs")
+    if not _is_its_own(content):
+        note = f"this file's configuration is not that of trial {_number(content, path)}: it is compared with none"
+        return Chosen(content["config"], runtime=runtime, note=note)
     trial = {"study": content["study"], "study_id": content.get("study_id", ""), "number": _number(content, path)}
     return Chosen(content["config"], {**trial, "hash": content.get("config_hash")}, ppl, runtime)
+
+
+def _is_its_own(content: dict[str, Any]) -> bool:
+    """Whether a configuration is the one of its hash, by this or an earlier version of the method."""
+    try:
+        config = RunConfig.from_flat(content["config"])
+        return content.get("config_hash") in {config.config_hash(m) for m in range(1, METHOD_VERSION + 1)}
+    except (TypeError, ValueError):
+        return False
 
 
 def _number(content: dict[str, Any], path: Path) -> int:

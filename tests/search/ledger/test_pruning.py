@@ -15,6 +15,7 @@ from search.execution.searcher import LedgerSearcher
 from search.ledger.budgets import Budgets
 from search.ledger.ledger import HASH, METRICS, REASON, REPEAT_OF, Ledger
 from search.ledger.records import read_trial_record
+from search.ledger.results import RECORD
 from search.screen import Display
 from search.spaces import SCHEDULERS, Study, asym_layers
 from trainables.metrics import VAL_ER, VAL_PPL
@@ -154,4 +155,5 @@ def test_a_trial_without_a_result_says_what_code_it_was_of(tmp_path: Path, end: 
     assert record.user_attrs[PROVENANCE] == PLACE[PROVENANCE]
     left = read_trial_record(records.trial_record("s", record.user_attrs[HASH]))
     assert left is not None
-    assert left.runtime == {"threads": 1, **tags}
+    assert left[1] == record.user_attrs[RECORD]
+    assert left[0].runtime == {"threads": 1, **tags}

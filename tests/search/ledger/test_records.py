@@ -22,8 +22,8 @@ def record() -> TrialRecord:
 
 def test_a_record_comes_back_as_it_was_written(record: TrialRecord, tmp_path: Path) -> None:
     path = tmp_path / "new" / "h.json"
-    write_trial_record(path, record)
-    assert read_trial_record(path) == record
+    digest = write_trial_record(path, record)
+    assert read_trial_record(path) == (record, digest)
     assert record.series["epoch/val_ppl"] == [(1, 9.0), (2, 8.0)]
     assert [p.name for p in path.parent.iterdir()] == ["h.json"]
 
@@ -78,7 +78,7 @@ def test_losses_that_fit_nothing_are_none(record: TrialRecord, tmp_path: Path, d
     path.write_text(json.dumps(json.loads(path.read_text()) | documents))
     read = read_trial_record(path)
     assert read is not None
-    assert read.unit_losses(PPL) is None
+    assert read[0].unit_losses(PPL) is None
 
 
 def test_a_failed_trial_keeps_its_curves_and_its_reason() -> None:

@@ -16,7 +16,7 @@ import trainables.phases.shared_phase1
 from model.language_model import LanguageModel
 from model.ops.chunks import Chunks
 from model.ops.compute import Compute
-from trainables.cache import ArtifactStore
+from trainables.cache import ArtifactStore, content_key
 from trainables.config import RunConfig
 from trainables.errors import OtherCodeError
 from trainables.host.digests import (
@@ -156,8 +156,21 @@ def test_a_provenance_is_its_code_torch_device_and_kernels() -> None:
         Provenance(code="c", torch="2.12.0", device="cpu", compute="fp32"),
         Provenance(code="c", torch="2.11.0", device="gpu", compute="fp32"),
         Provenance(code="c", torch="2.11.0", device="cpu", compute="bf16"),
+        Provenance(code="c", torch="2.11.0", device="cpu", compute="fp32", threads=1),
+        Provenance(code="c", torch="2.11.0", device="cpu", compute="fp32", threads=2),
     )
-    assert len({one.digest, *(other.digest for other in others)}) == 5
+    assert len({one.digest, *(other.digest for other in others)}) == 7
+
+
+def test_without_threads_a_digest_is_that_of_before_they_were_recorded() -> None:
+    before = {"code": "c", "torch": "2.11.0", "device": "cpu", "compute": "fp32"}
+    assert Provenance(**before).digest == content_key(before)
+
+
+def test_threads_are_a_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainables.host.digests.device_model", lambda _: "the same")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert [Provenance.of(device, "fp32").threads for device in ("cpu", "cuda")] == [3, 0]
 
 
 Key = Callable[..., str]

@@ -160,6 +160,10 @@ def test_wrong_data_names_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path / "empty.jsonl", "is empty")
     refuses(write_jsonl(tmp_path / "a.jsonl", [{"text": ""}]), "too few documents in .*: 0 give 0 train")
     refuses(write_jsonl(tmp_path / "a.jsonl", list(GOOD)), "too few documents in .*: 1 give", samples=1)
+    same = [{"text": "one and the same"}] * 40 + [{"text": " "}]
+    refuses(
+        write_jsonl(tmp_path / "a.jsonl", same), r"40 give .*they are all one text.*\(what has no text is left out\)"
+    )
     refuses("pydoc", "samples must be at least 1, not 0", samples=0)
     refuses("ultrachat", "at most 50000", samples=50_001)
 

@@ -22,11 +22,13 @@ from model import load
 from model.config import RUN
 from model.language_model import LanguageModel
 from model.text.checkpoint import WEIGHTS, save_model
+from search.audit.store_checks import check_registry
 from trainables.inputs.corpus import _train_bpe
 from trainables.records import Records
 from trainables.tracking import registry
 from trainables.tracking.registry import CHAMPION, TRAINING_TAG, Registration, check_comparable, register_model
 from trainables.tracking.run_record import read_record, seal
+from trainables.tracking.store import StoreView
 
 ROOT = Path(__file__).parents[3]
 TEXT = "the cat sleeps under the tree; the dog runs over the river"
@@ -205,6 +207,48 @@ def test_mlflow_alone_loads_the_champion_and_predicts(uri: str, make: Make, tmp_
         assert row["next_tokens"] == [token.text for token in expected]
         assert row["next_logprobs"] == pytest.approx([token.logprob for token in expected], abs=1e-4)
         assert row["logprobs"] == pytest.approx(lm.logprobs(text).tolist(), abs=1e-4)
+
+
+def files_of(uri: str, name: str, version: str) -> Path:
+    folder = next(f for n, v, _, f in StoreView(uri).version_folders() if (n, v) == (name, version))
+    assert folder is not None
+    return folder / "data" / "model"
+
+
+def test_a_version_with_the_files_of_another_is_refused_and_named(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records.at(tmp_path / "mlruns")
+    for seed in (1, 2):
+        register_model(make(seed=seed), "exchanged", records.tracking_uri)
+    assert check_registry(StoreView(records.tracking_uri)) == []
+    one, two = (files_of(records.tracking_uri, "exchanged", version) for version in "12")
+    one.rename(tmp_path / "aside")
+    two.rename(one)
+    (tmp_path / "aside").rename(two)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", records.tracking_uri)
+    for where in ("models:/exchanged/1", "models:/exchanged/2", "models:/exchanged@champion"):
+        with pytest.raises(ValueError, match="other files than those that were registered"):
+            load(where, "cpu")
+    with pytest.raises(ValueError, match="its files are those of another model"):
+        check_comparable("exchanged", records.tracking_uri, "pydoc")
+    found = check_registry(StoreView(records.tracking_uri))
+    said = [finding.what for finding in sorted(found, key=lambda finding: finding.where)]
+    assert [what.partition("registered, ")[2] for what in said] == [
+        "those of exchanged version 2: they were exchanged",
+        "those of exchanged version 1: they were exchanged",
+    ]
+
+
+def test_a_version_whose_weights_were_changed_is_named(make: Make, tmp_path: Path) -> None:
+    records = Records.at(tmp_path / "mlruns")
+    register_model(make(), "damaged", records.tracking_uri)
+    weights = files_of(records.tracking_uri, "damaged", "1") / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (finding,) = check_registry(StoreView(records.tracking_uri))
+    assert "is damaged: its files are not those that were saved together" in finding.what
 
 
 def test_a_registered_model_is_loaded_by_its_uri(uri: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from small import run_config
 
 from trainables.baselines.networks import MODELS
-from trainables.config import BigramConfig, RunConfig
+from trainables.config import METHOD_VERSION, BigramConfig, RunConfig
 from trainables.metrics import VAL_PPL
 from trainables.records import Records
 from trainables.training.options import BASELINES, Settings, build_parser, flat_fields, parse
@@ -80,10 +82,45 @@ def test_a_best_json_is_its_trial_and_a_flat_configuration_is_none(root: Path, t
 
 def test_a_trial_of_an_earlier_version_of_the_method_is_still_compared(root: Path) -> None:
     for path in Records.at(root).study("s").glob("trials/*.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": "old"}))
+        content = json.loads(path.read_text())
+        earlier = RunConfig.from_flat(content["config"]).config_hash(METHOD_VERSION - 1)
+        path.write_text(json.dumps(content | {"config_hash": earlier}))
     settings = parsed(root, "--from-study", "s")
+    old = settings.config.config_hash(METHOD_VERSION - 1)
     assert settings.of_the_trial
-    assert settings.chosen.trial == {"study": "s", "study_id": "1d", "number": 11, "hash": "old"}
+    assert settings.chosen.trial == {"study": "s", "study_id": "1d", "number": 11, "hash": old}
+
+
+def test_an_edited_best_json_is_of_no_trial_and_says_so(root: Path) -> None:
+    best = Records.at(root).study("s") / "best.json"
+    content = json.loads(best.read_text())
+    content["config"]["phase2_learning_rate"] = 0.5
+    best.write_text(json.dumps(content))
+    settings = parsed(root, "--config", str(best))
+    assert settings.config.phase2.learning_rate == 0.5
+    assert (settings.chosen.trial, settings.chosen.val_ppl, settings.of_the_trial) == (None, None, False)
+    assert settings.chosen.note.startswith("this file's configuration is not that of trial 11")
+
+
+def test_an_edited_trial_file_is_not_trained_from(root: Path) -> None:
+    for path in Records.at(root).study("s").glob("trials/*.json"):
+        content = json.loads(path.read_text())
+        content["config"]["phase2_learning_rate"] = 0.5
+        path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="is not as trial 11 wrote it"):
+        parsed(root, "--from-study", "s")
+
+
+def test_a_trial_file_of_another_digest_than_the_ledger_keeps_is_not_trained_from(root: Path) -> None:
+    with closing(sqlite3.connect(Records.at(root).optuna_database)) as ledger, ledger:
+        ledger.executescript(
+            "CREATE TABLE studies (study_id, study_name); INSERT INTO studies VALUES (1, 's');"
+            "CREATE TABLE trials (trial_id, number, study_id); INSERT INTO trials VALUES (7, 11, 1);"
+            "CREATE TABLE trial_user_attributes (trial_id, key, value_json);"
+            "INSERT INTO trial_user_attributes VALUES (7, 'record', '\"0123\"');"
+        )
+    with pytest.raises(ValueError, match="is not as trial 11 wrote it"):
+        parsed(root, "--from-study", "s")
 
 
 def test_every_field_of_a_configuration_has_an_option(chat_file: Path, root: Path) -> None:

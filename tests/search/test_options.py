@@ -169,14 +169,6 @@ BY_SUBPROCESS = [
     ("entry", "arguments", "said"),
     [pytest.param(entry, *rest, id=f"{entry[:-3]}-{case}") for entry, case, *rest in BY_SUBPROCESS],
 )
-def test_docstrings_that_were_left_out_are_one_sentence() -> None:
-    done = subprocess.run(
-        [sys.executable, "-OO", str(ROOT / "search/asym_layers.py")], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: python -OO leaves out the docstrings that Ray needs: start it without -OO\n"
-
-
 def test_an_entry_answers_a_mistake_in_one_sentence_before_anything_starts(
     entry: str, arguments: str, said: str, cwd: Path, files: Path
 ) -> None:
@@ -365,3 +357,11 @@ def test_records_are_found_from_any_working_folder(cwd: Path, monkeypatch: pytes
 @pytest.mark.parametrize("uri", ["sqlite:////tmp/a.db", "postgresql://u@h/d"])
 def test_databases_are_taken_as_tracking_uri(cwd: Path, uri: str) -> None:
     assert settings(cwd, "--tracking-uri", uri).tracking_uri == uri
+
+
+def test_docstrings_that_were_left_out_are_one_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", str(ROOT / "search/asym_layers.py")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: python -OO leaves out the docstrings that Ray needs: start it without -OO\n"

@@ -131,7 +131,7 @@ KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from model import checkpoint
+from model.text import checkpoint
 from model.language_model import LanguageModel
 
 older, folder = checkpoint.load_model(Path(sys.argv[1])), Path(sys.argv[1])

@@ -10,8 +10,8 @@ from mlflow.tracking import MlflowClient
 from permissions import everything
 
 from trainables.records import Records
-from trainables.tracking.places import FOLDER_TAG, LOCK, URIS, InUseElsewhereError, in_use, rewrite
-from trainables.tracking.store import artifact_uri
+from trainables.tracking.places import FOLDER_TAG, LOCK, InUseElsewhereError, in_use, rewrite
+from trainables.tracking.store import KIND, artifact_uri
 from trainables.tracking.study_runs import Tracker
 
 STRANGE = "a%20b?c#d::[e]{f} g'h\"i ü日本" + "x" * 150  # bytes: 200
@@ -27,19 +27,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     client = tracker.client
     of_the_ui = client.create_experiment("ui", artifact_location=(records.artifacts / "7").as_uri())
     client.log_text(client.create_run(of_the_ui).info.run_id, "by hand", "note.txt")
-    elsewhere = client.create_experiment("elsewhere", artifact_location=of_others(records.root))
+    elsewhere = client.create_experiment("elsewhere", artifact_location=of_others(records.root), tags=KIND)
     client.create_run(elsewhere)
     client.set_tag(tracker.parent, FOLDER_TAG, str(records.root / "models" / "m"))
     client.create_registered_model("bob")
+    client.create_logged_model(tracker.experiment_id)
     client.create_model_version("bob", (records.artifacts / "0123" / "models").as_uri(), tracker.parent)
     return records.root
 
 
 def places(records: Records) -> set[str]:
-    """All that MLflow's tables have of `artifacts` folders; the Default experiment's lies in the cwd of its making."""
+    """All that MLflow's database has of `artifacts` folders; the Default experiment's lies in the cwd of its making."""
+    return {value for value in values(records) if "/artifacts/" in value}
+
+
+def values(records: Records) -> set[str]:
+    """Each text in MLflow's database, whatever its table and column."""
     with closing(sqlite3.connect(records.mlflow_database)) as connection:
-        found = {place for t, c in URIS for (place,) in connection.execute(f"SELECT {c} FROM {t}")}
-    return {place for place in found if place and "/artifacts/" in place}
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        rows = [row for table in tables for row in connection.execute(f'SELECT * FROM "{table}"')]
+    return {value for row in rows for value in row if isinstance(value, str)}
 
 
 def of_others(made: Path) -> str:
@@ -69,7 +76,11 @@ def test_a_copy_is_a_records_folder_of_its_own(made: Path, tmp_path: Path, name:
     assert [file.path for file in client.list_artifacts(seen.info.run_id)] == ["error.txt"]
     assert client.get_run(tracker.parent).data.tags[FOLDER_TAG] == str(copy.root / "models" / "m")
     assert len(stories(copy)) == 2
-    assert all(place.startswith((f"{copy.root.as_uri()}/", of_others(made))) for place in places(copy))
+    theirs = tuple(f"{root}/" for root in (original, original.as_uri(), made, made.as_uri()))
+    ours = (f"{copy.root}/", f"{copy.root.as_uri()}/")
+    assert all(place.startswith((*ours, of_others(made))) for place in places(copy))
+    assert of_others(made) in places(copy)
+    assert [value for value in values(copy) if value.startswith(theirs) and not value.startswith(ours)] == []
     assert apart(original, copy.root) == before
 
 
@@ -127,6 +138,20 @@ def test_a_folder_of_an_earlier_version_is_known_by_its_experiments_name(made: P
         connection.execute("UPDATE experiments SET artifact_location = replace(artifact_location, '/0123', '/s')")
     rewrite(records.mlflow_database, records.root)
     assert (records.artifacts / "s").as_uri() in places(records)
+
+
+def test_what_is_here_already_stays_where_one_experiment_points_to_a_folder_around_it(
+    made: Path, tmp_path: Path
+) -> None:
+    around, records = tmp_path / "a", Records.at(Path(shutil.copytree(made, tmp_path / "a" / "inside")))
+    rewrite(records.mlflow_database, records.root)
+    before = places(records)
+    with closing(sqlite3.connect(records.mlflow_database)) as connection, connection:
+        there = f"{around.as_uri()}/artifacts/0123"
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE name = 's'", (there,))
+    assert places(records) != before
+    rewrite(records.mlflow_database, records.root)
+    assert places(records) == before
 
 
 def test_names_of_files_fit_into_other_databases(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+SECRET_KEY = r"\w*(?:password|passwd|pwd|token|secret)\w*"  # of an address's query
+
 
 class Exit(IntEnum):
     """What a command's exit code says."""
@@ -30,8 +32,9 @@ class BadInputError(ProjectError):
 
 
 def without_passwords(text: str) -> str:
-    """A text with `***` for each password of an address in it (`scheme://user:password@host`)."""
-    return re.sub(r"(\w://[^\s/@:]*):[^\s/@]*@", r"\1:***@", text)
+    """A text with `***` for each password of an address in it (`scheme://user:password@host`, `?password=`)."""
+    text = re.sub(r"(\w://[^\s/@:]*):[^\s/]*@", r"\1:***@", text)
+    return re.sub(rf"([?&]{SECRET_KEY}=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def told(error: Exception) -> str:

@@ -5,6 +5,7 @@ writes nothing.
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -190,7 +191,10 @@ def _print(seen: Diagnosis, mended: list["Finding"]) -> None:
 
 
 def main() -> int:
-    """Check a records folder, and mend it if asked to."""
+    """Check a records folder, and mend it if asked to; 2 where what was found cannot be printed."""
+    if sys.stdout is None:  # what is printed is the result
+        print("error: standard output is closed", file=sys.stderr)
+        return Exit.USER_ERROR
     print_in_any_encoding()
     parser = Parser(description=__doc__, allow_abbrev=False)
     root = "as given to the studies (default: %(default)s)"
@@ -217,16 +221,22 @@ def main() -> int:
         seen = examine(records)
         seen.skipped.extend(failed)
         mended = [finding for finding in before if finding not in seen.findings]
-    if args.json:
-        told = {
-            "studies": seen.studies,
-            "findings": [asdict(finding) for finding in seen.findings],
-            "skipped": [asdict(left) for left in seen.skipped],
-            "mended": [asdict(finding) for finding in mended],
-        }
-        print(json.dumps(told, indent=1))
-    else:
-        _print(seen, mended)
+    try:
+        if args.json:
+            told = {
+                "studies": seen.studies,
+                "findings": [asdict(finding) for finding in seen.findings],
+                "skipped": [asdict(left) for left in seen.skipped],
+                "mended": [asdict(finding) for finding in mended],
+            }
+            print(json.dumps(told, indent=1))
+        else:
+            _print(seen, mended)
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain once more at its end
+        print(f"error: standard output: {error}", file=sys.stderr)
+        return Exit.USER_ERROR
     return Exit.FAILED if seen.findings else Exit.OK
 
 

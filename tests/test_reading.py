@@ -20,6 +20,8 @@ from permissions import everything, only_readable, run_obeying, start_obeying
 from studies import SMALL, mlflow_runs, start
 
 from search.audit.mending import mend_leaderboard, mend_mlflow
+from search.audit.mlflow_checks import Runs
+from search.audit.trial_checks import Trials
 from search.ledger.results import load_results
 from search.spaces import context_modes
 from trainables.records import Records
@@ -36,7 +38,7 @@ def theirs(earlier_records: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     records = Records.at(Path(shutil.copytree(earlier_records, tmp_path_factory.mktemp("theirs") / "before")))
     run(context_modes(BASE, (16,)), records, modes)
     results = load_results(STUDY, records.optuna_database)
-    mend_mlflow(results, [], set(), records, pytest.fail)
+    mend_mlflow(results, [], Runs([], set(), set()), Trials([], {}, frozenset()), records, pytest.fail)
     mend_leaderboard(results, records)
     records.use_write_ahead_logs()
     return Path(shutil.move(records.root, records.root.with_name("a%20b?c#d [e] ü")))

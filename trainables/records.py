@@ -8,16 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 DEFAULT_ROOT = "mlruns"
 RECORD = "record"  # attribute of a trial in the ledger: the digest of what it left in its file
 
 
 def sqlite_uri(database: Path) -> str:
-    """The address of an SQLite database for SQLAlchemy, and so for Optuna and MLflow, whatever its path holds."""
-    from sqlalchemy.engine import URL
+    """The address of an SQLite database for SQLAlchemy, and so for Optuna and MLflow, whatever its path holds.
 
-    return URL.create("sqlite", database=str(database.absolute())).render_as_string()
+    Only what SQLAlchemy would read as something else is escaped: MLflow makes a database's folder by the address as it
+    stands.
+    """
+    path = str(database.absolute())
+    for character in "%?#{}":  # the escapes' own first; Optuna fills in braces
+        path = path.replace(character, quote(character))
+    return f"sqlite:///{path}"
 
 
 def sqlite_path(uri: str) -> Path | None:

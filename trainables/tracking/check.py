@@ -1,12 +1,14 @@
 """Whether a store of runs can be reached, asked through MLflow's own client: what it reaches is reached."""
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from model.errors import without_passwords
-from trainables.tracking.destination import DATABASES, OPTION, PASSWORD, SQLITE, USER, Destination
+from trainables.records import sqlite_path
+from trainables.tracking.destination import DATABASES, OPTION, PASSWORD, SQLITE, USER, VARIABLE, Destination
 
 DEADLINE = 6.0  # seconds in all, and half of it for each step of a request
 DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "mssql": "pyodbc"}  # the packages that MLflow names
@@ -17,14 +19,27 @@ def check_destination(where: Destination) -> None:
 
     MLflow is imported where there is something to ask; the records folder's own database is not asked.
     """
-    if where.uri is None or where.uri.startswith(SQLITE):
+    if where.uri is None:
+        return
+    if where.uri.startswith(SQLITE):
+        file = sqlite_path(where.uri)
+        assert file is not None
+        if file.is_dir() or not file.parent.is_dir():
+            wrong = "a folder" if file.is_dir() else "in a folder that is not there"
+            raise ValueError(f"{where.remembered} can be no database: {file} is {wrong}{_instead(where)}")
         return
     where.authenticate()
     database = where.uri.startswith(DATABASES)
     error = _within(DEADLINE, _asks_database(where.uri) if database else _asks_server(where.uri))
     if error is None:
         return
-    raise ValueError(f"{_refused(where, error, database)}, or leave {OPTION} out")
+    raise ValueError(f"{_refused(where, error, database)}{_instead(where)}")
+
+
+def _instead(where: Destination) -> str:
+    """What else the user may do, by what named the place."""
+    others = {VARIABLE: f"unset {VARIABLE}", OPTION: f"leave {OPTION} out"}
+    return f", or {others.get(where.named_by, f'give another {OPTION}')}"
 
 
 def _refused(where: Destination, error: Exception, database: bool) -> str:
@@ -34,7 +49,7 @@ def _refused(where: Destination, error: Exception, database: bool) -> str:
         return f"the database {where.remembered} needs a driver ({said}): pip install {package}"
     if database:
         return f"no database can be used at {where.remembered} ({said}): give its password in {OPTION}, start it"
-    if "401" in said or "403" in said:
+    if re.search(r"\b40[13]\b", said):
         return f"the MLflow server at {where.remembered} lets nobody in ({said}): set {USER} and {PASSWORD}"
     return f"no MLflow server answers at {where.remembered} ({said}): start it"
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from model.errors import without_passwords
+from model.errors import SECRET_KEY, without_passwords
 from trainables.records import Records, sqlite_path, sqlite_uri
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -47,6 +47,9 @@ class Destination:
 
 def as_tracking_uri(text: str) -> str:
     """An address of MLflow's, by its form."""
+    user, at, _ = text.partition("://")[2].partition("?")[0].rpartition("@")
+    if at and (text.startswith((*SERVERS, *DATABASES))) and re.search(r"[\s/@]", user):
+        raise argparse.ArgumentTypeError("must have the characters of a password percent-encoded: %40 for @, %2F for /")
     try:
         known = text.startswith((*SERVERS, *DATABASES, SQLITE)) and (urlsplit(text).port or True)
     except ValueError:  # a port that is no number
@@ -93,7 +96,10 @@ def _at(uri: str, records: Records, named_by: str) -> Destination:
             return Destination(None, None, named_by)
         return Destination(sqlite_uri(path), sqlite_uri(path), named_by)
     if uri.startswith(DATABASES):
-        return Destination(uri, re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", uri), named_by)
+        bare = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", uri)
+        address, _, query = bare.partition("?")
+        kept = [part for part in query.split("&") if not re.match(f"{SECRET_KEY}=", part, re.IGNORECASE)]
+        return Destination(uri, "?".join(filter(None, [address, "&".join(kept)])), named_by)
     parts = urlsplit(uri)
     user, at, host = parts.netloc.rpartition("@")
     name, _, password = user.partition(":")

@@ -155,7 +155,7 @@ def test_a_studys_summary_has_it_and_its_first_lines_say_it(half: Path, tmp_path
     _, summary = prepare(run_config(half), data, embedding, str(tmp_path / "cache"), 1, 0, (code_digest(TRIAL), "here"))
     assert (summary["val_overlap"], summary["test_overlap"]) == (0.5, 0.5)
     settings: Any = SimpleNamespace(data=data, embedding=embedding)
-    resources: Any = SimpleNamespace(gpus=0, threads=1, max_concurrent=2)
+    resources: Any = SimpleNamespace(gpus=0, threads=1, max_concurrent=2, limited_by="")
     console = Console(width=200, record=True, file=io.StringIO())
     say_prepared(console, settings, resources, summary)
     assert f"{SEQUENCES}: validation 50.0 %, test 50.0 %" in console.export_text().splitlines()

@@ -103,5 +103,17 @@ def test_a_missing_driver_is_one_sentence(uri: str, package: str) -> None:
     assert "hidden" not in str(refused.value)
 
 
-def test_a_database_of_ones_own_is_not_asked() -> None:
-    ask("sqlite:////nowhere/at/all.db")
+def test_a_database_of_ones_own_is_a_file_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    ask(f"sqlite:///{tmp_path}/new.db")
+    for wrong in (f"sqlite:///{tmp_path}", f"sqlite:///{tmp_path}/nowhere/new.db"):
+        with pytest.raises(ValueError, match=r"can be no database: .* is (a folder|in a folder that is not there)"):
+            ask(wrong)
+
+
+def test_the_remedy_is_that_of_who_named_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead, nowhere = f"http://127.0.0.1:{free_port()}", Records.at(Path("nowhere"))
+    with pytest.raises(ValueError, match=r"or leave --tracking-uri out$"):
+        ask(dead)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead)
+    with pytest.raises(ValueError, match=r"or unset MLFLOW_TRACKING_URI$"):
+        check_destination(destination(None, None, nowhere))

@@ -112,6 +112,23 @@ def test_where_a_studys_runs_went(records: Records, content: object, expected: s
     assert runs_went(records, "s") == expected
 
 
+def test_a_password_in_a_query_is_not_remembered_either(records: Records) -> None:
+    where = destination("postgresql://bob@host/db?password=hidden&connect_timeout=3", None, records)
+    assert where.remembered == "postgresql://bob@host/db?connect_timeout=3"
+    assert where.uri == "postgresql://bob@host/db?password=hidden&connect_timeout=3"
+    assert without_passwords(f"at {where.uri}") == "at postgresql://bob@host/db?password=***&connect_timeout=3"
+    assert destination("mysql://bob@host/db?sslToken=hidden", None, records).remembered == "mysql://bob@host/db"
+
+
+@pytest.mark.parametrize("user", ["bob:hid@den", "bob:hid den", "bob:hid/den"])
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_a_password_must_be_encoded_and_is_not_shown(scheme: str, user: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        as_tracking_uri(f"{scheme}://{user}@host:1/db")
+    assert "%40 for @" in str(refused.value)
+    assert "den" not in str(refused.value)
+
+
 def test_no_sentence_has_a_password() -> None:
     text = "http://ada:one@h/ and postgresql://bob:tw%20o@h:1/d, but not http://h:5000/a@b or mail c:d@e"
     cleaned = "http://ada:***@h/ and postgresql://bob:***@h:1/d, but not http://h:5000/a@b or mail c:d@e"

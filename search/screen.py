@@ -228,12 +228,12 @@ def say_end(
     if cut_off:
         console.print("interrupted: the same command continues this study", style="bold")
     if finished:
-        console.print(f"best configuration: {shown / 'studies' / ledger.name / BEST}")
+        console.print(f"best configuration: {shown / 'studies' / ledger.name / BEST}", soft_wrap=True)
         if (leader := ledger.leader()) and not leader.converged:
             console.print(_at_cap(leader), style="bold")
         if reported:
-            console.print(f"the report:         {shown / 'studies' / ledger.name / HTML}")
+            console.print(f"the report:         {shown / 'studies' / ledger.name / HTML}", soft_wrap=True)
     if where.uri is None:
-        console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}")
+        console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}", soft_wrap=True)
     elif where.uri.startswith("http"):
-        console.print(f"look at the runs:   {where.remembered}")
+        console.print(f"look at the runs:   {where.remembered}", soft_wrap=True)

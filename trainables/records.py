@@ -8,27 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 DEFAULT_ROOT = "mlruns"
 RECORD = "record"  # attribute of a trial in the ledger: the digest of what it left in its file
+SQLITE = ("sqlite:///", "sqlite+pysqlite:///")  # how addresses of SQLite databases begin
 
 
 def sqlite_uri(database: Path) -> str:
-    """The address of an SQLite database for SQLAlchemy, and so for Optuna and MLflow, whatever its path holds.
-
-    Only what SQLAlchemy would read as something else is escaped: MLflow makes a database's folder by the address as it
-    stands.
-    """
+    """The address of an SQLite database for SQLAlchemy, and so for Optuna and MLflow, whatever its path holds."""
     path = str(database.absolute())
-    for character in "%?#{}":  # the escapes' own first; Optuna fills in braces
-        path = path.replace(character, quote(character))
-    return f"sqlite:///{path}"
+    if not set(path) & set("%?#{}"):  # none that SQLAlchemy, or Optuna (braces), would read as something else
+        return f"{SQLITE[0]}{path}"
+    from sqlalchemy.engine import URL
+
+    # MLflow makes the folder that follows sqlite:/// as it is written, escapes and all; not that of a named driver
+    return URL.create("sqlite+pysqlite", database=path).render_as_string()
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The file of such an address, absolute; None where it is no SQLite database's."""
-    if not uri.startswith("sqlite:"):
+    if not uri.startswith(SQLITE):
         return None
     from sqlalchemy.engine import make_url
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SCHEME = "models:/"
 ARTIFACTS = "artifacts"  # beside the database of a records folder
+DEPTH = 5  # of a model there, at least: artifacts/EXPERIMENT/models/ID/artifacts; the last is that of its files
 
 
 @contextmanager
@@ -73,9 +74,9 @@ def _fetch(uri: str, scratch: Path) -> tuple[Path, str]:
         raise ValueError(f"{uri} lies in an MLflow registry: say in which, for example with {example}")
     store = mlflow.get_tracking_uri()
     try:
-        if store.startswith("sqlite:") and (database := Path(make_url(store).database or "")).is_file():
+        if store.startswith("sqlite") and (database := Path(make_url(store).database or "")).is_file():
             if not all(os.access(path, os.W_OK) for path in (database, database.parent)):
-                store = URL.create("sqlite", database=str(snapshot(database, scratch))).render_as_string()
+                store = URL.create("sqlite+pysqlite", database=str(snapshot(database, scratch))).render_as_string()
             client = MlflowClient(store)
             if (found := _beside(database, uri, client)) is not None:
                 return found, _registered(client, uri)
@@ -101,8 +102,8 @@ def _beside(database: Path, uri: str, client: "MlflowClient") -> Path | None:
     if not place.startswith("file:"):
         return None
     parts = Path(local_file_uri_to_path(place)).parts
-    for start, part in enumerate(parts):
+    for start in range(len(parts) - DEPTH + 1):
         folder = database.parent.joinpath(*parts[start:])
-        if part == ARTIFACTS and folder.is_dir():
+        if parts[start] == ARTIFACTS and folder.is_dir():
             return folder
     return None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from model.errors import without_passwords
 from trainables.records import sqlite_path
-from trainables.tracking.destination import DATABASES, OPTION, PASSWORD, SQLITE, USER, VARIABLE, Destination
+from trainables.tracking.destination import DATABASES, OPTION, PASSWORD, USER, VARIABLE, Destination
 
 DEADLINE = 6.0  # seconds in all, and half of it for each step of a request
 DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "mssql": "pyodbc"}  # the packages that MLflow names
@@ -21,9 +21,7 @@ def check_destination(where: Destination) -> None:
     """
     if where.uri is None:
         return
-    if where.uri.startswith(SQLITE):
-        file = sqlite_path(where.uri)
-        assert file is not None
+    if (file := sqlite_path(where.uri)) is not None:
         if file.is_dir() or not file.parent.is_dir():
             wrong = "a folder" if file.is_dir() else "in a folder that is not there"
             raise ValueError(f"{where.remembered} can be no database: {file} is {wrong}{_instead(where)}")

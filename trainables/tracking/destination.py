@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from model.errors import SECRET_KEY, without_passwords
-from trainables.records import Records, sqlite_path, sqlite_uri
+from trainables.records import SQLITE, Records, sqlite_path, sqlite_uri
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 OPTION = "--tracking-uri"
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 SERVERS = ("http://", "https://", "databricks")
 DATABASES = ("postgresql", "mysql", "mssql")
-SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def as_tracking_uri(text: str) -> str:
     if at and (text.startswith((*SERVERS, *DATABASES))) and re.search(r"[\s/@]", user):
         raise argparse.ArgumentTypeError("must have the characters of a password percent-encoded: %40 for @, %2F for /")
     try:
-        known = text.startswith((*SERVERS, *DATABASES, SQLITE)) and (urlsplit(text).port or True)
+        known = text.startswith((*SERVERS, *DATABASES, *SQLITE)) and (urlsplit(text).port or True)
     except ValueError:  # a port that is no number
         known = False
     if not known:

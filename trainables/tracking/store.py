@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -142,7 +143,9 @@ def open_experiment(records: Records, name: str, tracking_uri: str | None, key: 
             where = artifact_uri(records, key, uri)
             return client, client.create_experiment(name, artifact_location=where, tags={**KIND, tag: name}), True
         if found.lifecycle_stage != "active":
-            raise ValueError(f"MLflow's experiment {found.name!r} was deleted: restore it there or give --name")
+            # the UI does not show it any more
+            restore = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore -x {found.experiment_id}"
+            raise ValueError(f"MLflow's experiment {found.name!r} was deleted: bring it back with `{restore}`")
         if tag not in found.tags:
             client.set_experiment_tag(found.experiment_id, tag, name)
     if urlparse(found.artifact_location).scheme == "file":

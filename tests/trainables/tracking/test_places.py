@@ -9,7 +9,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 from permissions import everything
 
-from trainables.records import Records
+from trainables.records import Records, sqlite_path
+from trainables.tracking.destination import as_tracking_uri
 from trainables.tracking.places import FOLDER_TAG, LOCK, InUseElsewhereError, in_use, rewrite
 from trainables.tracking.store import KIND, artifact_uri
 from trainables.tracking.study_runs import Tracker
@@ -162,3 +163,16 @@ def test_names_of_files_fit_into_other_databases(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too long a path for MLflow's database"):
         artifact_uri(Records(Path(f"{root}r")), key, "postgresql://u@h/d")
     assert artifact_uri(Records(Path(f"{root}r")), key, "sqlite:////x.db") is not None
+
+
+@pytest.mark.parametrize("name", ["Jürgen", "a b'c[d]#e{f}", "50%", "a%20b", "what?", "a::b@c"])
+def test_an_address_names_its_database_and_makes_no_other_folder(tmp_path: Path, name: str) -> None:
+    records = Records.at(tmp_path / name)
+    assert sqlite_path(records.tracking_uri) == records.mlflow_database
+    assert sqlite_path(as_tracking_uri(records.tracking_uri)) == records.mlflow_database
+    Tracker(records, "s", "0123")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_address_is_written_as_users_write_it(tmp_path: Path) -> None:
+    assert Records.at(tmp_path / "Jürgen's").tracking_uri == f"sqlite:///{tmp_path}/Jürgen's/mlflow.db"

@@ -325,7 +325,7 @@ def test_a_model_is_loaded_straight_after_its_store_was_moved(
     check_comparable("moved", Records.at(root).tracking_uri, "pydoc")  # it fetches the champion's record
     again = register_model(folder, "moved", Records.at(root).tracking_uri)
     assert (again.version, again.reason) == (1, "already version 1")
-    assert not (tmp_path / "before").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {name, "trained"}  # neither the old place nor another
 
 
 def test_text_is_generated_by_a_model_of_a_store_that_may_only_be_read(make: Make, tmp_path: Path) -> None:
@@ -335,3 +335,18 @@ def test_text_is_generated_by_a_model_of_a_store_that_may_only_be_read(make: Mak
         done = run_obeying(command, env=os.environ | {"MLFLOW_TRACKING_URI": Records.at(root).tracking_uri})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("the")
+
+
+def test_another_model_does_not_stand_in_for_one_whose_files_are_gone(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = moved_store(make, tmp_path, "after")
+    register_model(make(by=1.0), "other", Records.at(root).tracking_uri)
+    client = MlflowClient(Records.at(root).tracking_uri)
+    source = client.get_model_version("moved", "1").source  # models:/ID
+    (gone,) = root.glob(f"artifacts/*/{source.replace(':', '')}")
+    shutil.rmtree(gone)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", Records.at(root).tracking_uri)
+    for uri in (source, "models:/moved@champion"):
+        with pytest.raises(ValueError, match=f"{uri} is no model of this project: it has 0 files|{uri} cannot be had"):
+            load(uri, "cpu")

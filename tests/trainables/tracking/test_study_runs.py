@@ -214,11 +214,14 @@ def test_two_studies_of_one_name_on_one_store_are_two(store: Records, study: str
     assert Tracker(store, study, "theirs").parent == theirs.parent
 
 
-def test_a_deleted_experiment_is_refused_in_a_sentence(store: Records, study: str) -> None:
+def test_a_deleted_experiment_is_refused_with_the_command_that_brings_it_back(store: Records, study: str) -> None:
     tracker = Tracker(store, study, study)
     tracker.client.delete_experiment(tracker.experiment_id)
-    with pytest.raises(ValueError, match=f"experiment '{study}' was deleted: restore it there or give --name"):
+    with pytest.raises(ValueError, match=f"experiment '{study}' was deleted: bring it back with `") as refused:
         Tracker(store, study, study)
+    command = f"{Path(sys.executable).parent}/mlflow".join(str(refused.value).split("`")[1].rsplit("mlflow", 1))
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert Tracker(store, study, study).parent == tracker.parent
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -336,7 +339,7 @@ def test_a_deleted_experiment_is_left_alone_by_the_name_that_it_has_now(store: R
     first = Tracker(store, study, study)
     first.client.rename_experiment(first.experiment_id, f"{study} of May")
     first.client.delete_experiment(first.experiment_id)
-    with pytest.raises(ValueError, match=re.escape(f"'{study} of May' was deleted: restore it there or give --name")):
+    with pytest.raises(ValueError, match=re.escape(f"'{study} of May' was deleted: bring it back with")):
         Tracker(store, study, study)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from model.errors import BadInputError, Exit, told, user_errors, without_passwords
+from model.errors import Exit, UserError, message_of, user_errors, without_passwords
 from model.output import open_standard_files, print_in_any_encoding
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def open_model(args: argparse.Namespace) -> "TextModel":
     """The model that the arguments name.
 
     Raises:
-        BadInputError: there is none.
+        UserError: there is none.
     """
     import torch  # only now: it takes seconds to import
 
@@ -72,8 +72,8 @@ def run(main: Callable[[], None]) -> int:
     except BrokenPipeError:  # `| head`: Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
-    except (BadInputError, OSError) as error:  # OSError: of what is printed, to a full disk
-        print(f"error: {told(error)}", file=sys.stderr)
+    except (UserError, OSError) as error:  # OSError: of what is printed, to a full disk
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return Exit.USER_ERROR
     except KeyboardInterrupt:
         print(file=sys.stderr)

@@ -31,7 +31,7 @@ class StreamContexts:
     weights: ContextPass  # in full precision
     tokens: Tensor  # (N,)
     passes: int  # chunked passes taken
-    residual: float  # largest change of a chunk's start that was let stand
+    residual: float  # residual at termination: largest change of a chunk's start state
     _layers: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -144,7 +144,7 @@ def exact_contexts(
         start: the final context before the first token.  # (D,)
 
     Returns:
-        The contexts, the number of passes, and the largest start change that was let stand.
+        The contexts, the number of passes, and the residual at termination.
     """
     assert tokens.ndim == 1
     assert len(tokens) > 0
@@ -156,7 +156,7 @@ def exact_contexts(
 
 
 def _iterate(scan: _Scan, tolerance: float) -> tuple[int, float]:
-    """Run `scan` until it stands still; passes taken, and the largest change that was let stand."""
+    """Run `scan` until it stands still; passes taken, and the residual at termination."""
     scan.run(slice(None))
     for passes in range(1, MAX_PASSES + 1):
         change = scan.moved()

@@ -25,7 +25,7 @@ class ProjectError(Exception):
     exit_code = Exit.FAILED
 
 
-class BadInputError(ProjectError):
+class UserError(ProjectError):
     """What the user can mend, in one sentence."""
 
     exit_code = Exit.USER_ERROR
@@ -37,7 +37,7 @@ def without_passwords(text: str) -> str:
     return re.sub(rf"([?&]{SECRET_KEY}=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 
-def told(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """What went wrong, without the number that an operating system has for it, and without a password."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return without_passwords(f"{error.filename}: {error.strerror}")
@@ -54,4 +54,4 @@ def user_errors(remedy: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:  # OSError: a path that is too long, a folder that may not be looked into
-        raise BadInputError(f"{told(error)}{remedy and f'; {remedy}'}") from error
+        raise UserError(f"{message_of(error)}{remedy and f'; {remedy}'}") from error

@@ -27,7 +27,7 @@ def main() -> None:
     """Run the command line.
 
     Raises:
-        BadInputError: what the user can mend.
+        UserError: what the user can mend.
     """
     args = _arguments()
     with user_errors():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from model.cli import Parser, add_model, open_model, run
-from model.errors import BadInputError, user_errors
+from model.errors import UserError, user_errors
 from model.text.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ def _prompt(args: argparse.Namespace) -> str | None:
         try:
             return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
-            raise BadInputError(f"the prompt is not UTF-8 ({error.reason})") from None
+            raise UserError(f"the prompt is not UTF-8 ({error.reason})") from None
     if args.prompt is None and not (args.chat and sys.stdin.isatty()):
-        raise BadInputError("give a prompt, or - to read it from standard input; or --chat in a terminal, to talk")
+        raise UserError("give a prompt, or - to read it from standard input; or --chat in a terminal, to talk")
     prompt: str | None = args.prompt
     if prompt is not None and any("\udc80" <= letter <= "\udcff" for letter in prompt):
-        raise BadInputError("the prompt is not UTF-8")  # Python's stand-ins for bytes that are not
+        raise UserError("the prompt is not UTF-8")  # Python's stand-ins for bytes that are not
     return prompt
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     """Run the command line.
 
     Raises:
-        BadInputError: what the user can mend.
+        UserError: what the user can mend.
     """
     args = _arguments()
     with user_errors():
@@ -94,7 +94,7 @@ def main() -> None:
 
     model = open_model(args)
     if args.chat and model.chat is False:
-        raise BadInputError("--chat: this model was trained on plain text, not on conversations; leave --chat out")
+        raise UserError("--chat: this model was trained on plain text, not on conversations; leave --chat out")
     chat = Chat(Continuation(model, sampling))
     if prompt is None:
         _talk(chat)

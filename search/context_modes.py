@@ -3,11 +3,11 @@
 import sys
 
 from search.driver import main
-from search.options import Settings
+from search.options import StudySettings
 from search.spaces import Study, context_modes
 
 
-def study(settings: Settings) -> Study:
+def study(settings: StudySettings) -> Study:
     """The study of a checked command line."""
     return context_modes(settings.base, settings.context_dims)
 

@@ -128,7 +128,7 @@ def _examine_study(
 
 def repair(seen: Diagnosis, records: Records) -> list["Skipped"]:
     """Mend what can be; what could not, and why."""
-    from model.errors import BadInputError
+    from model.errors import UserError
     from search.audit.findings import Skipped
     from search.audit.mending import mend_cache
     from search.audit.store_checks import CACHE
@@ -143,7 +143,7 @@ def repair(seen: Diagnosis, records: Records) -> list["Skipped"]:
         try:
             with study_lock(records.study(name)), in_use(records):
                 _mend_study(seen, load_results(name, records.optuna_database), kinds, records)
-        except (BadInputError, ValueError, OSError) as error:
+        except (UserError, ValueError, OSError) as error:
             skipped.append(Skipped(where=f"study {name}", why=f"not mended: {error}"))
     damaged = [finding for finding in seen.findings if finding.kind == CACHE and finding.repairable]
     return skipped + mend_cache(damaged)

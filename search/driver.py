@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.errors import BadInputError, Exit, user_errors, without_passwords
+from model.errors import Exit, UserError, user_errors, without_passwords
 from model.output import print_without_fail
 from search.execution.environment import set_environment
 from search.ledger.lock import study_lock
-from search.options import Settings, build_parser, check
+from search.options import StudySettings, build_parser, check
 from search.resume import check_content, keep, parse
 from search.spaces import Study
 from trainables.errors import StoppedError, unwritable
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from trainables.tracking.spool import Spool
 
 
-def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) -> int:
+def main(describe: str, make_study: Callable[[StudySettings], Study], sampled: bool) -> int:
     """Run one entry with the process's arguments; the exit code.
 
     0: done. 1: no trial succeeded, or one error (a full disk, say) stopped the study. 2: bad input, in one sentence.
@@ -48,7 +48,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
     try:
         with user_errors():
             if sys.flags.optimize > 1:
-                raise BadInputError("python -OO leaves out the docstrings that Ray needs: start it without -OO")
+                raise UserError("python -OO leaves out the docstrings that Ray needs: start it without -OO")
             args = parse(build_parser(describe, sampled), sys.argv[1:])
             settings = check(args, sampled)
             check_content(args, settings)
@@ -56,7 +56,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
         with user_errors():
             set_environment(settings.address)
         return _run(settings, study, lambda where, folder: keep(args, settings, where, sys.argv[0], folder), interrupts)
-    except BadInputError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USER_ERROR
     except Exception as error:
@@ -70,7 +70,7 @@ def main(describe: str, make_study: Callable[[Settings], Study], sampled: bool) 
 
 
 def _run(
-    settings: Settings, study: Study, keep_options: Callable[[Destination, Path], None], interrupts: Interrupts
+    settings: StudySettings, study: Study, keep_options: Callable[[Destination, Path], None], interrupts: Interrupts
 ) -> int:
     from rich.text import Text
 
@@ -108,7 +108,7 @@ def _run(
 
 
 @contextmanager
-def _ray(settings: Settings, console: "Console") -> "Iterator[Resources]":
+def _ray(settings: StudySettings, console: "Console") -> "Iterator[Resources]":
     """A connection to Ray, and what each trial gets there."""
     import ray
 
@@ -131,7 +131,7 @@ class _StudyRun:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: StudySettings,
         where: Destination,
         ledger: "Ledger",
         console: "Console",
@@ -255,7 +255,7 @@ class _StudyRun:
         """Whether new trials can be compared with those on record; with --accept-code it is tried.
 
         Raises:
-            BadInputError: they may not, and the study was not told to go on.
+            UserError: they may not, and the study was not told to go on.
         """
         from search.continuation import accept, refusal, threads_before, without_replicates
         from search.execution.preparation import repeater
@@ -264,7 +264,7 @@ class _StudyRun:
         said = []
         if (reason := refusal(self.ledger, now)) is not None:
             if not self.settings.accept_code:
-                raise BadInputError(reason)
+                raise UserError(reason)
             with self.console.status("training a trial again, to compare …"):
                 said = accept(self.ledger, self.settings.records, now, repeater(inputs, self.resources))
         self.ledger.digest = now.digest

@@ -28,7 +28,7 @@ DEFAULT_TRIAL_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """A checked command line."""
 
     base: RunConfig  # all that the study does not search
@@ -209,7 +209,7 @@ def _add_resource_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--trial-timeout", type=_minutes, default=DEFAULT_TRIAL_TIMEOUT, metavar="MINUTES", help=silent)
 
 
-def check(args: argparse.Namespace, sampled: bool) -> Settings:
+def check(args: argparse.Namespace, sampled: bool) -> StudySettings:
     """Turn parsed options into settings, looking at files, hub and machine but importing nothing heavy.
 
     Raises:
@@ -224,7 +224,7 @@ def check(args: argparse.Namespace, sampled: bool) -> Settings:
     spec = preset.data if args.data is None else args.data
     samples = args.samples or (preset.samples if spec == preset.data else None)
     base, data, embedding = _base(args, preset, spec, samples, sampled)
-    return Settings(
+    return StudySettings(
         base=base,
         context_dims=args.context_dims or (preset.context_dims if sampled else (preset.context_dim,)),
         trials=args.trials if sampled else 0,

@@ -1,4 +1,4 @@
-"""Looks at this machine and its surroundings before a study starts; imports nothing heavy, starts nothing."""
+"""Preflight checks of this machine and of a cluster, before a study starts; imports nothing heavy, starts nothing."""
 
 import os
 import socket

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.cli import Parser
-from model.errors import BadInputError, Exit, user_errors
+from model.errors import Exit, UserError, user_errors
 from model.output import print_without_fail
 from trainables.errors import OtherVersionError
 from trainables.host.arguments import as_folder
@@ -71,7 +71,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
     from search.findings.plots import all_plots
     from search.ledger.results import SUMMARY
     from search.ledger.study_record import bigram_figures, read_study_record
-    from trainables.inputs.overlap import SEQUENCES, told
+    from trainables.inputs.overlap import SEQUENCES, describe_overlap
 
     summary: dict[str, Any] = results.optuna.user_attrs.get(SUMMARY, {})
     about = read_study_record(records.study_record(results.name))
@@ -100,7 +100,7 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
         "ended": _ended(results),
         "counts": _counts(results),
         "about": about,
-        "overlap": (SEQUENCES, told(about)),
+        "overlap": (SEQUENCES, describe_overlap(about)),
         "versions": {key.removeprefix("version_"): about[key] for key in sorted(about) if key.startswith("version_")},
         "plotly": get_plotlyjs(),
     }
@@ -280,7 +280,7 @@ def main() -> int:
     try:
         with user_errors():
             _report(parser.parse_args())
-    except BadInputError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USER_ERROR
     return Exit.OK

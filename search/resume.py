@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from search.options import Settings
+from search.options import StudySettings
 from trainables.records import Records, write_whole
 from trainables.tracking.destination import Destination
 from trainables.training.studies import OPTIONS
@@ -71,7 +71,7 @@ def _check_entry(parser: argparse.ArgumentParser, entry: str, name: str) -> None
         raise ValueError(f"study {name!r} is continued by `python {shown} --resume {name}`")
 
 
-def check_content(args: argparse.Namespace, settings: Settings) -> None:
+def check_content(args: argparse.Namespace, settings: StudySettings) -> None:
     """Raise ValueError if data or embedding are not what the study that is continued was begun with."""
     if args.resume is None:
         return
@@ -86,7 +86,7 @@ def check_content(args: argparse.Namespace, settings: Settings) -> None:
             )
 
 
-def keep(args: argparse.Namespace, settings: Settings, where: Destination, entry: str, folder: Path) -> None:
+def keep(args: argparse.Namespace, settings: StudySettings, where: Destination, entry: str, folder: Path) -> None:
     """Keep the options of a study in its folder, with paths that hold from every working folder and no password."""
     options = {key: value for key, value in vars(args).items() if key not in OF_ONE_RUN | {"name"}}
     options["tracking_uri"] = where.remembered

@@ -15,10 +15,10 @@ from rich.text import Text
 from search.findings.leaderboard import BEST, failures
 from search.ledger.ledger import Ledger
 from search.ledger.results import METRICS, Configuration, trial_config
-from search.options import Settings
+from search.options import StudySettings
 from search.report import HTML
 from trainables.config import RunConfig
-from trainables.inputs.overlap import SEQUENCES, told
+from trainables.inputs.overlap import SEQUENCES, describe_overlap
 from trainables.metrics import ATTEMPTS, CONVERGENCE, EPOCH_VAL_PPL, PHASE1_SHARED, SWEEP_CONVERGENCE, SWEEPS, VAL_PPL
 from trainables.phases.convergence import MARK, converged, shortfall
 from trainables.tracking.destination import Destination
@@ -171,12 +171,12 @@ class Display:
         return Group(table, Text(footer, style="bold"))
 
 
-def say_prepared(console: Console, settings: Settings, resources: "Resources", summary: dict[str, Any]) -> None:
+def say_prepared(console: Console, settings: StudySettings, resources: "Resources", summary: dict[str, Any]) -> None:
     """On what its trials run."""
     splits = {"train": "training", "val": "validation", "test": "test"}
     tokens = ", ".join(f"{summary[f'{key}_tokens']:,} {name}" for key, name in splits.items())
     console.print(f"data {settings.data.spec}: {tokens} tokens")
-    console.print(f"{SEQUENCES}: {told(summary)}")
+    console.print(f"{SEQUENCES}: {describe_overlap(summary)}")
     bigram = f", validation PPL {summary['bigram_val_ppl']:.2f}" if summary["bigram_val_ppl"] else ""
     size = f"V={summary['vocab_size']:,}, E={summary['embedding_dim']}"
     console.print(f"embedding {settings.embedding.spec}: {size}{bigram}")
@@ -194,7 +194,7 @@ def _at_cap(leader: Configuration) -> str:
 
 def say_end(
     console: Console,
-    settings: Settings,
+    settings: StudySettings,
     where: Destination,
     ledger: Ledger,
     *,

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from model.cli import Parser
-from model.errors import BadInputError, Exit, user_errors
+from model.errors import Exit, UserError, user_errors
 from model.output import print_without_fail
 from trainables.errors import OtherVersionError
 from trainables.host.arguments import as_folder
@@ -88,7 +88,7 @@ def main() -> int:
             if not records.mlflow_database.exists():
                 raise ValueError(f"no MLflow store in {args.mlruns}/ yet: run a study first, or give --mlruns")
             return _open(records, args.port)
-    except BadInputError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USER_ERROR
 

@@ -10,7 +10,7 @@ PHASE1_SHARED = "phase1/shared"  # 1: weights and figures of another run were re
 PHASE1_SAVED = "phase1/seconds_saved"  # where they were reused: those seconds, less what loading its result took
 
 CONTEXT_SWEEPS = "contexts/sweeps"  # passes over the training stream until its contexts stood still
-CONTEXT_RESIDUAL = "contexts/residual"  # largest change that was let stand
+CONTEXT_RESIDUAL = "contexts/residual"  # residual at termination: largest change of a chunk's start state
 
 VAL_PPL = "phase2/val_ppl"  # of the best epoch: the objective of every study
 VAL_ACC = "phase2/val_acc"
@@ -24,10 +24,10 @@ ATTEMPTS = "attempts"  # 2: the GPU's memory was too small for it, but not with 
 TOTAL_PARAMS = "params/total"
 PHASE1_PARAMS = "params/phase1_trained"
 PHASE2_PARAMS = "params/phase2_trained"
-TRAINED_PARAMS = "params/trained"  # in both phases; of a yardstick, all but the table
+TRAINED_PARAMS = "params/trained"  # in both phases; of a baseline, all but the table
 BIGRAM_VAL_PPL = "embedding/bigram_val_ppl"
 
-# Of the models of a contest alone (trainables.baselines.candidate says how they are measured).
+# Of the models of a comparison alone (trainables.baselines.candidate says how they are measured).
 TOKENS_PER_SECOND = "compared/tokens_per_second"  # training tokens times epochs, by a training's seconds
 PEAK_BYTES = "compared/peak_bytes"  # memory of a training
 
@@ -48,6 +48,6 @@ def state_bytes(length: int) -> str:
     return f"compared/state_bytes_{length}"
 
 
-def judged(split: str, figure: str, end: str = "") -> str:
+def split_metric(split: str, figure: str, end: str = "") -> str:
     """A figure of a finished model on a split, e.g. `test/ppl`; `end` is low or high for its interval's ends."""
     return f"{split}/{figure}{'_' + end if end else ''}"

@@ -24,7 +24,7 @@ from trainables.inputs.embeddings import Embedding, load_embedding
 from trainables.inputs.sources import DataSource, EmbeddingSource
 from trainables.phases.phase2 import Checkpoints, Epoch, Phase2Result, Stream, evaluate, fit_phase2, ranks
 from trainables.phases.shared_phase1 import SharedPhase1
-from trainables.progress import Listener, Progress
+from trainables.progress import Progress, ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def prepare_inputs(
 
 
 def _fit_phase2(
-    phase1: SharedPhase1, config: RunConfig, listen: Listener, compute: Compute, checkpoints: Checkpoints | None
+    phase1: SharedPhase1, config: RunConfig, listen: ProgressCallback, compute: Compute, checkpoints: Checkpoints | None
 ) -> Phase2Result:
     """Phase 2's result on what Phase 1 left; the best weights are in its model."""
     assert phase1.train_contexts is not None
@@ -107,10 +107,10 @@ def run(
     inputs: Inputs,
     store: ArtifactStore,
     device: torch.device | str = "cpu",
-    on_progress: Listener = lambda progress: None,
+    on_progress: ProgressCallback = lambda progress: None,
     checkpoints: Checkpoints | None = None,
 ) -> RunResult:
-    """Train one configuration and judge it on the validation split.
+    """Train one configuration and score it on the validation split.
 
     Args:
         inputs: of this very config (`prepare_inputs`).
@@ -153,7 +153,7 @@ def _attempt(
     inputs: Inputs,
     store: ArtifactStore,
     device: torch.device,
-    listen: Listener,
+    listen: ProgressCallback,
     compute: Compute,
     checkpoints: Checkpoints | None,
     again: bool,

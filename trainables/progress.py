@@ -14,4 +14,4 @@ class Progress:
     series: dict[str, float] = field(default_factory=dict)  # metric name (trainables.metrics) -> value at `step`
 
 
-Listener = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]

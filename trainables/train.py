@@ -2,7 +2,7 @@
 
 The same run as the trial's, outside of Ray: with nothing changed, on the same machine, it has the trial's very result.
 It alone looks at the test split. It writes a model folder and a run in MLflow; interrupted, the same command resumes.
-With --baseline the configuration and a GRU or a transformer of its size are trained from nothing and judged alike, in
+With --baseline the configuration and a GRU or a transformer of its size are trained from nothing and scored alike, in
 one table and as runs in MLflow; no model is kept.
 """
 
@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from model.errors import BadInputError, Exit, user_errors
+from model.errors import Exit, UserError, user_errors
 from model.output import print_without_fail
 from trainables.errors import NoResultError
 from trainables.host.digests import TRIAL, code_digest
@@ -19,7 +19,7 @@ from trainables.host.environment import LIBRARIES, set_defaults
 from trainables.host.signals import TerminatedError, interrupt_on_sigterm
 from trainables.tracking.places import in_use
 from trainables.training.model_folder import CODE, ModelFolder
-from trainables.training.options import Settings, parse
+from trainables.training.options import TrainingSettings, parse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,7 @@ def main() -> int:
         else:
             _train(settings, folder)
         return Exit.OK
-    except BadInputError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USER_ERROR
     except NoResultError as error:
@@ -67,19 +67,19 @@ def main() -> int:
         return Exit.TERMINATED if isinstance(error, TerminatedError) else Exit.INTERRUPTED
 
 
-def _compare(settings: Settings) -> None:
+def _compare(settings: TrainingSettings) -> None:
     from trainables.host.console import open_console
 
     console = open_console()
     with console.status("starting …"):
-        from trainables.baselines.comparison import contest
+        from trainables.baselines.comparison import run_comparison
     with ExitStack() as stack:
         with user_errors():
             stack.enter_context(in_use(settings.records))
-        contest(settings, console)
+        run_comparison(settings, console)
 
 
-def _train(settings: Settings, folder: ModelFolder) -> None:
+def _train(settings: TrainingSettings, folder: ModelFolder) -> None:
     from trainables.host.console import open_console
 
     console = open_console()
@@ -104,7 +104,7 @@ def _train(settings: Settings, folder: ModelFolder) -> None:
         _register(settings, settings.register, console)
 
 
-def _say_end(settings: Settings, record: dict[str, Any], comparison: "Text", console: "Console") -> None:
+def _say_end(settings: TrainingSettings, record: dict[str, Any], comparison: "Text", console: "Console") -> None:
     from trainables import metrics as names
     from trainables.phases.convergence import shortfall
     from trainables.training.view import result_table
@@ -125,7 +125,7 @@ def _say_end(settings: Settings, record: dict[str, Any], comparison: "Text", con
     console.print(f'generate text: python model/generate.py {folder} "…"{chat}', soft_wrap=True)
 
 
-def _register(settings: Settings, name: str, console: "Console") -> None:
+def _register(settings: TrainingSettings, name: str, console: "Console") -> None:
     from trainables.tracking.registry import register_model
 
     uri = settings.destination.uri or settings.records.tracking_uri

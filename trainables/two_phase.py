@@ -155,7 +155,7 @@ def repeat(
     return result.metrics, result.val_documents.nats
 
 
-def prepare(
+def prepare_study(
     config: RunConfig,
     data: "DataSource",
     embedding: "EmbeddingSource",

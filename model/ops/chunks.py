@@ -31,7 +31,7 @@ class Chunks:
     activation_bytes: int = 1 << 22  # of one activation of a Phase-1 pass: what a CPU's cache holds
     context_rows: int = 262_144  # positions whose intermediate context layers are computed together
     logits: int = 1 << 26  # on a GPU enough rows for full-speed products
-    eval_rows: int = 8_192  # positions judged together
+    eval_rows: int = 8_192  # positions scored together
 
     @classmethod
     def of(cls, device_type: str) -> "Chunks":

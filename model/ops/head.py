@@ -10,7 +10,7 @@ COLUMNS = 64  # the vocabulary is padded to a multiple: odd sizes take bf16 prod
 
 
 class FrozenHead:
-    """`logits = hidden @ table.T` for losses, judgements and gradients of `hidden`."""
+    """`logits = hidden @ table.T` for losses, scores and gradients of `hidden`."""
 
     def __init__(self, table: Tensor, compute: Compute) -> None:
         """Lay the table (V, E) out for products; it is not copied where it already is."""

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
-from model.errors import told
+from model.errors import message_of
 from model.language_model import LanguageModel
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -110,7 +110,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> LanguageMode
     try:
         return _read_weights(read_config(folder), folder / WEIGHTS, device)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no usable model folder: {told(error)}") from error
+        raise ValueError(f"{folder} is no usable model folder: {message_of(error)}") from error
     except Exception as error:  # safetensors raises a type of its own, derived from Exception alone
         if type(error).__name__ != "SafetensorError":
             raise

@@ -111,7 +111,7 @@ class TextModel:
         Raises:
             ValueError: `text` has no token.
         """
-        losses, _ = self._judge(self._stream([text])[0])
+        losses, _ = self._score(self._stream([text])[0])
         return -losses.cpu()
 
     def next_tokens(self, text: str, k: int = 10) -> list[NextToken]:
@@ -164,7 +164,7 @@ class TextModel:
             raise ValueError("a text of one token cannot be scored: its first token has none before it")
         if num_bytes == 0:
             raise ValueError("a text of one character cannot be scored: its first token is a part of it")
-        losses, correct = (values.double() for values in self._judge(stream))
+        losses, correct = (values.double() for values in self._score(stream))
         return Score(
             ppl=float(losses.mean().exp()),
             accuracy=float(correct.mean()),
@@ -239,16 +239,16 @@ class TextModel:
             yield piece, contexts
 
     @full_products()
-    def _judge(self, stream: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(self, stream: Tensor) -> tuple[Tensor, Tensor]:
         """Losses in nats and hits of the targets `stream[1:]`.  # (N-1,) float, (N-1,) bool"""
         model, begin = self.network, 1
         targets = stream.to(model.table.device)
         losses, correct = [model.table.new_empty(0)], [targets.new_empty(0, dtype=torch.bool)]
         for piece, contexts in self._contexts(stream[:-1], self.zero_state()):
             hidden = self._token_pass.forward(piece, contexts.read(model.config.reads))
-            judged = self._head.scores(hidden, targets[begin : begin + len(piece)])
-            losses.append(judged[0])
-            correct.append(judged[1])
+            scored = self._head.scores(hidden, targets[begin : begin + len(piece)])
+            losses.append(scored[0])
+            correct.append(scored[1])
             begin += len(piece)
         return torch.cat(losses), torch.cat(correct)
 

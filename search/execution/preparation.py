@@ -5,31 +5,33 @@ from typing import Any
 
 import ray
 
-from model.errors import BadInputError
+from model.errors import UserError
 from search.execution.cluster import Resources
-from search.options import Settings
+from search.options import StudySettings
 from trainables.config import RunConfig
 from trainables.errors import OtherCodeError
 from trainables.host.digests import ROOT, TRIAL, code_digest
 from trainables.host.machine import usable_cpus
-from trainables.two_phase import prepare, repeat
+from trainables.two_phase import prepare_study, repeat
 
 
-def start_preparing(settings: Settings, base: RunConfig, resources: Resources) -> Any:
+def start_preparing(settings: StudySettings, base: RunConfig, resources: Resources) -> Any:
     """References to the inputs and to what the driver wants to know of them."""
     # Nothing else computes meanwhile: on this machine it may use every core that this process may.
     threads = resources.threads if settings.address else usable_cpus()
-    task = ray.remote(prepare).options(num_cpus=resources.cpus, num_gpus=resources.gpus, num_returns=2, max_retries=2)
+    task = ray.remote(prepare_study).options(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, num_returns=2, max_retries=2
+    )
     own_code = code_digest(TRIAL), str(ROOT)
     arguments = (settings.data, settings.embedding, str(settings.records.cache), threads, resources.gpus, own_code)
     return task.remote(base, *arguments)
 
 
-def prepared(settings: Settings, refs: Any) -> tuple[Any, dict[str, Any]]:
+def prepared(settings: StudySettings, refs: Any) -> tuple[Any, dict[str, Any]]:
     """A reference to the inputs, and what the driver wants to know of them.
 
     Raises:
-        BadInputError: they cannot be made.
+        UserError: they cannot be made.
     """
     inputs, summary = refs
     try:
@@ -40,10 +42,10 @@ def prepared(settings: Settings, refs: Any) -> tuple[Any, dict[str, Any]]:
         return ray.put(ray.get(inputs)), ray.get(summary)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError | OtherCodeError):
-            raise BadInputError(str(error.cause)) from error
+            raise UserError(str(error.cause)) from error
         raise
     except ray.exceptions.WorkerCrashedError as error:
-        raise BadInputError("the process that prepares the inputs died; is there enough memory for them?") from error
+        raise UserError("the process that prepares the inputs died; is there enough memory for them?") from error
 
 
 def repeater(

@@ -11,7 +11,7 @@ import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from search.execution.searcher import LedgerSearcher, Unpickled
+from search.execution.searcher import LedgerSearcher, PicklesEmpty
 from search.findings.leaderboard import trial_name
 from search.ledger.ledger import MAX_FAILURES, Ledger
 from search.ledger.records import TrialRecord, write_trial_record
@@ -62,7 +62,7 @@ def _remembered(method: Method) -> Method:
     return cast(Method, call)
 
 
-class Recorder(Unpickled, Callback):
+class Recorder(PicklesEmpty, Callback):
     """Writes what happens to each trial into its record, the ledger, MLflow and the display, in that order."""
 
     def __init__(
@@ -139,7 +139,7 @@ class Recorder(Unpickled, Callback):
             best = min(self._best.get(number, (value, epoch)), (value, epoch))
             self._best[number] = best
             reason = self._ledger.epoch(number, epoch, value, result[PROVENANCE])
-            # The epoch after which the trial ends by itself is not judged: nothing is left to be saved.
+            # The epoch after which the trial ends by itself is not scored: nothing is left to be saved.
             if reason and epoch < result[TOTAL] and epoch - best[1] < patience:
                 self._stopped.setdefault(number, reason)
         return number in self._stopped

@@ -10,14 +10,14 @@ from search.ledger.ledger import Assignment, Ledger
 from trainables.two_phase import PROFILE
 
 
-class Unpickled:
+class PicklesEmpty:
     """Tune pickles its searcher and callbacks to be able to restore itself; ours restore from the ledger."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class LedgerSearcher(Unpickled, Searcher):
+class LedgerSearcher(PicklesEmpty, Searcher):
     """Hands the ledger's next configuration to Tune. It is told nothing: the callback tells the ledger."""
 
     def __init__(self, ledger: Ledger, profile: Path | None, budgets: Budgets) -> None:

@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 
 from search.execution.cluster import Resources
 from search.execution.recorder import Recorder
-from search.execution.searcher import LedgerSearcher, Unpickled
+from search.execution.searcher import LedgerSearcher, PicklesEmpty
 from search.ledger.budgets import Budgets
 from search.ledger.ledger import Ledger
 from search.screen import Display
@@ -39,7 +39,7 @@ class Outcome:
     bug: str | None  # the error of the last trials, if that is why no more were asked for
 
 
-class _Stopper(Unpickled, tune.Stopper):
+class _Stopper(PicklesEmpty, tune.Stopper):
     """Asks the recorder about each report."""
 
     def __init__(self, recorder: Recorder) -> None:

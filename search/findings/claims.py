@@ -45,8 +45,8 @@ def evaluate(evidence: list[Evidence]) -> list[Claim]:
     by_cells = _cells(evidence, by_hash)
     checks: tuple[tuple[str, str, list[Claim]], ...] = (
         (LAYERWISE, "C2T2 layerwise and final_only at one D", _layerwise(evidence, by_hash)),
-        (FIRST_CELL, ALL_CELLS, [_judge(FIRST_CELL, where, _first_cell, cells) for where, cells in by_cells]),
-        (AVOID, ALL_CELLS, [_judge(AVOID, where, _avoid, cells) for where, cells in by_cells]),
+        (FIRST_CELL, ALL_CELLS, [_claim(FIRST_CELL, where, _first_cell, cells) for where, cells in by_cells]),
+        (AVOID, ALL_CELLS, [_claim(AVOID, where, _avoid, cells) for where, cells in by_cells]),
         (HALF, "C=1 and C=2 at one D, both converged", _half(evidence)),
     )
     found = []
@@ -78,7 +78,7 @@ def _layerwise(evidence: list[Evidence], by_hash: By) -> list[Claim]:
         better, worse = (_at(base, by_hash, 2, 2, mode) for mode in ("layerwise", "final_only"))
         if better and worse:
             pair = {(0, 0): better, (0, 1): worse}
-            found.append(_judge(LAYERWISE, f"D={dim}", lambda c: _beats(c[0, 0], [c[0, 1]]), pair))
+            found.append(_claim(LAYERWISE, f"D={dim}", lambda c: _beats(c[0, 0], [c[0, 1]]), pair))
     return found
 
 
@@ -93,7 +93,7 @@ def _cells(evidence: list[Evidence], by_hash: By) -> list[tuple[str, Cells]]:
     return found
 
 
-def _judge(text: str, where: str, verdict: Callable[[Cells], tuple[str, str]], cells: Cells) -> Claim:
+def _claim(text: str, where: str, verdict: Callable[[Cells], tuple[str, str]], cells: Cells) -> Claim:
     missing = [e for e in cells.values() if e.losses is None or len(e.losses.targets) < 2]
     if missing:
         return Claim(text, where, NOT_TESTED, next((e.lacks for e in missing if e.contradicted), NO_LOSSES))

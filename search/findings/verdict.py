@@ -1,7 +1,7 @@
 """Which configuration is better, and how sure is that: pure functions on arrays.
 
 A configuration is its validation losses summed by unit (documents that are independent of each other,
-`trainables.evaluation.intervals`), one row for each seed it was run with. Configurations of a study are judged on the
+`trainables.evaluation.intervals`), one row for each seed it was run with. Configurations of a study are scored on the
 same documents, so differences are taken unit by unit.
 
 Two things could have been others: the documents and the seeds. With K seeds s and n units d the loss of a

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from model.errors import BadInputError
+from model.errors import UserError
 
 
 def is_held(lock: Path) -> bool:
@@ -48,7 +48,7 @@ def study_lock(folder: Path) -> Iterator[None]:
             who = holder.read_text().strip()
         except OSError:  # it begins or ends just now
             who = "another process"
-        raise BadInputError(f"study {folder.name!r} is being run by {who}") from None
+        raise UserError(f"study {folder.name!r} is being run by {who}") from None
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from search.options import Settings
+from search.options import StudySettings
 from search.spaces import Study
 from trainables.host.provenance import package_version
 from trainables.records import write_whole
@@ -16,13 +16,15 @@ HISTORY = "history"  # in the record: a list with an entry for each run of the s
 TRIALS = "trials"  # in each of them: numbers of the trials that ended for good while it ran
 
 
-def study_record(settings: Settings, study: Study, command: str, typed: str, summary: dict[str, Any]) -> dict[str, Any]:
+def study_record(
+    settings: StudySettings, study: Study, command: str, typed: str, summary: dict[str, Any]
+) -> dict[str, Any]:
     """All that is known when a study starts or goes on.
 
     Args:
         command: which the study was begun by.
         typed: the command of this run.
-        summary: of its inputs (`two_phase.prepare`) and of what it runs on, as the ledger keeps it.
+        summary: of its inputs (`two_phase.prepare_study`) and of what it runs on, as the ledger keeps it.
     """
     return {
         "command": command,

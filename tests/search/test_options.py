@@ -17,7 +17,7 @@ from permissions import obey_permissions
 from safetensors.numpy import save_file
 from servers import answering
 
-from search.options import DEFAULT_SAMPLER, Settings, build_parser, check
+from search.options import DEFAULT_SAMPLER, StudySettings, build_parser, check
 from search.preflight import ANSWERS_WITHIN
 from search.presets import PRESETS
 
@@ -278,7 +278,7 @@ def test_a_grid_offers_all_options_but_those_of_a_sampler() -> None:
     assert grid - sampled == set()
 
 
-def settings(cwd: Path, *arguments: str, sampled: bool = True) -> Settings:
+def settings(cwd: Path, *arguments: str, sampled: bool = True) -> StudySettings:
     parsed = build_parser("x", sampled).parse_args(["--mlruns", str(cwd / "records"), *arguments])
     return check(parsed, sampled)
 

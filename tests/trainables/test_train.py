@@ -261,7 +261,7 @@ def test_a_champion_that_cannot_be_compared_is_told_before_the_training(
     other = str(config_file.parent / "other")
     options = ("--bigram-vocab-size", "270", "--out", other, "--register", "chat")
     assert train(monkeypatch, config_file, *options) == 2
-    assert "was judged on other validation data or by another tokenizer" in capsys.readouterr().err
+    assert "was scored on other validation data or by another tokenizer" in capsys.readouterr().err
     assert not Path(other).exists()
     assert train(monkeypatch, config_file, *options, "--force") == 0
     assert "chat version 2, the champion: forced" in capsys.readouterr().out.replace("\n", " ")
@@ -319,7 +319,7 @@ def test_a_damaged_state_is_a_sentence(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("trainables.training.run.judge_splits", stop)
+        interrupted.setattr("trainables.training.run.score_splits", stop)
         assert train(monkeypatch, config_file) == 130
     state = model_folder(config_file) / WORK / EPOCHS
     content = state.read_bytes()

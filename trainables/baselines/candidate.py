@@ -1,4 +1,4 @@
-"""One model of a contest: trained from nothing in this process, timed and weighed, and judged as any trained model.
+"""One model of a comparison: trained from nothing in this process, timed and weighed, and scored as any trained model.
 
 All are measured alike. Each has a process of its own, and there the same training once before with a single epoch: what
 is made at a first call (kernels, libraries' plans) is in nobody's seconds. Seconds are those of the whole training,
@@ -22,7 +22,7 @@ from trainables import metrics as names
 from trainables.baselines.fit import fit_baseline
 from trainables.cache import ArtifactStore
 from trainables.config import RunConfig
-from trainables.evaluation.evaluate import Judgement, judge_splits, judged_metrics
+from trainables.evaluation.evaluate import SplitScores, score_metrics, score_splits
 from trainables.host.devices import choose_device
 from trainables.metrics import STATE_LENGTHS
 from trainables.phases.convergence import with_converged
@@ -34,19 +34,19 @@ TWO_PHASE = "two-phase"
 STATUS = Path("/proc/self/status")
 
 Points = list[tuple[str, int, float]]  # of curves: name (trainables.metrics), step, value
-Listener = Callable[[Points], None]
+ProgressCallback = Callable[[Points], None]
 
 
 @dataclass(frozen=True)
-class Contender:
-    """What training and judging one model gave."""
+class ComparedModel:
+    """What training and scoring one model gave."""
 
     kind: str  # `TWO_PHASE` or one of `trainables.baselines.networks.MODELS`
     shape: str  # its sizes, in a word
     rate: float  # Phase 2's learning rate
     rates: tuple[float, ...]  # all that were tried
-    metrics: dict[str, float]  # by the names of trainables.metrics, those of a trained model and of a contest
-    test: Judgement
+    metrics: dict[str, float]  # by the names of trainables.metrics, those of a trained model and of a comparison
+    test: SplitScores
     points: Points  # its curves
 
 
@@ -56,15 +56,15 @@ class _Trained:
 
     shape: str
     metrics: dict[str, float]
-    evaluate: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # as `judge.judge_splits` wants it
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # as `evaluate.score_splits` wants it
     state_bytes: Callable[[Tensor], list[int]]  # of a sequence in generation, behind each of `STATE_LENGTHS`
 
 
-def contend(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> Contender:
-    """Train and judge one model in this process, and tell how it goes.
+def train_and_score(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> ComparedModel:
+    """Train and score one model in this process, and tell how it goes.
 
     Args:
-        config: a yardstick takes its sizes, seed and Phase 2, the learning rate included.
+        config: a baseline takes its sizes, seed and Phase 2, the learning rate included.
 
     Raises:
         NoResultError: a loss is not finite, Phase 1 collapsed, or the GPU's memory is too small.
@@ -87,16 +87,16 @@ def contend(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: 
     began = time.perf_counter()
     trained = _train(kind, config, inputs, device, listen)
     seconds, peak = time.perf_counter() - began, memory.peak()
-    judged = judge_splits(inputs.corpus, device, trained.evaluate)
+    scored = score_splits(inputs.corpus, device, trained.evaluate)
     sizes = trained.state_bytes(_sequence(inputs, device))
-    metrics = trained.metrics | judged_metrics(judged, inputs.corpus, len(inputs.embedding.table))
+    metrics = trained.metrics | score_metrics(scored, inputs.corpus, len(inputs.embedding.table))
     metrics[names.TOTAL_SECONDS] = seconds
     metrics[names.TOKENS_PER_SECOND] = len(inputs.corpus.train.tokens) * metrics[names.EPOCHS] / seconds
     metrics |= {names.state_bytes(length): float(size) for length, size in zip(STATE_LENGTHS, sizes, strict=True)}
     if peak is not None:
         metrics[names.PEAK_BYTES] = float(peak)
     rate = config.phase2.learning_rate
-    return Contender(kind, trained.shape, rate, (rate,), metrics, judged["test"], points)
+    return ComparedModel(kind, trained.shape, rate, (rate,), metrics, scored["test"], points)
 
 
 class _Memory:
@@ -135,11 +135,11 @@ def _sequence(inputs: Inputs, device: str) -> Tensor:
     return tokens[torch.arange(max(STATE_LENGTHS), device=device) % len(tokens)]
 
 
-def _train(kind: str, config: RunConfig, inputs: Inputs, device: str, listen: Listener) -> _Trained:
-    return (_two_phase if kind == TWO_PHASE else _yardstick)(kind, config, inputs, device, listen)
+def _train(kind: str, config: RunConfig, inputs: Inputs, device: str, listen: ProgressCallback) -> _Trained:
+    return (_two_phase if kind == TWO_PHASE else _baseline)(kind, config, inputs, device, listen)
 
 
-def _two_phase(kind: str, config: RunConfig, inputs: Inputs, device: str, listen: Listener) -> _Trained:
+def _two_phase(kind: str, config: RunConfig, inputs: Inputs, device: str, listen: ProgressCallback) -> _Trained:
     """The two-phase model; its Phase 1 is never taken from a cache."""
 
     def on_progress(progress: Progress) -> None:
@@ -162,8 +162,8 @@ def _two_phase(kind: str, config: RunConfig, inputs: Inputs, device: str, listen
     )
 
 
-def _yardstick(kind: str, config: RunConfig, inputs: Inputs, device: str, listen: Listener) -> _Trained:
-    """A yardstick of the two-phase model's size."""
+def _baseline(kind: str, config: RunConfig, inputs: Inputs, device: str, listen: ProgressCallback) -> _Trained:
+    """A baseline of the two-phase model's size."""
 
     def on_epoch(epoch: Epoch) -> None:
         series = ((names.EPOCH_TRAIN_PPL, epoch.train_ppl), (names.EPOCH_VAL_PPL, epoch.val_ppl))

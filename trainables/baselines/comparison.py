@@ -1,6 +1,6 @@
-"""A two-phase model and its yardsticks: each training in a process of its own, all on record in MLflow.
+"""A two-phase model and its baselines: each training in a process of its own, all on record in MLflow.
 
-A yardstick is trained once for each learning rate, and the best by validation loss counts: more than the two-phase
+A baseline is trained once for each learning rate, and the best by validation loss counts: more than the two-phase
 model is given.
 """
 
@@ -16,33 +16,33 @@ from rich.console import Console
 
 from model.errors import user_errors
 from trainables import metrics as names
-from trainables.baselines.candidate import TWO_PHASE, Contender, contend
+from trainables.baselines.candidate import TWO_PHASE, ComparedModel, train_and_score
 from trainables.config import RunConfig
 from trainables.errors import DivergedError, NoResultError
 from trainables.pipeline import Inputs
 from trainables.tracking.model_runs import ModelRun
 from trainables.tracking.study_runs import ROLE_TAG
-from trainables.training.options import Settings
-from trainables.training.run import params_and_tags, prepare, say_start, trial_of
-from trainables.training.view import contest_table
+from trainables.training.options import TrainingSettings
+from trainables.training.run import params_and_tags, prepare_training, say_start, trial_of
+from trainables.training.view import comparison_table
 
-LEARNING_RATES = (0.0005, 0.001, 0.002, 0.004)  # of a yardstick
+LEARNING_RATES = (0.0005, 0.001, 0.002, 0.004)  # of a baseline
 FURTHER = 6  # times that they are halved or doubled where the best is at an end
 
 
-def contest(settings: Settings, console: Console) -> list[Contender]:
-    """Train the configuration and the yardsticks of `settings`, and show them in one table; no model is kept.
+def run_comparison(settings: TrainingSettings, console: Console) -> list[ComparedModel]:
+    """Train the configuration and the baselines of `settings`, and show them in one table; no model is kept.
 
     Raises:
-        BadInputError: what the user can mend.
+        UserError: what the user can mend.
         NoResultError: a model diverged, collapsed or does not fit, or its process died; those before it are shown.
     """
     with user_errors():
         mlflow = ModelRun(settings.records, settings.destination.uri, console.print)
-        place, inputs, _ = prepare(settings, console)
+        place, inputs, _ = prepare_training(settings, console)
         params, tags = params_and_tags(settings, place, inputs, trial_of(settings, mlflow))
     say_start(settings, place, inputs, console)
-    found: list[Contender] = []
+    found: list[ComparedModel] = []
 
     def start(kind: str, shape: str, own: dict[str, object]) -> bool:
         role = f"compared: {kind}"
@@ -55,7 +55,7 @@ def contest(settings: Settings, console: Console) -> list[Contender]:
 
     try:
         kinds = [TWO_PHASE, *settings.baselines]
-        for each in contenders(settings.config, inputs, kinds, float(place.device == "cuda"), place.threads):
+        for each in compared(settings.config, inputs, kinds, float(place.device == "cuda"), place.threads):
             found.append(each)
             own = {"shape": each.shape, "phase2_learning_rate": each.rate, "learning_rates_tried": each.rates}
             if start(each.kind, each.shape, own):
@@ -69,21 +69,21 @@ def contest(settings: Settings, console: Console) -> list[Contender]:
         raise
     finally:
         if found:  # those before an error were trained for nothing otherwise
-            console.print(contest_table(found))
+            console.print(comparison_table(found))
     return found
 
 
-def contenders(
+def compared(
     config: RunConfig, inputs: Inputs, kinds: Sequence[str], gpus: float, threads: int
-) -> Iterator[Contender]:
-    """One model after the other, a yardstick with its best learning rate.
+) -> Iterator[ComparedModel]:
+    """One model after the other, a baseline with its best learning rate.
 
     Raises:
         NoResultError: a model diverged, collapsed or does not fit, or its process died.
     """
     for kind in kinds:
 
-        def attempt(rate: float, kind: str = kind) -> Contender:
+        def attempt(rate: float, kind: str = kind) -> ComparedModel:
             return _alone(kind, config.replace(phase2_learning_rate=rate), inputs, gpus, threads)
 
         try:
@@ -92,7 +92,7 @@ def contenders(
             raise NoResultError(f"{kind}: {error}") from None
 
 
-def best_of_rates(attempt: Callable[[float], Contender]) -> Contender:
+def best_of_rates(attempt: Callable[[float], ComparedModel]) -> ComparedModel:
     """The best by validation PPL of `LEARNING_RATES`, and beyond them while the best is the lowest or highest tried.
 
     Beyond an end rates are halved or doubled, `FURTHER` times at most. One that diverges is worse than any other.
@@ -100,11 +100,11 @@ def best_of_rates(attempt: Callable[[float], Contender]) -> Contender:
     Raises:
         DivergedError: with each of the rates.
     """
-    tried: dict[float, Contender | None] = {}
+    tried: dict[float, ComparedModel | None] = {}
 
     def ppl(rate: float) -> float:
-        contender = tried[rate]
-        return float("inf") if contender is None else contender.metrics[names.VAL_PPL]
+        model = tried[rate]
+        return float("inf") if model is None else model.metrics[names.VAL_PPL]
 
     waiting = list(LEARNING_RATES)
     while waiting:
@@ -123,8 +123,8 @@ def best_of_rates(attempt: Callable[[float], Contender]) -> Contender:
     return replace(kept, rates=rates)
 
 
-def _alone(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> Contender:
-    """`contend` in a fresh process: what a training leaves in memory or has made once is not another's."""
+def _alone(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> ComparedModel:
+    """`train_and_score` in a fresh process: what a training leaves in memory or has made once is not another's."""
     spawn = multiprocessing.get_context("spawn")
     receive, send = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_hand_over, args=(send, kind, config, inputs, gpus, threads), daemon=True)
@@ -140,14 +140,14 @@ def _alone(kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: i
         process.join()
     if isinstance(found, Exception):
         raise found
-    contender: Contender = found
-    return contender
+    model: ComparedModel = found
+    return model
 
 
 def _hand_over(send: Connection, kind: str, config: RunConfig, inputs: Inputs, gpus: float, threads: int) -> None:
-    """What `contend` returns, or why there is nothing, to the process that waits for it."""
+    """What `train_and_score` returns, or why there is nothing, to the process that waits for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits ends this one
     try:
-        send.send(contend(kind, config, inputs, gpus, threads))
+        send.send(train_and_score(kind, config, inputs, gpus, threads))
     except NoResultError as error:
         send.send(error)

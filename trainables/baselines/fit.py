@@ -1,6 +1,6 @@
-"""Training of the yardsticks: as Phase 2 where that is possible.
+"""Training of the baselines: as Phase 2 where that is possible.
 
-They see the same stream and table, as many positions a step, the same Adam, clip, epochs and patience, and are judged
+They see the same stream and table, as many positions a step, the same Adam, clip, epochs and patience, and are scored
 on every next token.
 """
 
@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", message="RNN module weights are not part of si
 
 @dataclass(frozen=True)
 class FittedBaseline:
-    """A yardstick with its best epoch's weights."""
+    """A baseline with its best epoch's weights."""
 
     model: Baseline
     head: FrozenHead
@@ -56,14 +56,14 @@ def _precision(head: FrozenHead, tokens: Tensor) -> torch.autocast:
 
 @torch.no_grad()
 def _over(
-    model: Baseline, tokens: Tensor, head: FrozenHead, judge: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    model: Baseline, tokens: Tensor, head: FrozenHead, score: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """What `judge` makes of hidden states (n, E) and targets (n,), for every target of a stream."""
+    """What `score` makes of hidden states (n, E) and targets (n,), for every target of a stream."""
     found, start = [], 0
     with _precision(head, tokens):
         for hidden in model.over(tokens[:-1], head.compute.chunks.eval_rows):
             stop = start + len(hidden)
-            found.append(judge(head.compute.operand(hidden), tokens[start + 1 : stop + 1]))
+            found.append(score(head.compute.operand(hidden), tokens[start + 1 : stop + 1]))
             start = stop
     assert start == len(tokens) - 1
     return tuple(map(torch.cat, zip(*found, strict=True)))
@@ -113,13 +113,13 @@ def fit_baseline(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     compute: Compute | None = None,
 ) -> FittedBaseline:
-    """Train a yardstick with as many parameters as `like` trains in both phases, or a few more.
+    """Train a baseline with as many parameters as `like` trains in both phases, or a few more.
 
     Args:
         kind: one of `MODELS`.
         like: on the device that is to be used; its table is taken, nothing of it is changed.
         train: token ids.  # (N,) int64
-        validation: judged whole after each epoch.
+        validation: scored whole after each epoch.
         config: as of Phase 2.
         seed: of the initial weights and of the order of windows.
         on_epoch: called after every epoch.

@@ -1,4 +1,4 @@
-"""Yardsticks: a GRU and a causal transformer on the same frozen table and head, with no fewer trained parameters.
+"""Baselines: a GRU and a causal transformer on the same frozen table and head, with no fewer trained parameters.
 
 Both are made of torch's modules and stand between the embedded tokens and the tied head, `logits = hidden @ table.T`.
 """

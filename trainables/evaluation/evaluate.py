@@ -11,15 +11,15 @@ from torch import Tensor
 from trainables.evaluation.intervals import Interval, merged, ratio_interval, share_interval, transformed
 from trainables.evaluation.ngrams import bigram_losses, unigram_losses
 from trainables.inputs.corpus import Corpus, Split
-from trainables.metrics import judged
+from trainables.metrics import split_metric
 
-SPLITS = ("validation", "test")  # what a finished model is judged on
-UNITS = "documents"  # of a judged split: how many independent ones its intervals are over
+SPLITS = ("validation", "test")  # what a finished model is scored on
+UNITS = "documents"  # of a scored split: how many independent ones its intervals are over
 TOP = 5  # a target among the so many most likely tokens is a hit of `top5`
 
 
 @dataclass(frozen=True)
-class Judgement:
+class SplitScores:
     """Figures of one model on one split; an interval's ends are NaN where a single document has targets."""
 
     ppl: Interval  # exp of the mean loss over targets
@@ -36,21 +36,21 @@ class Judgement:
         return len(np.unique(self.units[self.targets > 0]))
 
     def metrics(self, split: str) -> dict[str, float]:
-        """All figures by name (`metrics.judged`), with their intervals' ends where there are any."""
+        """All figures by name (`metrics.split_metric`), with their intervals' ends where there are any."""
         found: dict[str, float] = {}
         for field in fields(self)[:4]:
             found |= interval_metrics(split, field.name, getattr(self, field.name))
-        return found | {judged(split, UNITS): float(self.num_units)}
+        return found | {split_metric(split, UNITS): float(self.num_units)}
 
 
 def interval_metrics(split: str, figure: str, interval: Interval) -> dict[str, float]:
     """A figure of a split, and its interval's ends where it has any, by name."""
     ends = {"": interval.value, "low": interval.low, "high": interval.high}
-    return {judged(split, figure, end): value for end, value in ends.items() if math.isfinite(value)}
+    return {split_metric(split, figure, end): value for end, value in ends.items() if math.isfinite(value)}
 
 
-def judge(split: Split, losses: np.ndarray, correct: np.ndarray, top5: np.ndarray) -> Judgement:
-    """Judge a model by what it made of each target `tokens[1:]` of `split`.
+def score_split(split: Split, losses: np.ndarray, correct: np.ndarray, top5: np.ndarray) -> SplitScores:
+    """Score a model by what it made of each target `tokens[1:]` of `split`.
 
     Intervals are over documents; those of the same tokens count as one.
     Without a target (a stream's first document, if it is one token long) a document is no part of the figures.
@@ -63,7 +63,7 @@ def judge(split: Split, losses: np.ndarray, correct: np.ndarray, top5: np.ndarra
     nats, targets = split.by_document(losses)
     counts = [split.by_document(each)[0] for each in (correct, top5)]
     each = _by_unit(split.units, np.stack([nats, *counts, split.document_bytes]), targets)
-    return Judgement(
+    return SplitScores(
         ppl=transformed(ratio_interval(each[0], each[-1]), math.exp),
         accuracy=share_interval(each[1], each[-1]),
         top5=share_interval(each[2], each[-1]),
@@ -80,10 +80,10 @@ def _by_unit(units: np.ndarray, columns: np.ndarray, targets: np.ndarray) -> np.
     return each[:, each[-1] > 0]
 
 
-def judge_splits(
+def score_splits(
     corpus: Corpus, device: torch.device | str, evaluate: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-) -> dict[str, Judgement]:
-    """A model judged on `SPLITS`.
+) -> dict[str, SplitScores]:
+    """A model scored on `SPLITS`.
 
     Args:
         evaluate: of a stream (N,) int64 on `device`: losses in nats, hits and ranks of its N-1 targets.
@@ -92,31 +92,31 @@ def judge_splits(
     for name in SPLITS:
         split: Split = getattr(corpus, name)
         losses, correct, ranks = evaluate(torch.tensor(split.tokens, dtype=torch.int64, device=device))
-        found[name] = judge(split, *(each.cpu().numpy() for each in (losses, correct, ranks < TOP)))
+        found[name] = score_split(split, *(each.cpu().numpy() for each in (losses, correct, ranks < TOP)))
     return found
 
 
-def judged_metrics(judged: dict[str, Judgement], corpus: Corpus, vocab_size: int) -> dict[str, float]:
-    """Figures of a judged model by name, and what counting would give on the same splits.
+def score_metrics(scored: dict[str, SplitScores], corpus: Corpus, vocab_size: int) -> dict[str, float]:
+    """Figures of a scored model by name, and what counting would give on the same splits.
 
     Args:
-        vocab_size: as in `yardsticks`.
+        vocab_size: as in `ngram_baselines`.
     """
     found: dict[str, float] = {}
-    for name, judgement in judged.items():
-        found |= judgement.metrics(name)
-        for line, interval in yardsticks(corpus.train, getattr(corpus, name), vocab_size).items():
+    for name, scores in scored.items():
+        found |= scores.metrics(name)
+        for line, interval in ngram_baselines(corpus.train, getattr(corpus, name), vocab_size).items():
             found |= interval_metrics(name, f"{line}_ppl", interval)
     return found
 
 
-def against(first: Judgement, other: Judgement) -> Interval:
+def against(first: SplitScores, other: SplitScores) -> Interval:
     """By how much the PPL of `other` is above that of `first`, as a share, document by document."""
     difference, targets = _by_unit(first.units, (other.nats - first.nats)[None], first.targets)
     return transformed(ratio_interval(difference, targets), math.expm1)
 
 
-def yardsticks(train: Split, split: Split, vocab_size: int) -> dict[str, Interval]:
+def ngram_baselines(train: Split, split: Split, vocab_size: int) -> dict[str, Interval]:
     """PPL of `split` by counting in `train`: of `unigram` and `bigram`.
 
     Args:

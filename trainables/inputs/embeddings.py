@@ -29,7 +29,7 @@ from trainables.inputs.sources import EmbeddingSource, check_unchanged
 
 TABLE, SCORE = "table.safetensors", "score.json"
 INIT_STD = 0.05  # of W
-CHUNK = 1_024  # distinct tokens judged at once: a chunk of (CHUNK, V) log-probabilities is in memory
+CHUNK = 1_024  # distinct tokens scored at once: a chunk of (CHUNK, V) log-probabilities is in memory
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _train_bigram(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        score = _judge(model, validation)
+        score = _evaluate(model, validation)
         if not math.isfinite(score.val_ppl):
             raise ValueError(f"the bigram embedding diverged in epoch {epoch}: use a smaller learning rate")
         if on_epoch is not None:
@@ -146,7 +146,7 @@ def _train_bigram(
 
 
 @torch.no_grad()
-def _judge(model: _Bigram, stream: Tensor) -> BigramScore:
+def _evaluate(model: _Bigram, stream: Tensor) -> BigramScore:
     """PPL and accuracy over all next tokens of a stream; a PPL that overflows is infinite."""
     following = stream[1:]
     tokens, row = stream[:-1].unique(return_inverse=True)

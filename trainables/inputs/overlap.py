@@ -77,7 +77,7 @@ def as_params(overlap: Mapping[str, float | None]) -> dict[str, float | None]:
     return {"val_overlap": overlap.get("validation"), "test_overlap": overlap.get("test")}
 
 
-def told(about: Mapping[str, Any]) -> str:
+def describe_overlap(about: Mapping[str, Any]) -> str:
     """Both shares in a line for people, from a study's record or its summary; earlier ones have none."""
     return f"validation {_percent(about.get('val_overlap'))}, test {_percent(about.get('test_overlap'))}"
 

@@ -84,15 +84,15 @@ class _Steps:
         losses, correct = self.over(stream, self.head.scores)
         return losses, correct
 
-    def over(self, stream: Stream, judge: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """What `judge` makes of the hidden states (n, E) and targets (n,) of a whole stream, some at a time."""
+    def over(self, stream: Stream, score: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What `score` makes of the hidden states (n, E) and targets (n,) of a whole stream, some at a time."""
         found = []
         last = len(stream.tokens) - 1
         for start in range(0, last, self.eval_rows):
             stop = min(start + self.eval_rows, last)
             contexts = [None if c is None else c[start:stop] for c in stream.contexts]
             hidden = self.weights.forward(stream.tokens[start:stop], contexts)
-            found.append(judge(hidden, stream.tokens[start + 1 : stop + 1]))
+            found.append(score(hidden, stream.tokens[start + 1 : stop + 1]))
         return tuple(map(torch.cat, zip(*found, strict=True)))
 
     def step(self, tokens: Tensor, contexts: list[Tensor | None], optimizer: FlatAdam) -> None:
@@ -152,7 +152,7 @@ class _Recording:
 
 
 def evaluate(model: LanguageModel, stream: Stream, compute: Compute | None = None) -> tuple[Tensor, Tensor]:
-    """Every next token of a stream, judged.
+    """Every next token of a stream, scored.
 
     Returns:
         Losses in nats and hits of the N-1 targets `tokens[1:]`.  # (N-1,) float, (N-1,) bool
@@ -180,7 +180,7 @@ def fit_phase2(
 
     Args:
         train: in batches of consecutive positions, in order.
-        validation: judged whole after each epoch.
+        validation: scored whole after each epoch.
         on_epoch: called after every epoch.
         compute: how, the streams' contexts included; torch's operators in the model's own precision if not given.
         checkpoints: as in `fit_epochs`.

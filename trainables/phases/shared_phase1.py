@@ -20,7 +20,7 @@ from trainables.config import RunConfig
 from trainables.errors import DivergedError
 from trainables.host.digests import PHASE1, code_digest, device_model
 from trainables.phases.phase1 import Phase1Result, Sweep, fit_phase1
-from trainables.progress import Listener, Progress
+from trainables.progress import Progress, ProgressCallback
 
 WEIGHTS, FIGURES = "context_block.safetensors", "figures.json"
 
@@ -36,7 +36,7 @@ class SharedPhase1:
         validation: Tensor,
         digest: str,
         store: ArtifactStore,
-        listen: Listener,
+        listen: ProgressCallback,
         compute: Compute,
         again: bool,
     ) -> None:
@@ -53,11 +53,11 @@ class SharedPhase1:
         # By settings, by content (a table that was made again on other hardware differs in the last digits) and by how
         # it is computed (code, torch, device): a run repeats itself bit by bit, whoever trained its Phase 1.
         # Figures are of the validation stream too.
-        judged_on = hashlib.sha256(validation.cpu().numpy().tobytes()).hexdigest()
+        scored_on = hashlib.sha256(validation.cpu().numpy().tobytes()).hexdigest()
         device = train.device
         where = [device_model(device), 0 if device.type == "cuda" else torch.get_num_threads()]
         how = [device.type, where, str(compute), torch.__version__, code_digest(PHASE1)]
-        self.key = content_key([config.phase1_key(), digest, judged_on, *how])
+        self.key = content_key([config.phase1_key(), digest, scored_on, *how])
         self.trained_by = ""
         self.train_contexts: StreamContexts | None = None
         self.val_contexts: StreamContexts | None = None

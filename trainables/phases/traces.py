@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from trainables.progress import Listener, Progress
+from trainables.progress import Progress, ProgressCallback
 
 SWEEPS = 3  # of Phase 1 in a trace; of Phase 2 it is the first epoch
 
@@ -17,7 +17,7 @@ class Profiler:
     so is in no trace.
     """
 
-    def __init__(self, folder: Path, listen: Listener) -> None:
+    def __init__(self, folder: Path, listen: ProgressCallback) -> None:
         """Write into `folder`, and pass everything on to `listen`."""
         self.folder, self.listen = folder, listen
         self.part: str | None = None

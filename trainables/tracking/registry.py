@@ -46,7 +46,7 @@ FOLDER = "model"  # under a version's data/
 VALIDATION_TAG, PPL_TAG, REASON_TAG = "validation", "val_ppl", "reason"
 TRAINING_TAG = "training_run"  # id of the run in which it was trained, in the experiment `trained models`
 INCOMPARABLE = (
-    "{}, the champion, was judged on other validation data or by another tokenizer: nothing is registered, "
+    "{}, the champion, was scored on other validation data or by another tokenizer: nothing is registered, "
     "but with force (--force) this model would be the champion"
 )
 
@@ -146,7 +146,7 @@ def register_model(folder: Path, name: str, tracking_uri: str, force: bool = Fal
         force: the champion, better or not, also where the two cannot be compared.
 
     Raises:
-        ValueError: the folder is no usable model or its record was changed, the champion was judged on other validation
+        ValueError: the folder is no usable model or its record was changed, the champion was scored on other validation
             data or by another tokenizer, or MLflow refuses; nothing was registered.
     """
     load_text_model(folder, "cpu")

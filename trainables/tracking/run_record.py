@@ -9,7 +9,7 @@ from typing import Any
 from model.config import RUN
 from model.text.checkpoint import CONFIG, DIGEST, MODEL_DIGEST
 from trainables.config import RunConfig
-from trainables.evaluation.evaluate import Judgement
+from trainables.evaluation.evaluate import SplitScores
 from trainables.host.provenance import git_state, package_version
 from trainables.inputs.corpus import Corpus
 from trainables.inputs.overlap import WORDS
@@ -24,7 +24,7 @@ def run_record(
     metrics: dict[str, float],
     corpus: Corpus,
     chat: bool,
-    judged: dict[str, Judgement],
+    scored: dict[str, SplitScores],
     trial: dict[str, Any] | None,
     computed: dict[str, Any],
     mlflow_run: str,
@@ -33,7 +33,7 @@ def run_record(
 
     Args:
         chat: whether the corpus is conversations.
-        judged: by split, validation and test.
+        scored: by split, validation and test.
         trial: study, study_id, number, hash and mlflow_run of the trial that the configuration comes from.
         computed: on what, and how.
         mlflow_run: id of the run that this training is in MLflow.
@@ -50,15 +50,15 @@ def run_record(
         "chat": chat,
         "overlap": {"words": WORDS, **corpus.overlap},
         "computed": computed,
-        # by document, so that models that were judged on the same ones can be compared document by document
+        # by document, so that models that were scored on the same ones can be compared document by document
         **{
             name: {
                 "digest": stream_digest(splits[name].tokens.tobytes(), corpus.tokenizer_json),
-                "nats": judgement.nats.tolist(),
-                "targets": judgement.targets.tolist(),
-                "units": judgement.units.tolist(),
+                "nats": scores.nats.tolist(),
+                "targets": scores.targets.tolist(),
+                "units": scores.units.tolist(),
             }
-            for name, judgement in judged.items()
+            for name, scores in scored.items()
         },
     }
 

@@ -28,7 +28,7 @@ ALIASES = {  # as the search calls them
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """A checked command line."""
 
     config: RunConfig
@@ -44,7 +44,7 @@ class Settings:
     threads: int
     register: str | None
     force: bool
-    baselines: list[str]  # yardsticks that the configuration is trained beside, and then no model is kept
+    baselines: list[str]  # baselines that the configuration is trained beside, and then no model is kept
 
     @property
     def of_the_trial(self) -> bool:
@@ -143,7 +143,7 @@ def _add_fields(group: argparse._ArgumentGroup) -> None:
         group.add_argument(*names, dest=name, type=form, metavar=shown, default=argparse.SUPPRESS, help=notes.get(name))
 
 
-def check(args: argparse.Namespace) -> Settings:
+def check(args: argparse.Namespace) -> TrainingSettings:
     """Turn parsed options into settings, looking at files, hub and machine but importing nothing heavy.
 
     Raises:
@@ -168,7 +168,7 @@ def check(args: argparse.Namespace) -> Settings:
     _check_types(chosen.flat)
     config, data, embedding = _config(chosen.flat, given)
     device, threads = _where(args, chosen.runtime)
-    return Settings(
+    return TrainingSettings(
         config=config,
         chosen=chosen,
         data=data,
@@ -262,7 +262,7 @@ def _folder_name(config: RunConfig) -> str:
     return f"{shape}-{config.config_hash()[:8]}"
 
 
-def parse(description: str, argv: Sequence[str]) -> Settings:
+def parse(description: str, argv: Sequence[str]) -> TrainingSettings:
     """A command line as settings.
 
     Raises:

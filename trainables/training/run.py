@@ -14,11 +14,11 @@ from model.text.checkpoint import load_model, save_model
 from trainables import metrics as names
 from trainables.cache import ArtifactStore
 from trainables.errors import NoResultError
-from trainables.evaluation.evaluate import judge_splits, judged_metrics
+from trainables.evaluation.evaluate import score_metrics, score_splits
 from trainables.host.devices import choose_device, hardware
 from trainables.host.digests import TRIAL, code_digest
 from trainables.host.machine import usable_cpus
-from trainables.inputs.overlap import SEQUENCES, as_params, told
+from trainables.inputs.overlap import SEQUENCES, as_params, describe_overlap
 from trainables.inputs.sources import is_chat
 from trainables.phases.convergence import with_converged
 from trainables.pipeline import Inputs, RunResult, prepare_inputs, run
@@ -29,7 +29,7 @@ from trainables.tracking.run_record import read_record, run_record, seal, stream
 from trainables.tracking.study_runs import COMPUTE_TAG, HASH_TAG, STUDY_TAG, TRIAL_TAG
 from trainables.training.epoch_file import EpochFile
 from trainables.training.model_folder import ModelFolder
-from trainables.training.options import Settings
+from trainables.training.options import TrainingSettings
 from trainables.training.view import View
 
 EPOCHS, MLFLOW, MADE = "epochs.safetensors", "mlflow.json", "model"  # in the folder that a training goes on from
@@ -48,14 +48,14 @@ class Place:
     code: str  # `digests.code_digest`
 
     @classmethod
-    def of(cls, settings: Settings) -> "Place":
+    def of(cls, settings: TrainingSettings) -> "Place":
         gpus = float(settings.device == "cuda")
         device = choose_device(gpus, "--device cpu")
         compute = str(Compute.of(device))
         return cls(device, settings.threads, hardware(gpus), compute, torch.__version__, code_digest(TRIAL))
 
 
-def prepare(settings: Settings, console: Console) -> tuple[Place, Inputs, ArtifactStore]:
+def prepare_training(settings: TrainingSettings, console: Console) -> tuple[Place, Inputs, ArtifactStore]:
     """What a training needs; from here on this process computes with the threads that were asked for.
 
     Raises:
@@ -70,15 +70,15 @@ def prepare(settings: Settings, console: Console) -> tuple[Place, Inputs, Artifa
     return place, inputs, store
 
 
-def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str, Any]:
-    """Train, judge and save; the record that was written. The folder is locked.
+def train(settings: TrainingSettings, folder: ModelFolder, console: Console) -> dict[str, Any]:
+    """Train, score and save; the record that was written. The folder is locked.
 
     Raises:
-        BadInputError: what the user can mend.
+        UserError: what the user can mend.
         NoResultError: the run diverged, collapsed or does not fit.
     """
     with user_errors():
-        place, inputs, store = prepare(settings, console)
+        place, inputs, store = prepare_training(settings, console)
         _check_champion(settings, inputs)
         begun = folder.begun()
         if begun is None:
@@ -96,9 +96,9 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
         if left is not None:
             console.print(f"resuming after epoch {len(left.epochs)}")
         result = _fit(settings, inputs, store, checkpoints, mlflow, console)
-        with console.status("judging validation and test …"):
-            judged = judge_splits(inputs.corpus, place.device, result.evaluate)
-            metrics = result.metrics | judged_metrics(judged, inputs.corpus, len(inputs.embedding.table))
+        with console.status("scoring validation and test …"):
+            scored = score_splits(inputs.corpus, place.device, result.evaluate)
+            metrics = result.metrics | score_metrics(scored, inputs.corpus, len(inputs.embedding.table))
         metrics[names.TOTAL_SECONDS] += left.seconds if left else 0.0  # Phase 2's before an interruption
     except NoResultError as error:
         mlflow.end("FAILED", str(error))
@@ -115,7 +115,7 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
         metrics,
         inputs.corpus,
         is_chat(settings.data),
-        judged,
+        scored,
         trial,
         vars(place),
         mlflow.run_id,
@@ -132,7 +132,7 @@ def train(settings: Settings, folder: ModelFolder, console: Console) -> dict[str
     return record
 
 
-def _check_champion(settings: Settings, inputs: Inputs) -> None:
+def _check_champion(settings: TrainingSettings, inputs: Inputs) -> None:
     """Raise ValueError if the model is to be registered beside a champion that it could not be compared with."""
     if settings.register is None or settings.force:
         return
@@ -142,11 +142,11 @@ def _check_champion(settings: Settings, inputs: Inputs) -> None:
     check_comparable(settings.register, settings.destination.uri or settings.records.tracking_uri, digest)
 
 
-def complete(settings: Settings, folder: ModelFolder, console: Console) -> None:
+def complete(settings: TrainingSettings, folder: ModelFolder, console: Console) -> None:
     """Look whether a training that has ended left a usable model, and hand over what MLflow was not told of it.
 
     Raises:
-        BadInputError: the model or its record is not as it was written.
+        UserError: the model or its record is not as it was written.
     """
     with user_errors("--overwrite trains it anew"):
         read_record(folder.path)
@@ -158,14 +158,14 @@ def complete(settings: Settings, folder: ModelFolder, console: Console) -> None:
     folder.clear()
 
 
-def trial_of(settings: Settings, mlflow: ModelRun) -> dict[str, Any] | None:
+def trial_of(settings: TrainingSettings, mlflow: ModelRun) -> dict[str, Any] | None:
     """The trial that the configuration comes from, if any: study, study_id, number, hash and mlflow_run."""
     trial = settings.chosen.trial
     return trial and {**trial, "mlflow_run": mlflow.trial_run(trial["study"], trial["study_id"], trial["hash"])}
 
 
 def params_and_tags(
-    settings: Settings, place: Place, inputs: Inputs, trial: dict[str, Any] | None
+    settings: TrainingSettings, place: Place, inputs: Inputs, trial: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What MLflow is told of every training: configuration, overlap, machine, the trial that it comes from."""
     tags = {HASH_TAG: settings.config.config_hash(), COMPUTE_TAG: place.compute}
@@ -176,12 +176,12 @@ def params_and_tags(
     return settings.config.flat() | as_params(inputs.corpus.overlap) | computed, tags
 
 
-def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console) -> None:
+def say_start(settings: TrainingSettings, place: Place, inputs: Inputs, console: Console) -> None:
     """The data's sizes, the machine, and where the trial was computed otherwise."""
     corpus = inputs.corpus
     sizes = [f"{len(getattr(corpus, split).tokens):,} {split}" for split in ("train", "validation", "test")]
     console.print(f"data {settings.data.spec}: {', '.join(sizes)} tokens")
-    console.print(f"{SEQUENCES}: {told(as_params(corpus.overlap))}")
+    console.print(f"{SEQUENCES}: {describe_overlap(as_params(corpus.overlap))}")
     console.print(f"on {place.device_name}, {place.threads} CPU thread(s): {place.compute}")
     then = settings.chosen.runtime
     now = {"device_name": place.device_name, "threads": place.threads, "compute": place.compute}
@@ -199,7 +199,7 @@ def say_start(settings: Settings, place: Place, inputs: Inputs, console: Console
         )
 
 
-def compare(settings: Settings, record: dict[str, Any]) -> Text:
+def compare(settings: TrainingSettings, record: dict[str, Any]) -> Text:
     """How the PPL compares with the trial's whose configuration this is; empty where it is no trial's."""
     if not settings.of_the_trial or settings.chosen.val_ppl is None:
         return Text()
@@ -212,7 +212,7 @@ def compare(settings: Settings, record: dict[str, Any]) -> Text:
 
 
 def _fit(
-    settings: Settings,
+    settings: TrainingSettings,
     inputs: Inputs,
     store: ArtifactStore,
     checkpoints: EpochFile,

@@ -13,12 +13,12 @@ from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.evaluation.evaluate import SPLITS, UNITS, against, interval_metrics
 from trainables.evaluation.intervals import FEW, FEW_UNITS
-from trainables.metrics import judged
+from trainables.metrics import split_metric
 from trainables.phases.convergence import MARKED, converged
 from trainables.progress import Progress as Step
 
 if TYPE_CHECKING:
-    from trainables.baselines.candidate import Contender
+    from trainables.baselines.candidate import ComparedModel
 
 
 class View:
@@ -78,7 +78,7 @@ class View:
 
 
 def _shown(form: str, metrics: dict[str, float], split: str, figure: str, scale: float = 1.0) -> str:
-    value, low, high = (metrics.get(judged(split, figure, end)) for end in ("", "low", "high"))
+    value, low, high = (metrics.get(split_metric(split, figure, end)) for end in ("", "low", "high"))
     if value is None:
         return "–"
     shown = form.format(scale * value)
@@ -111,19 +111,19 @@ _YES_NO = {1.0: "yes", 0.0: "no"}
 
 def _documents(metrics: dict[str, float], split: str) -> str:
     """How many documents the intervals of a split are over, and whether they are few."""
-    number = metrics.get(judged(split, UNITS))
+    number = metrics.get(split_metric(split, UNITS))
     if number is None:
         return "–"
     return f"{number:.0f}, {FEW}" if 1 < number < FEW_UNITS else f"{number:.0f}"
 
 
-def contest_table(contenders: "Sequence[Contender]") -> Table:
+def comparison_table(compared: "Sequence[ComparedModel]") -> Table:
     """One column for each model, one row for each figure; in Markdown's form."""
     table = Table(box=box.MARKDOWN)
     table.add_column("")
-    for each in contenders:
+    for each in compared:
         table.add_column(each.kind, justify="right")
-    first, known = contenders[0], [each.metrics for each in contenders]
+    first, known = compared[0], [each.metrics for each in compared]
 
     def row(name: str, metric: str, form: str = "{:,.0f}", scale: float = 1.0) -> None:
         table.add_row(name, *(form.format(m[metric] / scale) if metric in m else "–" for m in known))
@@ -131,10 +131,10 @@ def contest_table(contenders: "Sequence[Contender]") -> Table:
     def interval_row(name: str, figure: str, form: str, scale: float = 1.0) -> None:
         table.add_row(f"{name} [95 %]", *(_shown(form, m, "test", figure, scale) for m in known))
 
-    table.add_row("shape", *(each.shape for each in contenders))
+    table.add_row("shape", *(each.shape for each in compared))
     row("validation PPL", names.VAL_PPL, "{:.2f}")
     interval_row("test PPL", "ppl", "{:.2f}")
-    others = (interval_metrics("test", "ppl", against(first.test, each.test)) for each in contenders[1:])
+    others = (interval_metrics("test", "ppl", against(first.test, each.test)) for each in compared[1:])
     shown = (_shown("{:.1f}", difference, "test", "ppl", 100) for difference in others)
     table.add_row("test PPL against the first, % [95 %]", "–", *shown)
     interval_row("test accuracy, %", "accuracy", "{:.1f}", 100)
@@ -142,7 +142,7 @@ def contest_table(contenders: "Sequence[Contender]") -> Table:
     interval_row("test bits per byte", "bits_per_byte", "{:.3f}")
     table.add_row("test documents", *(_documents(m, "test") for m in known))
     row("parameters trained", names.TRAINED_PARAMS)
-    table.add_row("learning rate", *map(_rate, contenders))
+    table.add_row("learning rate", *map(_rate, compared))
     row("epochs", names.EPOCHS)
     table.add_row("Phase 1 converged", *(_YES_NO.get(m.get(names.CONVERGED, math.nan), "–") for m in known))
     row("seconds of one training", names.TOTAL_SECONDS, "{:.1f}")
@@ -153,9 +153,9 @@ def contest_table(contenders: "Sequence[Contender]") -> Table:
     return table
 
 
-def _rate(contender: "Contender") -> str:
+def _rate(model: "ComparedModel") -> str:
     """The learning rate, among how many it is the best, and whether a better one may lie beyond them."""
-    rate, tried = contender.rate, contender.rates
+    rate, tried = model.rate, model.rates
     if len(tried) == 1:
         return f"{rate:g}"
     end = {min(tried): ", the lowest", max(tried): ", the highest"}.get(rate, "")

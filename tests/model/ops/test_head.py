@@ -69,7 +69,7 @@ def test_bf16_head_and_its_padded_columns(vocab: int, logits_per_chunk: int) -> 
     assert (gradient - wanted).norm() < 2e-2 * wanted.norm()
     assert torch.cosine_similarity(gradient.double().flatten(), wanted.flatten(), dim=0) > 0.999
     scores, correct = head.scores(hidden, targets)
-    assert (scores - expected).norm() < 1e-5 * expected.norm()  # judged on logits that are not rounded
+    assert (scores - expected).norm() < 1e-5 * expected.norm()  # scored on logits that are not rounded
     logits = hidden.double() @ table.bfloat16().double().T
     assert torch.equal(correct, logits.argmax(dim=1) == targets)
     assert torch.equal(head.ranks(hidden, targets) == 0, correct)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import BadInputError
+from model.errors import UserError
 from search.ledger.lock import study_lock
 from trainables.records import Records
 
@@ -30,5 +30,5 @@ def test_a_lock_is_free_again_however_its_holder_ended(tmp_path: Path) -> None:
         f"study_lock(Path({str(tmp_path)!r})).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", killed], cwd=ROOT, check=False, timeout=60)
-    with study_lock(tmp_path), pytest.raises(BadInputError, match="is being run by process"), study_lock(tmp_path):
+    with study_lock(tmp_path), pytest.raises(UserError, match="is being run by process"), study_lock(tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""The yardsticks: what they see, what they learn, and how large they are."""
+"""The baselines: what they see, what they learn, and how large they are."""
 
 import pytest
 import torch

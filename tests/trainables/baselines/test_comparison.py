@@ -1,4 +1,4 @@
-"""A two-phase model beside its yardsticks, from the command line of trainables/train.py to a table and MLflow."""
+"""A two-phase model beside its baselines, from the command line of trainables/train.py to a table and MLflow."""
 
 import json
 import re
@@ -15,14 +15,14 @@ from small import run_config
 
 from trainables import metrics as names
 from trainables.baselines import candidate as contender_module
-from trainables.baselines.candidate import TWO_PHASE, Contender, contend
-from trainables.baselines.comparison import FURTHER, LEARNING_RATES, best_of_rates, contenders
+from trainables.baselines.candidate import TWO_PHASE, ComparedModel, train_and_score
+from trainables.baselines.comparison import FURTHER, LEARNING_RATES, best_of_rates, compared
 from trainables.cache import ArtifactStore
 from trainables.config import RunConfig
 from trainables.errors import DivergedError, NoResultError
-from trainables.evaluation.evaluate import Judgement, against, judge_splits
+from trainables.evaluation.evaluate import SplitScores, against, score_splits
 from trainables.evaluation.intervals import Interval
-from trainables.metrics import judged
+from trainables.metrics import split_metric
 from trainables.pipeline import Inputs, run
 from trainables.records import Records
 from trainables.tracking.model_runs import EXPERIMENT
@@ -41,24 +41,24 @@ def undisturbed() -> Iterator[None]:
 
 def test_all_are_judged_on_the_same_targets_and_none_is_smaller(chat_file: Path, chat_inputs: Inputs) -> None:
     config = run_config(chat_file)
-    found = [contend(kind, config, chat_inputs, gpus=0, threads=1) for kind in KINDS]
+    found = [train_and_score(kind, config, chat_inputs, gpus=0, threads=1) for kind in KINDS]
     two_phase, gru, _ = found
-    assert [contender.kind for contender in found] == KINDS
-    for contender in found:
-        figures = contender.metrics
-        assert contender.test.targets.sum() == len(chat_inputs.corpus.test.tokens) - 1
+    assert [model.kind for model in found] == KINDS
+    for model in found:
+        figures = model.metrics
+        assert model.test.targets.sum() == len(chat_inputs.corpus.test.tokens) - 1
         assert 1 < figures["test/ppl"] < 280
         assert figures["validation/ppl"] == pytest.approx(figures[names.VAL_PPL], rel=1e-5)
         assert figures["test/accuracy"] <= figures["test/top5"] <= 1
         assert figures["test/bigram_ppl"] == two_phase.metrics["test/bigram_ppl"]
         assert figures[names.TRAINED_PARAMS] >= two_phase.metrics[names.TRAINED_PARAMS]
         assert figures[names.EPOCHS] == 2
-        assert [step for name, step, _ in contender.points if name == names.EPOCH_VAL_PPL] == [1, 2]
+        assert [step for name, step, _ in model.points if name == names.EPOCH_VAL_PPL] == [1, 2]
     difference = against(two_phase.test, gru.test)
     assert difference.value == pytest.approx(gru.test.ppl.value / two_phase.test.ppl.value - 1)
     assert difference.low < difference.value < difference.high
     assert against(gru.test, gru.test) == Interval(0.0, 0.0, 0.0)
-    states = [[contender.metrics[names.state_bytes(length)] for length in names.STATE_LENGTHS] for contender in found]
+    states = [[model.metrics[names.state_bytes(length)] for length in names.STATE_LENGTHS] for model in found]
     assert states[0] == [4 * config.context_dim] * len(names.STATE_LENGTHS)
     assert states[1][0] == states[1][-1]
     assert states[2][0] == states[2][-1] > states[1][0]  # a window of 8
@@ -66,12 +66,12 @@ def test_all_are_judged_on_the_same_targets_and_none_is_smaller(chat_file: Path,
 
 def test_the_two_phase_model_is_judged_as_ever(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:
     config = run_config(chat_file)
-    found = contend(TWO_PHASE, config, chat_inputs, gpus=0, threads=1)
+    found = train_and_score(TWO_PHASE, config, chat_inputs, gpus=0, threads=1)
     result = run(config, chat_inputs, ArtifactStore(tmp_path))
     assert found.metrics[names.VAL_PPL] == result.metrics[names.VAL_PPL]
-    expected = judge_splits(chat_inputs.corpus, "cpu", result.evaluate)
-    for split, judgement in expected.items():
-        assert found.metrics[judged(split, "ppl")] == pytest.approx(judgement.ppl.value)
+    expected = score_splits(chat_inputs.corpus, "cpu", result.evaluate)
+    for split, scores in expected.items():
+        assert found.metrics[split_metric(split, "ppl")] == pytest.approx(scores.ppl.value)
 
 
 def test_every_training_is_timed_behind_an_untimed_one_of_one_epoch(
@@ -88,17 +88,17 @@ def test_every_training_is_timed_behind_an_untimed_one_of_one_epoch(
     monkeypatch.setattr(contender_module, "_train", watched)
     for kind in KINDS:
         calls.clear()
-        found = contend(kind, run_config(chat_file), chat_inputs, gpus=0, threads=1)
+        found = train_and_score(kind, run_config(chat_file), chat_inputs, gpus=0, threads=1)
         assert [epochs for epochs, _ in calls] == [1, 2]
         assert found.metrics[names.TOTAL_SECONDS] == pytest.approx(calls[1][1], abs=0.01)
         assert {step for _, step, _ in found.points if step > 1}  # none of the first one's
         assert len({(name, step) for name, step, _ in found.points}) == len(found.points)
 
 
-def made_up(rate: float, ppl: float) -> Contender:
+def made_up(rate: float, ppl: float) -> ComparedModel:
     one = torch.ones(1).numpy()
-    nothing = Judgement(*[Interval(1.0, 1.0, 1.0)] * 4, nats=one, targets=one, units=one)
-    return Contender("gru", "H8", rate, (rate,), {names.VAL_PPL: ppl}, nothing, [])
+    nothing = SplitScores(*[Interval(1.0, 1.0, 1.0)] * 4, nats=one, targets=one, units=one)
+    return ComparedModel("gru", "H8", rate, (rate,), {names.VAL_PPL: ppl}, nothing, [])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_learning_rates_are_tried_until_the_best_is_at_no_end(
 ) -> None:
     asked: list[float] = []
 
-    def attempt(rate: float) -> Contender:
+    def attempt(rate: float) -> ComparedModel:
         asked.append(rate)
         return made_up(rate, 10 + max(rate / best_at, best_at / rate))
 
@@ -129,14 +129,14 @@ def test_learning_rates_are_tried_until_the_best_is_at_no_end(
 
 
 def test_a_rate_that_diverges_is_no_fault_as_long_as_another_does_not() -> None:
-    def attempt(rate: float) -> Contender:
+    def attempt(rate: float) -> ComparedModel:
         if rate >= 0.0005:
             raise DivergedError("loss nan")
         return made_up(rate, 10 + rate)
 
     assert best_of_rates(attempt).rate == LEARNING_RATES[0] / 2**FURTHER
 
-    def none(rate: float) -> Contender:
+    def none(rate: float) -> ComparedModel:
         raise DivergedError("loss nan")
 
     with pytest.raises(DivergedError, match=r"diverged with each learning rate from 7.8125e-06 to 0.004"):
@@ -145,7 +145,7 @@ def test_a_rate_that_diverges_is_no_fault_as_long_as_another_does_not() -> None:
 
 def test_a_process_that_dies_is_an_error(chat_file: Path, chat_inputs: Inputs) -> None:
     with pytest.raises(NoResultError, match="gru: its process ended with exit code 1"):
-        next(contenders(run_config(chat_file), chat_inputs, ["gru"], gpus=0, threads=-1))
+        next(compared(run_config(chat_file), chat_inputs, ["gru"], gpus=0, threads=-1))
 
 
 def compare(monkeypatch: pytest.MonkeyPatch, config: Path, *options: str) -> int:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from model.text.text_model import TextModel
 from trainables.cache import ArtifactStore
-from trainables.evaluation.evaluate import judge, judge_splits, yardsticks
+from trainables.evaluation.evaluate import ngram_baselines, score_split, score_splits
 from trainables.evaluation.ngrams import bigram_losses, unigram_losses
 from trainables.inputs.corpus import Corpus, Split
 from trainables.inputs.sources import resolve_data, resolve_embedding, split_of
@@ -37,7 +37,7 @@ def made_up(split: Split, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nda
 def test_figures_are_those_of_all_targets() -> None:
     split = stream(40)
     losses, correct, top5 = made_up(split)
-    found = judge(split, losses, correct, top5)
+    found = score_split(split, losses, correct, top5)
     assert found.ppl.value == pytest.approx(math.exp(losses.mean()))
     assert found.accuracy.value == pytest.approx(correct.mean())
     assert found.top5.value == pytest.approx(top5.mean())
@@ -59,21 +59,21 @@ def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
         split = Split(np.arange(1200, dtype=np.int32), np.cumsum([0, *sizes[:-1]]), sizes, np.arange(len(sizes)))
         hard = np.repeat(rng.normal(3, 0.5, 60), 20)[1:] + rng.normal(0, 1, 1199)
         nothing = np.zeros(1199, bool)
-        interval = judge(split, hard, nothing, nothing).ppl
+        interval = score_split(split, hard, nothing, nothing).ppl
         covered += interval.low <= math.exp(3) <= interval.high
     assert 0.925 <= covered / 400 <= 0.975
 
 
 def test_one_document_has_figures_without_intervals() -> None:
     split = stream(1)
-    metrics = judge(split, *made_up(split)).metrics("test")
+    metrics = score_split(split, *made_up(split)).metrics("test")
     assert set(metrics) == {"test/ppl", "test/accuracy", "test/top5", "test/bits_per_byte", "test/documents"}
     assert all(map(math.isfinite, metrics.values()))
 
 
 def test_a_first_document_of_one_token_has_no_part() -> None:
     split = Split(np.arange(9, dtype=np.int32), np.array([0, 1, 5]), np.array([100, 4, 4]), np.arange(3))
-    found = judge(split, np.full(8, 2.0), np.ones(8, bool), np.ones(8, bool))
+    found = score_split(split, np.full(8, 2.0), np.ones(8, bool), np.ones(8, bool))
     assert found.targets.tolist() == [0, 4, 4]
     assert found.num_units == 2
     assert found.ppl.low == pytest.approx(math.exp(2)) == pytest.approx(found.ppl.high)
@@ -91,12 +91,12 @@ def test_bits_per_byte_are_those_of_the_same_documents_as_text(tmp_path: Path) -
     inputs = prepare_inputs(config, resolve_data(str(data), None), resolve_embedding("bigram"), store, "cpu")
     result = run(config, inputs, store)
     lm = TextModel(result.model, Tokenizer.from_str(inputs.corpus.tokenizer_json))
-    for name, judgement in judge_splits(inputs.corpus, "cpu", result.evaluate).items():
+    for name, scores in score_splits(inputs.corpus, "cpu", result.evaluate).items():
         score = lm.score([text for text in texts if split_of(text) == name])
         split: Split = getattr(inputs.corpus, name)
         assert score.bytes == split.document_bytes.sum()
-        assert score.tokens == judgement.targets.sum()
-        assert score.bits_per_byte == pytest.approx(judgement.bits_per_byte.value, rel=1e-5)
+        assert score.tokens == scores.targets.sum()
+        assert score.bits_per_byte == pytest.approx(scores.bits_per_byte.value, rel=1e-5)
 
 
 def test_documents_written_twenty_times_say_no_more_than_once() -> None:
@@ -109,8 +109,8 @@ def test_documents_written_twenty_times_say_no_more_than_once() -> None:
     assert len(np.unique(often.units)) == len(np.unique(once.units))
     losses = np.random.default_rng(0).exponential(2.0, len(once.tokens))
     each, nothing = np.tile(losses, 20)[1:], np.zeros(len(often.tokens) - 1, bool)
-    found = judge(often, each, nothing, nothing)
-    reference = judge(once, losses[1:], nothing[: len(losses) - 1], nothing[: len(losses) - 1])
+    found = score_split(often, each, nothing, nothing)
+    reference = score_split(once, losses[1:], nothing[: len(losses) - 1], nothing[: len(losses) - 1])
     assert found.metrics("test")["test/documents"] == reference.num_units == 8
     width, expected = (math.log(x.ppl.high / x.ppl.low) for x in (found, reference))
     assert width == pytest.approx(expected, rel=0.1)  # the very first token is a target in all but one
@@ -126,7 +126,7 @@ def test_a_target_of_rank_five_is_the_last_hit_of_top_five(rank: int, hit: float
         number = len(tokens) - 1
         return torch.ones(number), torch.zeros(number, dtype=torch.bool), torch.full((number,), rank)
 
-    assert judge_splits(corpus, "cpu", evaluate)["test"].top5.value == hit
+    assert score_splits(corpus, "cpu", evaluate)["test"].top5.value == hit
 
 
 def kneser_ney(train: list[int], first: int, target: int) -> float:
@@ -163,11 +163,11 @@ def test_unigrams_add_one_and_sum_to_one() -> None:
     assert math.exp(-losses[-1]) == pytest.approx(1 / (len(train) + VOCAB))
 
 
-def test_yardsticks_are_the_same_losses_judged_by_document() -> None:
+def test_ngram_baselines_are_the_same_losses_summed_by_document() -> None:
     train, split = stream(30), stream(20, seed=1)
-    found = yardsticks(train, split, VOCAB)
+    found = ngram_baselines(train, split, VOCAB)
     losses = bigram_losses(train.tokens, split.tokens, VOCAB)
     assert found["bigram"].value == pytest.approx(math.exp(losses.mean()))
-    judged = judge(split, losses, losses > 0, losses > 0).ppl  # the same draws, summed in another order
-    assert (found["bigram"].low, found["bigram"].high) == pytest.approx((judged.low, judged.high))
+    scored = score_split(split, losses, losses > 0, losses > 0).ppl  # the same draws, summed in another order
+    assert (found["bigram"].low, found["bigram"].high) == pytest.approx((scored.low, scored.high))
     assert found["unigram"].low < found["unigram"].value < found["unigram"].high

@@ -32,7 +32,7 @@ from trainables.host.digests import (
     modules,
 )
 from trainables.phases.shared_phase1 import SharedPhase1
-from trainables.two_phase import check_code, prepare, repeat, two_phase
+from trainables.two_phase import check_code, prepare_study, repeat, two_phase
 
 
 @pytest.fixture
@@ -134,9 +134,9 @@ NONE_AT_ALL: Any = None
     [
         lambda: two_phase({}, inputs=[], cache="", threads=1, gpus=0, code=OTHER),
         lambda: repeat({}, NONE_AT_ALL, 1, 0, OTHER),
-        lambda: prepare(NONE_AT_ALL, NONE_AT_ALL, NONE_AT_ALL, "", 1, 0, OTHER),
+        lambda: prepare_study(NONE_AT_ALL, NONE_AT_ALL, NONE_AT_ALL, "", 1, 0, OTHER),
     ],
-    ids=["two_phase", "repeat", "prepare"],
+    ids=["two_phase", "repeat", "prepare_study"],
 )
 def test_a_worker_with_other_code_than_the_drivers_does_nothing(call: Callable[[], object]) -> None:
     with pytest.raises(OtherCodeError) as refused:

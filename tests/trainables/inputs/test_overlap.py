@@ -20,10 +20,10 @@ from trainables.cache import ArtifactStore
 from trainables.host.digests import TRIAL, code_digest
 from trainables.inputs import corpus as corpora
 from trainables.inputs.corpus import Corpus, load_corpus
-from trainables.inputs.overlap import SEQUENCES, WORDS, shares_in_training, told
+from trainables.inputs.overlap import SEQUENCES, WORDS, describe_overlap, shares_in_training
 from trainables.inputs.sources import resolve_data, resolve_embedding, split_of
 from trainables.records import Records
-from trainables.two_phase import prepare
+from trainables.two_phase import prepare_study
 
 
 def words(count: int, seed: int) -> list[str]:
@@ -80,7 +80,7 @@ def test_it_is_what_sets_of_sequences_say() -> None:
 def test_text_without_a_sequence_has_no_share() -> None:
     assert share([" ".join(words(40, 1))], "too few words") is None
     assert share([], " ".join(words(40, 1))) == 0.0
-    assert told({"val_overlap": None, "test_overlap": 0.5}) == "validation not measured, test 50.0 %"
+    assert describe_overlap({"val_overlap": None, "test_overlap": 0.5}) == "validation not measured, test 50.0 %"
 
 
 @pytest.fixture
@@ -152,7 +152,9 @@ def test_the_report_tells_it(tmp_path: Path, known: dict[str, float], expected: 
 
 def test_a_studys_summary_has_it_and_its_first_lines_say_it(half: Path, tmp_path: Path) -> None:
     data, embedding = resolve_data(str(half), None), resolve_embedding("bigram")
-    _, summary = prepare(run_config(half), data, embedding, str(tmp_path / "cache"), 1, 0, (code_digest(TRIAL), "here"))
+    _, summary = prepare_study(
+        run_config(half), data, embedding, str(tmp_path / "cache"), 1, 0, (code_digest(TRIAL), "here")
+    )
     assert (summary["val_overlap"], summary["test_overlap"]) == (0.5, 0.5)
     settings: Any = SimpleNamespace(data=data, embedding=embedding)
     resources: Any = SimpleNamespace(gpus=0, threads=1, max_concurrent=2, limited_by="")

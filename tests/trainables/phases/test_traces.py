@@ -34,10 +34,10 @@ def test_each_part_of_a_run_has_its_trace_and_the_listener_hears_everything(
         "contexts.json.gz",
         "phase_2.json.gz",
     }
-    judging = "aten::logsumexp"  # in torch's own operators everywhere
+    scoring = "aten::logsumexp"  # in torch's own operators everywhere
     assert "aten::normal_" in events(tmp_path / "traces/phase_1.json.gz")
-    assert judging not in events(tmp_path / "traces/contexts.json.gz")
-    assert judging in events(tmp_path / "traces/phase_2.json.gz")
+    assert scoring not in events(tmp_path / "traces/contexts.json.gz")
+    assert scoring in events(tmp_path / "traces/phase_2.json.gz")
 
 
 def test_a_run_that_ends_early_leaves_nothing_recording(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import BadInputError, told, user_errors, without_passwords
+from model.errors import UserError, told, user_errors, without_passwords
 from trainables.records import Records
 from trainables.tracking.destination import PASSWORD, USER, VARIABLE, as_tracking_uri, destination
 from trainables.training.studies import OPTIONS, runs_went
@@ -134,6 +134,6 @@ def test_no_sentence_has_a_password() -> None:
     cleaned = "http://ada:***@h/ and postgresql://bob:***@h:1/d, but not http://h:5000/a@b or mail c:d@e"
     assert without_passwords(text) == cleaned
     assert told(ValueError(text)) == cleaned
-    with pytest.raises(BadInputError) as raised, user_errors():
+    with pytest.raises(UserError) as raised, user_errors():
         raise ValueError(text)
     assert str(raised.value) == cleaned

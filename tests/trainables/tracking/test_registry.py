@@ -93,19 +93,19 @@ def test_the_champion_is_always_the_better_one(uri: str, make: Make) -> None:
 def test_a_model_judged_on_other_data_is_refused(uri: str, make: Make) -> None:
     register_model(make(), "data", uri)
     for other in ({"digest": "chat"}, {"num": 59}):
-        with pytest.raises(ValueError, match="data version 1, the champion, was judged on other validation data"):
+        with pytest.raises(ValueError, match="data version 1, the champion, was scored on other validation data"):
             register_model(make(by=-9, seed=2, **other), "data", uri)
     assert len(MlflowClient(uri).search_model_versions("name='data'")) == 1
     forced = register_model(make(digest="chat", seed=2), "data", uri, force=True)
     assert (forced.version, forced.champion) == (2, True)
     check_comparable("data", uri, "chat")
     check_comparable("nothing of that name", uri, "pydoc")
-    with pytest.raises(ValueError, match="judged on other validation data"):
+    with pytest.raises(ValueError, match="scored on other validation data"):
         check_comparable("data", uri, "pydoc")
     assert champion(uri, "data") == 2
 
 
-def judged(
+def split_metric(
     differences: np.ndarray, units: np.ndarray | None = None
 ) -> tuple[registry._Validation, registry._Validation]:
     """The champion's validation, and one whose loss on each document of 30 targets differs by so many nats a target."""
@@ -126,14 +126,16 @@ def by_standard_errors(t: float, number: int = 60) -> np.ndarray:
 @pytest.mark.parametrize(("t", "better"), [(-2.2, False), (-2.6, True)])
 def test_a_model_between_the_limits_of_95_and_98_per_cent_is_no_champion(t: float, better: bool) -> None:
     assert stats.t.isf(0.025, 59) < 2.2 < stats.t.isf(0.01, 59) < 2.6
-    assert registry._compare("a version", *judged(by_standard_errors(t)), force=False)[0] == better
+    assert registry._compare("a version", *split_metric(by_standard_errors(t)), force=False)[0] == better
 
 
 def test_twenty_copies_of_the_documents_decide_no_more_than_one() -> None:
     once = by_standard_errors(-2.2)
     units = np.tile(np.arange(60), 20)
-    assert not registry._compare("a version", *judged(np.tile(once, 20), units), force=False)[0]
-    assert registry._compare("a version", *judged(np.tile(once, 20)), force=False)[0]  # as copies that are not known
+    assert not registry._compare("a version", *split_metric(np.tile(once, 20), units), force=False)[0]
+    assert registry._compare("a version", *split_metric(np.tile(once, 20)), force=False)[
+        0
+    ]  # as copies that are not known
 
 
 def test_a_record_that_does_not_name_equal_documents_is_said(uri: str, make: Make) -> None:

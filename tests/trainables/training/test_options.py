@@ -17,7 +17,7 @@ from trainables.baselines.networks import MODELS
 from trainables.config import METHOD_VERSION, BigramConfig, RunConfig
 from trainables.metrics import VAL_PPL
 from trainables.records import Records
-from trainables.training.options import BASELINES, Settings, build_parser, flat_fields, parse
+from trainables.training.options import BASELINES, TrainingSettings, build_parser, flat_fields, parse
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,7 +52,7 @@ def root(tmp_path: Path, chat_file: Path) -> Path:
     return tmp_path / "mlruns"
 
 
-def parsed(root: Path, *options: str) -> Settings:
+def parsed(root: Path, *options: str) -> TrainingSettings:
     return parse("", ["--mlruns", str(root), *options])
 
 

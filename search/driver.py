@@ -192,17 +192,15 @@ class _StudyRun:
                     complete_mlflow(ledger, spool, self.settings.records, self._runtime(summary))
             else:
                 from search.execution.preparation import prepared
-                from search.ledger.results import PROVENANCE
-                from trainables.host.digests import Provenance
                 from trainables.host.provenance import git_state
 
                 with self.console.status("preparing token ids and embedding (cached for next time) …"):
-                    inputs, summary = prepared(self.settings, refs)
-                made = Provenance(**summary.pop(PROVENANCE))
+                    inputs, about = prepared(self.settings, refs)
+                made = about.provenance
                 if made.threads:  # those of the preparation
                     made = replace(made, threads=self.resources.threads)
                 self._check_code(made, inputs)
-                summary |= {"digest": made.digest, "code": made.code, "device": made.device}
+                summary = about.as_params() | {"digest": made.digest, "code": made.code, "device": made.device}
                 summary |= {"threads": self.resources.threads, "gpus": self.resources.gpus}
                 summary |= git_state(Path(__file__).resolve())
                 with user_errors():

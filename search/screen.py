@@ -21,8 +21,8 @@ from trainables.config import RunConfig
 from trainables.inputs.overlap import SEQUENCES, describe_overlap
 from trainables.metrics import ATTEMPTS, CONVERGENCE, EPOCH_VAL_PPL, PHASE1_SHARED, SWEEP_CONVERGENCE, SWEEPS, VAL_PPL
 from trainables.phases.convergence import MARK, converged, shortfall
+from trainables.reports import Report
 from trainables.tracking.destination import Destination
-from trainables.two_phase import PHASE, SERIES, STEP, TOTAL
 
 if TYPE_CHECKING:  # Ray is not imported where nothing is to run
     from search.execution.cluster import Resources
@@ -80,12 +80,12 @@ class Display:
         if not self.console.is_terminal:
             self._say(number, name, "started")
 
-    def update(self, number: int, report: dict[str, Any]) -> None:
+    def update(self, number: int, report: Report) -> None:
         """A trial's report arrived."""
         running = self._running[number]
-        changed = running.phase != report[PHASE]
-        running.phase, running.step, running.total = report[PHASE], report[STEP], report[TOTAL]
-        for name, _, value in report[SERIES]:
+        changed = running.phase != report.at.phase
+        running.phase, running.step, running.total = report.at.phase, report.at.step, report.at.total
+        for name, _, value in report.points:
             if name == SWEEP_CONVERGENCE:
                 running.latest = running.converged = f"converged {math.floor(100 * value)}%"
                 running.mark = "" if converged(running.config, {CONVERGENCE: value}) else MARK

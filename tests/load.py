@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,12 @@ from search.ledger.ledger import Ledger
 from search.ledger.results import load_results
 from search.screen import Display
 from trainables import metrics as names
+from trainables.host.digests import Provenance
+from trainables.progress import Progress
 from trainables.records import Records
+from trainables.reports import DocumentLosses, Finished, Point, Report
 from trainables.tracking.spool import Spool
 from trainables.tracking.study_runs import Tracker
-from trainables.two_phase import (
-    COLLAPSED,
-    COMPUTE,
-    DEVICE_NAME,
-    DOCUMENTS,
-    FINAL,
-    NO_RESULT,
-    PHASE,
-    PHASE1_BY,
-    PROVENANCE,
-    SERIES,
-    STEP,
-    TOTAL,
-)
 
 OPENING, LOOKING = 0.5, 1.5  # CPU seconds, whatever the size
 MOST_KB, MOST_AGAIN, MOST_LOOK = 50.0, (2 - OPENING) / 1_000, (30 - LOOKING) / 5_000  # of a trial, a trial, a run
@@ -77,21 +66,22 @@ def reports(config: dict[str, Any], number: int) -> list[dict[str, Any]]:
     """A trial's two reports: its curves, then its figures and losses by document."""
     ppl = 20 + config["context_dim"] / 100 + number / 1e5
     targets = np.full(VALIDATION_DOCUMENTS, 100)
-    place = {COMPUTE: "none", DEVICE_NAME: "none", PROVENANCE: {}, NO_RESULT: "", COLLAPSED: "", PHASE1_BY: ""}
-    at = {PHASE: "phase 2", STEP: EPOCHS, TOTAL: EPOCHS, **place}
+    made = Provenance(code="none", torch="none", device="none", compute="none")
     sweeps = [
-        (name, sweep, sweep / SWEEPS) for sweep in range(SWEEPS) for name in (names.SWEEP_CONVERGENCE, names.SWEEP_LOSS)
+        Point(name, sweep, sweep / SWEEPS)
+        for sweep in range(SWEEPS)
+        for name in (names.SWEEP_CONVERGENCE, names.SWEEP_LOSS)
     ]
     epochs = [
-        (name, epoch, ppl + EPOCHS - epoch)
+        Point(name, epoch, ppl + EPOCHS - epoch)
         for epoch in range(1, EPOCHS + 1)
         for name in (names.EPOCH_TRAIN_PPL, names.EPOCH_VAL_PPL, names.EPOCH_VAL_ACC)
     ]
-    losses = {"nats": (targets * np.log(ppl)).tolist(), "targets": targets.tolist()}
-    return [
-        {**at, SERIES: sweeps + epochs, FINAL: {}, DOCUMENTS: {}},
-        {**at, SERIES: [], FINAL: FIGURES | {names.VAL_PPL: ppl}, DOCUMENTS: losses},
-    ]  # fmt: skip
+    losses = DocumentLosses((targets * np.log(ppl)).tolist(), targets.tolist(), [])
+    at = Progress("phase 2", EPOCHS, EPOCHS)
+    curves = Report(at=at, points=sweeps + epochs, device_name="none", provenance=made)
+    end = Finished(FIGURES | {names.VAL_PPL: ppl}, losses, "")
+    return [report.as_result() for report in (curves, replace(curves, points=[], end=end))]
 
 
 def _open_spool(records: Records, ledger: Ledger) -> Spool:

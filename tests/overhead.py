@@ -10,7 +10,7 @@ import os
 import pstats
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,12 @@ from search.screen import Display
 from search.spaces import Space, Study
 from trainables import metrics as names
 from trainables.config import BigramConfig, RunConfig
+from trainables.host.digests import Provenance
+from trainables.progress import Progress
 from trainables.records import Records
+from trainables.reports import DocumentLosses, Finished, Point, Report
 from trainables.tracking.spool import Spool
 from trainables.tracking.study_runs import Tracker
-from trainables.two_phase import (
-    COLLAPSED,
-    COMPUTE,
-    DEVICE_NAME,
-    DOCUMENTS,
-    FINAL,
-    NO_RESULT,
-    PHASE,
-    PHASE1_BY,
-    PROVENANCE,
-    SERIES,
-    STEP,
-    TOTAL,
-)
 
 NAMES = [value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)]
 FIGURES = {name: 1.0 for name in NAMES if not name.startswith(names.SERIES)}  # of a trial
@@ -58,12 +47,12 @@ RUNTIME = {"threads": 1, "gpus": 0.0}
 
 def at_once(config: dict[str, Any], **_: Any) -> None:
     """A trial that does nothing: three epochs and its figures in two reports."""
-    epochs = [(names.EPOCH_VAL_PPL, epoch, 30.0 - epoch) for epoch in (1, 2, 3)]
-    report = {PHASE: "phase 2", STEP: 3, TOTAL: 3, NO_RESULT: "", COLLAPSED: "", COMPUTE: "none", DEVICE_NAME: "none"}
-    report |= {PHASE1_BY: "", DOCUMENTS: {}, PROVENANCE: {}}
-    tune.report({**report, SERIES: epochs, FINAL: {}})
+    epochs = [Point(names.EPOCH_VAL_PPL, epoch, 30.0 - epoch) for epoch in (1, 2, 3)]
+    made = Provenance(code="none", torch="none", device="none", compute="none")
+    report = Report(at=Progress("phase 2", 3, 3), points=epochs, device_name="none", provenance=made)
+    tune.report(report.as_result())
     figures = FIGURES | {names.VAL_PPL: 20 + config["context_dim"] / 100}
-    tune.report({**report, SERIES: [], FINAL: figures})
+    tune.report(replace(report, points=[], end=Finished(figures, DocumentLosses([], [], []), "")).as_result())
 
 
 def wide_study(trials: int) -> Study:

@@ -24,7 +24,8 @@ from trainables.errors import DoesNotFitError
 from trainables.host.digests import TRIAL, code_digest
 from trainables.phases import shared_phase1 as shared_phase1_module
 from trainables.pipeline import Inputs, run
-from trainables.two_phase import FINAL, NO_RESULT, SERIES, two_phase
+from trainables.reports import Failed, Finished, Report, report_of
+from trainables.two_phase import two_phase
 
 TOO_SMALL = (  # as PyTorch's allocator says it, on one line
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 22.03 GiB of which 381 MiB is free. "
@@ -62,18 +63,24 @@ def fill_memory(monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[
     return seen
 
 
-def reports(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], inputs: Inputs, cache: Path) -> list[Any]:
+def reports(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], inputs: Inputs, cache: Path) -> list[Report]:
     """What a trial in this process reports."""
     sent: list[Any] = []
-    monkeypatch.setattr(tune, "report", sent.append)
+    monkeypatch.setattr(tune, "report", lambda result: sent.append(report_of(result)))
     monkeypatch.setattr(ray, "get", lambda ref: ref)
     code = (code_digest(TRIAL), "here")
     two_phase(config, inputs=[inputs], cache=str(cache), threads=1, gpus=0, code=code)  # type: ignore[list-item]
     return sent
 
 
-def points(sent: list[Any]) -> list[tuple[str, int]]:
-    return sorted((name, step) for report in sent for name, step, _ in report[SERIES])
+def points(sent: list[Report]) -> list[tuple[str, int]]:
+    return sorted((point.name, point.step) for report in sent for point in report.points)
+
+
+def metrics(sent: list[Report]) -> dict[str, float]:
+    """Those of a trial that finished."""
+    assert isinstance(sent[-1].end, Finished)
+    return sent[-1].end.metrics
 
 
 def test_half_the_chunks_halve_everything_and_change_no_name() -> None:
@@ -115,10 +122,9 @@ def test_a_second_attempt_gives_the_same_figures_and_reports_each_point_once(
     seen = fill_memory(monkeypatch, part, times=1)
     found = reports(monkeypatch, config, chat_inputs, tmp_path / "halved")
     assert seen == [Chunks(), Chunks().halved()]
-    assert figures(found[-1][FINAL]) == pytest.approx(figures(expected[-1][FINAL]), rel=1e-3)
-    assert found[-1][NO_RESULT] == ""
+    assert figures(metrics(found)) == pytest.approx(figures(metrics(expected)), rel=1e-3)
     assert points(found) == points(expected)
-    assert [last[-1][FINAL][names.ATTEMPTS] for last in (expected, found)] == [1, 2]
+    assert [metrics(sent)[names.ATTEMPTS] for sent in (expected, found)] == [1, 2]
 
 
 @contextmanager
@@ -188,5 +194,5 @@ def test_what_does_not_fit_twice_is_infeasible_and_the_worker_goes_on(
         run(config, chat_inputs, store)
     assert str(ended.value) == said
     *_, last = reports(monkeypatch, config.flat(), chat_inputs, tmp_path)
-    assert (last[NO_RESULT], last[FINAL]) == (said, {})
+    assert last.end == Failed(said)
     assert run(config, chat_inputs, store).metrics[names.VAL_PPL] > 1

@@ -25,6 +25,7 @@ from trainables.inputs.sources import DataSource, EmbeddingSource
 from trainables.phases.phase2 import Checkpoints, Epoch, Phase2Result, Stream, evaluate, fit_phase2, ranks
 from trainables.phases.shared_phase1 import SharedPhase1
 from trainables.progress import Progress, ProgressCallback
+from trainables.reports import DocumentLosses
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,6 @@ class Inputs:
     corpus: Corpus
     embedding: Embedding
     digest: str  # of the training tokens and the table, byte for byte
-
-
-@dataclass(frozen=True)
-class DocumentLosses:
-    """A stream's losses, summed over each of its documents; lists, so that they are JSON as they are."""
-
-    nats: list[float]
-    targets: list[int]
-    units: list[int]  # documents of one number are one unit of what chance has drawn (`Split.units`)
 
 
 @dataclass(frozen=True)

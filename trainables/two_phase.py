@@ -12,58 +12,43 @@ from ray import tune
 from trainables.config import RunConfig
 from trainables.errors import CollapsedError, NoResultError, OtherCodeError
 from trainables.host.devices import choose_device, hardware
+from trainables.host.digests import ROOT, TRIAL, Provenance, code_digest
+from trainables.progress import Progress
+from trainables.reports import Collapsed, Failed, Finished, InputsSummary, Point, Report
 
 if TYPE_CHECKING:
-    from trainables.host.digests import Provenance
     from trainables.inputs.sources import DataSource, EmbeddingSource
-    from trainables.pipeline import DocumentLosses, Inputs
-    from trainables.progress import Progress
+    from trainables.pipeline import Inputs
 
-REPORT_EVERY = 0.5  # seconds between reports; every point of the series is in one of them
-
-# Keys of a report. Every report has all of them.
-PHASE, STEP, TOTAL, SERIES, FINAL = "phase", "step", "total", "series", "final"
-NO_RESULT = "no_result"  # why the trial ended without one: it diverged, or does not fit the GPU's memory
-COLLAPSED = "collapsed"  # why the trial ended before Phase 2; `FINAL` then has Phase 1's figures
-COMPUTE, DEVICE_NAME = "compute", "device_name"  # how this trial's device computes, and what it is
-PHASE1_BY = "phase1_by"  # config hash of the run that trained Phase 1, beside the final figures
-PROVENANCE = "provenance"  # `digests.Provenance` as a dict: code, torch, device, compute
-DOCUMENTS = "documents"  # the validation's `pipeline.DocumentLosses` as a dict, beside the final figures
-
+REPORT_EVERY = 0.5  # seconds between reports
 PROFILE = "profile"  # key beside a trial's configuration: the folder its traces go to
 
 
 class _Reporter:
     """Collects a run's progress and hands it to Tune, never more often than `REPORT_EVERY`."""
 
-    def __init__(self, provenance: "Provenance", device_name: str) -> None:
-        self._place = {COMPUTE: provenance.compute, DEVICE_NAME: device_name, PROVENANCE: vars(provenance)}
-        self._points: list[tuple[str, int, float]] = []
+    def __init__(self, provenance: Provenance, device_name: str) -> None:
+        self._provenance, self._device_name = provenance, device_name
+        self._points: list[Point] = []
         self._sent: dict[str, int] = {}
         self._last = -math.inf
-        self._at: dict[str, Any] = {PHASE: "start", STEP: 0, TOTAL: 0}
+        self._at = Progress("start", 0, 0)
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: Progress) -> None:
         for name, value in progress.series.items():
             if progress.step > self._sent.get(name, -1):  # a run that had to begin again goes through them again
-                self._points.append((name, progress.step, value))
+                self._points.append(Point(name, progress.step, value))
                 self._sent[name] = progress.step
-        self._at = {PHASE: progress.phase, STEP: progress.step, TOTAL: progress.total}
+        self._at = progress
         if time.monotonic() - self._last >= REPORT_EVERY:
             self.send()
 
-    def send(
-        self,
-        figures: dict[str, float] | None = None,
-        documents: "DocumentLosses | None" = None,
-        no_result: str = "",
-        collapsed: str = "",
-        phase1_by: str = "",
-    ) -> None:
-        """Report what has gathered; the last report of a run has its figures or why there are none."""
-        kept = {FINAL: figures or {}, DOCUMENTS: vars(documents) if documents else {}}
-        ends = {NO_RESULT: no_result, COLLAPSED: collapsed, PHASE1_BY: phase1_by, **self._place}
-        tune.report({**self._at, SERIES: self._points, **kept, **ends})
+    def send(self, end: Finished | Collapsed | Failed | None = None) -> None:
+        """Report what has gathered."""
+        sent = Report(
+            at=self._at, points=self._points, device_name=self._device_name, provenance=self._provenance, end=end
+        )
+        tune.report(sent.as_result())
         self._points, self._last = [], time.monotonic()
 
 
@@ -77,8 +62,6 @@ def check_code(code: str, place: str) -> None:
     Raises:
         OtherCodeError: it does not.
     """
-    from trainables.host.digests import ROOT, TRIAL, code_digest
-
     if code_digest(TRIAL) != code:
         raise OtherCodeError(
             f"the worker on {platform.node()} runs the code in {ROOT}, this study that in {place}: "
@@ -110,7 +93,6 @@ def two_phase(
 
     from model.ops.compute import Compute
     from trainables.cache import ArtifactStore
-    from trainables.host.digests import Provenance
     from trainables.phases.traces import Profiler
     from trainables.pipeline import run
 
@@ -123,11 +105,11 @@ def two_phase(
     try:
         result = run(RunConfig.from_flat(config), ray.get(inputs[0]), store, device, listen)
     except CollapsedError as error:
-        report.send(error.figures, collapsed=str(error))
+        report.send(Collapsed(str(error), error.figures))
     except NoResultError as error:  # an outcome, not a fault: the worker goes on with the next trial
-        report.send(no_result=str(error))
+        report.send(Failed(str(error)))
     else:
-        report.send(result.metrics, result.val_documents, phase1_by=result.phase1_by)
+        report.send(Finished(result.metrics, result.val_documents, result.phase1_by))
     finally:
         if profiler:  # the worker is used again: nothing may go on recording
             profiler.stop()
@@ -163,7 +145,7 @@ def prepare_study(
     threads: int,
     gpus: float,
     code: tuple[str, str],
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple["Inputs", InputsSummary]:
     """Make a study's inputs where trials run; returned to the object store, with what the driver wants to know."""
     check_code(*code)
     import torch
@@ -171,7 +153,6 @@ def prepare_study(
     from model.ops.chunks import out_of_memory
     from model.ops.compute import Compute
     from trainables.cache import ArtifactStore
-    from trainables.host.digests import Provenance
     from trainables.inputs.overlap import as_params
     from trainables.pipeline import prepare_inputs
 
@@ -185,17 +166,16 @@ def prepare_study(
         raise ValueError(f"the embedding does not fit the GPU's memory ({reason}): is another process on it?") from None
     corpus, bigram = inputs.corpus, inputs.embedding.bigram
     vocab_size, embedding_dim = inputs.embedding.table.shape
-    return inputs, {
-        "train_tokens": len(corpus.train.tokens),
-        "val_tokens": len(corpus.validation.tokens),
-        "test_tokens": len(corpus.test.tokens),
+    return inputs, InputsSummary(
+        train_tokens=len(corpus.train.tokens),
+        val_tokens=len(corpus.validation.tokens),
+        test_tokens=len(corpus.test.tokens),
         **as_params(corpus.overlap),
-        "vocab_size": vocab_size,
-        "embedding_dim": embedding_dim,
-        "bigram_val_ppl": bigram.val_ppl if bigram else None,
-        "bigram_val_acc": bigram.val_acc if bigram else None,
-        "inputs": inputs.digest,
-        "hardware": hardware(gpus),
-        "compute": str(Compute.of(device)),
-        PROVENANCE: vars(Provenance.of(device, Compute.of(device))),
-    }
+        vocab_size=vocab_size,
+        embedding_dim=embedding_dim,
+        bigram_val_ppl=bigram.val_ppl if bigram else None,
+        bigram_val_acc=bigram.val_acc if bigram else None,
+        inputs=inputs.digest,
+        hardware=hardware(gpus),
+        provenance=Provenance.of(device, Compute.of(device)),
+    )

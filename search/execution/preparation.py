@@ -12,6 +12,7 @@ from trainables.config import RunConfig
 from trainables.errors import OtherCodeError
 from trainables.host.digests import ROOT, TRIAL, code_digest
 from trainables.host.machine import usable_cpus
+from trainables.reports import InputsSummary
 from trainables.two_phase import prepare_study, repeat
 
 
@@ -27,7 +28,7 @@ def start_preparing(settings: StudySettings, base: RunConfig, resources: Resourc
     return task.remote(base, *arguments)
 
 
-def prepared(settings: StudySettings, refs: Any) -> tuple[Any, dict[str, Any]]:
+def prepared(settings: StudySettings, refs: Any) -> tuple[Any, InputsSummary]:
     """A reference to the inputs, and what the driver wants to know of them.
 
     Raises:

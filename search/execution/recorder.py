@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 
 from search.execution.searcher import LedgerSearcher, PicklesEmpty
 from search.findings.leaderboard import trial_name
-from search.ledger.ledger import MAX_FAILURES, Ledger
+from search.ledger.ledger import MAX_FAILURES, Assignment, Ledger
 from search.ledger.records import TrialRecord, write_trial_record
 from search.ledger.results import INTERRUPTED, LOST
 from search.screen import Display
@@ -22,21 +22,10 @@ from trainables.errors import OtherCodeError, unwritable
 from trainables.metrics import EPOCH_VAL_PPL
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
+from trainables.reports import Collapsed, Failed, Finished, Report, report_of
 from trainables.tracking.spool import Spool
 from trainables.tracking.study_runs import COMPUTE_TAG, DEVICE_TAG, provenance_tags
-from trainables.two_phase import (
-    COLLAPSED,
-    COMPUTE,
-    DEVICE_NAME,
-    DOCUMENTS,
-    FINAL,
-    NO_RESULT,
-    PHASE1_BY,
-    PROFILE,
-    PROVENANCE,
-    SERIES,
-    TOTAL,
-)
+from trainables.two_phase import PROFILE
 
 MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded since: a bug, not bad luck
 # What a worker or a node that died leaves behind.
@@ -117,10 +106,12 @@ class Recorder(PicklesEmpty, Callback):
     ) -> None:
         number = self._searcher.assigned[trial.trial_id].number
         self._heard[number] = time.monotonic()
-        self._seen[number].add(result[SERIES])
-        if result[SERIES]:
-            self._tracker.put("log_series", self._runs[number], points=result[SERIES])
-        self._display.update(number, result)
+        report = report_of(result)
+        assert report is not None  # trials report nothing else
+        self._seen[number].add(report.points)
+        if report.points:
+            self._tracker.put("log_series", self._runs[number], points=report.points)
+        self._display.update(number, report)
 
     @_remembered
     def stop(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -130,17 +121,18 @@ class Recorder(PicklesEmpty, Callback):
         there, and its worker is free for the next.
         """
         number = self._searcher.assigned[trial_id].number
-        if result.get("done") or number in self._stopped:  # Tune shows the last report once more
+        report = report_of(result)
+        if report is None or result.get("done") or number in self._stopped:  # Tune shows the last report once more
             return number in self._stopped
         patience = self._searcher.assigned[trial_id].config.phase2.patience
-        for name, epoch, value in result[SERIES]:  # all of them are recorded, as in MLflow
+        for name, epoch, value in report.points:  # all of them are recorded, as in MLflow
             if name != EPOCH_VAL_PPL:
                 continue
             best = min(self._best.get(number, (value, epoch)), (value, epoch))
             self._best[number] = best
-            reason = self._ledger.epoch(number, epoch, value, result[PROVENANCE])
+            reason = self._ledger.epoch(number, epoch, value, vars(report.provenance))
             # The epoch after which the trial ends by itself is not scored: nothing is left to be saved.
-            if reason and epoch < result[TOTAL] and epoch - best[1] < patience:
+            if reason and epoch < report.at.total and epoch - best[1] < patience:
                 self._stopped.setdefault(number, reason)
         return number in self._stopped
 
@@ -149,30 +141,36 @@ class Recorder(PicklesEmpty, Callback):
         assignment = self._searcher.assigned[trial.trial_id]
         number, config = assignment.number, assignment.config
         self._searcher.ended.add(trial.trial_id)
-        last = trial.last_result or {}
+        last = report_of(trial.last_result)
         if number in self._stopped:
             self._prune(number, config, self._stopped[number], {}, last)
-        elif last.get(COLLAPSED):
-            self._prune(number, config, last[COLLAPSED], last[FINAL], last)
-        elif last.get(NO_RESULT):
-            self._fail(number, last[NO_RESULT], "", last)
-        elif last.get(FINAL):
-            self._alike = []
-            place, profile = _place(last), trial.config.get(PROFILE)
-            kept = {"metrics": last[FINAL], "runtime": self._runtime | place, "phase1_by": last[PHASE1_BY]}
-            left = self._keep(number, "finished", result={**last[DOCUMENTS], **kept})
-            self._ledger.complete(number, last[FINAL], last[COMPUTE], last[PROVENANCE], left)
-            self._open.discard(number)
-            self._tracker.put(
-                "finish_trial",
-                self._runs[number],
-                figures=with_converged(config, last[FINAL]),
-                place=place,
-                phase1_by=last[PHASE1_BY],
-                traces=profile and self._records.inside(Path(profile)),
-            )
-            self._display.finish(number, last[FINAL], may_lead=assignment.replicate_of is None)
-        # else it was stopped from outside: `interrupt_open` records it
+            return
+        match last and last.end:
+            case Collapsed(reason, metrics):
+                self._prune(number, config, reason, metrics, last)
+            case Failed(reason):
+                self._fail(number, reason, "", last)
+            case Finished() as end:
+                assert last is not None
+                self._finish(assignment, end, last, trial.config.get(PROFILE))
+            case None:
+                pass  # it was stopped from outside: `interrupt_open` records it
+
+    def _finish(self, assignment: Assignment, end: Finished, last: Report, profile: str | None) -> None:
+        self._alike, number, place = [], assignment.number, _place(last)
+        kept = {"metrics": end.metrics, "runtime": self._runtime | place, "phase1_by": end.phase1_by}
+        left = self._keep(number, "finished", result={**vars(end.documents), **kept})
+        self._ledger.complete(number, end.metrics, last.provenance.compute, vars(last.provenance), left)
+        self._open.discard(number)
+        self._tracker.put(
+            "finish_trial",
+            self._runs[number],
+            figures=with_converged(assignment.config, end.metrics),
+            place=place,
+            phase1_by=end.phase1_by,
+            traces=profile and self._records.inside(Path(profile)),
+        )
+        self._display.finish(number, end.metrics, may_lead=assignment.replicate_of is None)
 
     @_remembered
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -180,11 +178,11 @@ class Recorder(PicklesEmpty, Callback):
         number = self._searcher.assigned[trial.trial_id].number
         if number not in self._runs:
             self.on_trial_start(iteration, trials, trial)  # it failed before it started
-        error, last = _error(trial), trial.last_result or {}
+        error, last = _error(trial), report_of(trial.last_result)
         if number in self._killed:
             reason: str | None = f"no progress for {self._timeout / 60:g} min"
         elif isinstance(error, LOSSES):
-            reason = self._ledger.lose(number, last.get(PROVENANCE))
+            reason = self._ledger.lose(number, _provenance(last))
         else:
             reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
         if reason is None:
@@ -196,21 +194,21 @@ class Recorder(PicklesEmpty, Callback):
         # neither a full disk nor a host with another version is a trial's own fault
         self._count(number, reason, stop=bool(unwritable(error)) or isinstance(error, OtherCodeError))
 
-    def _fail(self, number: int, reason: str, details: str, last: dict[str, Any]) -> None:
+    def _fail(self, number: int, reason: str, details: str, last: Report | None) -> None:
         place = _place(last)
         left = self._keep(number, "failed", reason, {"runtime": self._runtime | place})
         if not self._ledger.has_ended(number):
-            self._ledger.fail(number, reason, last.get(PROVENANCE), left)
+            self._ledger.fail(number, reason, _provenance(last), left)
         self._open.discard(number)
         self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details, place=place)
         self._display.fail(number, reason)
 
     def _prune(
-        self, number: int, config: RunConfig, reason: str, figures: dict[str, float], last: dict[str, Any]
+        self, number: int, config: RunConfig, reason: str, figures: dict[str, float], last: Report | None
     ) -> None:
         self._alike, place = [], _place(last)
         left = self._keep(number, "pruned", reason, {"runtime": self._runtime | place})
-        self._ledger.prune(number, reason, figures, last.get(PROVENANCE), left)
+        self._ledger.prune(number, reason, figures, _provenance(last), left)
         self._open.discard(number)
         told = with_converged(config, figures)
         self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=told, place=place)
@@ -258,11 +256,16 @@ class Recorder(PicklesEmpty, Callback):
         return len(cut_off)
 
 
-def _place(last: dict[str, Any]) -> dict[str, str]:
+def _provenance(last: Report | None) -> dict[str, Any] | None:
+    return None if last is None else vars(last.provenance)
+
+
+def _place(last: Report | None) -> dict[str, str]:
     """Where and by what code a trial ran, by its last report; empty where it made none."""
-    if PROVENANCE not in last:
+    if last is None:
         return {}
-    return {COMPUTE_TAG: last[COMPUTE], DEVICE_TAG: last[DEVICE_NAME], **provenance_tags(last[PROVENANCE])}
+    made = last.provenance
+    return {COMPUTE_TAG: made.compute, DEVICE_TAG: last.device_name, **provenance_tags(vars(made))}
 
 
 def _unpickled(trial: Trial) -> Exception:

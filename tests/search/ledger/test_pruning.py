@@ -15,13 +15,15 @@ from search.execution.searcher import LedgerSearcher
 from search.ledger.budgets import Budgets
 from search.ledger.ledger import HASH, METRICS, REASON, REPEAT_OF, Ledger
 from search.ledger.records import read_trial_record
-from search.ledger.results import RECORD
+from search.ledger.results import PROVENANCE, RECORD
 from search.screen import Display
 from search.spaces import SCHEDULERS, Study, asym_layers
+from trainables.host.digests import Provenance
 from trainables.metrics import VAL_ER, VAL_PPL
+from trainables.progress import Progress
 from trainables.records import Records
+from trainables.reports import Collapsed, Failed, Report
 from trainables.tracking.study_runs import provenance_tags
-from trainables.two_phase import COLLAPSED, COMPUTE, DEVICE_NAME, FINAL, NO_RESULT, PROVENANCE
 
 
 def study(scheduler: str, trials: int = 10) -> Study:
@@ -126,18 +128,14 @@ def test_a_trial_is_measured_by_those_of_its_own_code_alone(tmp_path: Path, code
     assert not ledger.epoch(handed_out(ledger).number, 1, 80.0, made | {"code": "newer"})
 
 
-PLACE: dict[str, Any] = {
-    COMPUTE: "fp32",
-    DEVICE_NAME: "a machine",
-    PROVENANCE: {"code": "c", "torch": "2.11.0", "device": "cpu", "compute": "fp32"},
-}
+MADE = Provenance(code="c", torch="2.11.0", device="cpu", compute="fp32")
 
 
 @pytest.mark.parametrize(
     ("end", "verb"),
-    [({COLLAPSED: "collapsed", FINAL: {VAL_ER: 1.0}}, "prune_trial"), ({NO_RESULT: "diverged"}, "fail_trial")],
+    [(Collapsed("collapsed", {VAL_ER: 1.0}), "prune_trial"), (Failed("diverged"), "fail_trial")],
 )
-def test_a_trial_without_a_result_says_what_code_it_was_of(tmp_path: Path, end: dict[str, Any], verb: str) -> None:
+def test_a_trial_without_a_result_says_what_code_it_was_of(tmp_path: Path, end: Collapsed | Failed, verb: str) -> None:
     """In the ledger, its file and MLflow."""
     records = Records.at(tmp_path)
     ledger = Ledger(study("none"), "s", records.optuna_database)
@@ -146,13 +144,14 @@ def test_a_trial_without_a_result_says_what_code_it_was_of(tmp_path: Path, end: 
     display = Display(Console(file=io.StringIO()), 1, 0, None)
     recorder = Recorder(ledger, spool, display, searcher, {"threads": 1}, records, 60.0)
     searcher.suggest("a")
-    ended: Any = SimpleNamespace(trial_id="a", config={}, last_result={**PLACE, **end})
+    last = Report(at=Progress("phase 1", 9, 9), device_name="a machine", provenance=MADE, end=end)
+    ended: Any = SimpleNamespace(trial_id="a", config={}, last_result=last.as_result())
     recorder.on_trial_start(0, [], ended)
     recorder.on_trial_complete(0, [], ended)
-    tags = {"compute": "fp32", "device_name": "a machine", **provenance_tags(PLACE[PROVENANCE])}
+    tags = {"compute": "fp32", "device_name": "a machine", **provenance_tags(vars(MADE))}
     assert told[verb]["place"] == tags
     (record,) = [*ledger.pruned(), *ledger.failed()]
-    assert record.user_attrs[PROVENANCE] == PLACE[PROVENANCE]
+    assert record.user_attrs[PROVENANCE] == vars(MADE)
     left = read_trial_record(records.trial_record("s", record.user_attrs[HASH]))
     assert left is not None
     assert left[1] == record.user_attrs[RECORD]

@@ -152,9 +152,10 @@ def test_the_report_tells_it(tmp_path: Path, known: dict[str, float], expected: 
 
 def test_a_studys_summary_has_it_and_its_first_lines_say_it(half: Path, tmp_path: Path) -> None:
     data, embedding = resolve_data(str(half), None), resolve_embedding("bigram")
-    _, summary = prepare_study(
+    _, about = prepare_study(
         run_config(half), data, embedding, str(tmp_path / "cache"), 1, 0, (code_digest(TRIAL), "here")
     )
+    summary = about.as_params()
     assert (summary["val_overlap"], summary["test_overlap"]) == (0.5, 0.5)
     settings: Any = SimpleNamespace(data=data, embedding=embedding)
     resources: Any = SimpleNamespace(gpus=0, threads=1, max_concurrent=2, limited_by="")

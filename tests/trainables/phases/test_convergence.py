@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,13 +30,17 @@ from search.report import HTML, MARKDOWN, print_verdict, write_report
 from search.screen import Display, say_end
 from search.spaces import asym_layers, context_modes
 from trainables import metrics as names
+from trainables.host.digests import Provenance
 from trainables.phases.convergence import MARK, MARKED, converged, shortfall, with_converged
+from trainables.progress import Progress
 from trainables.records import Records
+from trainables.reports import Collapsed, Point, Report
 from trainables.tracking.destination import Destination
-from trainables.two_phase import COLLAPSED, FINAL, PHASE, SERIES, STEP, TOTAL
 
 WANTED = BASE.phase1.converged_share
 SHORT = {names.CONVERGENCE: 0.495, names.SWEEPS: 60.0}
+MADE = Provenance(code="c", torch="2.11.0", device="cpu", compute="fp32")
+REPORT = Report(at=Progress("phase 1", 60, 60), device_name="a machine", provenance=MADE)
 
 
 def wide() -> Console:
@@ -187,10 +192,10 @@ def test_a_running_trials_line_is_marked_once_phase_1_has_ended(share: float, ma
     console = wide()
     with Display(console, 1, 0, None) as display:
         display.start(0, "C1T1", BASE)
-        sweep = (names.SWEEP_CONVERGENCE, 60, share)
-        display.update(0, {PHASE: "phase 1", STEP: 60, TOTAL: 60, SERIES: [sweep]})
+        sweep = Point(names.SWEEP_CONVERGENCE, 60, share)
+        display.update(0, replace(REPORT, points=[sweep]))
         assert MARK not in console.export_text(clear=False)
-        display.update(0, {PHASE: "phase 2", STEP: 0, TOTAL: 5, SERIES: []})
+        display.update(0, replace(REPORT, at=Progress("phase 2", 0, 5)))
     assert f"phase 1 done, converged {math.floor(100 * share)}%{mark}; phase 2" in console.export_text()
 
 
@@ -204,7 +209,8 @@ def test_a_trial_that_collapsed_says_in_mlflow_whether_phase_1_converged(
     spool: Any = SimpleNamespace(put=lambda verb, key="", **arguments: told.append((verb, arguments)))
     recorder = Recorder(ledger, spool, Display(wide(), 1, 0, None), searcher, {}, records, 60.0)
     searcher.suggest("a")
-    trial: Any = SimpleNamespace(trial_id="a", last_result={COLLAPSED: "collapsed", FINAL: final})
+    last = replace(REPORT, end=Collapsed("collapsed", final)).as_result()
+    trial: Any = SimpleNamespace(trial_id="a", last_result=last)
     recorder.on_trial_start(0, [], trial)
     recorder.on_trial_complete(0, [], trial)
     assert told[-1][0] == "prune_trial"

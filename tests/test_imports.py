@@ -50,7 +50,7 @@ def test_imports_point_from_search_over_trainables_to_model(package: str, above:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("ray", {"trainables.two_phase", "search.driver", "search.execution"}),
+        ("ray", {"trainables.two_phase", "search.execution"}),
         # search/audit holds MLflow's store against the ledger
         ("mlflow", {"trainables.tracking", "model.text.registered", "search.doctor", "search.audit"}),
         ("datasets", {"trainables.inputs.corpus"}),

@@ -30,6 +30,23 @@ class Resources:
         return max(1, int(self.cpus))
 
 
+def connect(address: str | None, cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
+    """Connect to the cluster at `address`, or start a local one; what each trial gets there (`plan_resources`).
+
+    Raises:
+        ValueError: it cannot be reached or started, runs other code, or has not what a trial asks for.
+    """
+    start_ray(address)
+    if address is not None:
+        check_hosts()
+    return plan_resources(cpus, gpus, max_concurrent, on_this_machine=address is None)
+
+
+def disconnect() -> None:
+    """End the connection, and the cluster if it was started here."""
+    ray.shutdown()
+
+
 def start_ray(address: str | None) -> None:
     """Connect to a cluster, or start a local one without a dashboard.
 

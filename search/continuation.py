@@ -9,8 +9,9 @@ from optuna.trial import FrozenTrial
 from search.ledger.ledger import Ledger
 from search.ledger.records import TrialRecord
 from search.ledger.replicates import open_replicates
-from search.ledger.results import CONFIG, METRICS, PROVENANCE, Origin
+from search.ledger.results import Origin
 from search.ledger.trial_files import read_trial_file
+from search.ledger.trials import CONFIG, METRICS, PROVENANCE
 from trainables.host.digests import Provenance
 from trainables.metrics import ATTEMPTS, PHASE1_SAVED, PHASE1_SECONDS, PHASE1_SHARED, PHASE2_SECONDS, TOTAL_SECONDS
 from trainables.records import Records

@@ -81,7 +81,8 @@ def _view(database: Path) -> "StoreView":
 def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, runs: Path | None) -> None:
     from search.audit.findings import Finding, Skipped
     from search.ledger.lock import is_running
-    from search.ledger.results import known_studies, load_results
+    from search.ledger.results import load_results
+    from search.ledger.storage import known_studies
     from trainables.tracking.store import curve_ranges
 
     store = _view(runs) if runs is not None else None

@@ -69,8 +69,8 @@ def _content(results: "Results", records: Records, comparison: "Comparison", cla
 
     from search.findings.leaderboard import at_cap_note, leaderboard, origins_told, same_models
     from search.findings.plots import all_plots
-    from search.ledger.results import SUMMARY
-    from search.ledger.study_record import bigram_figures, read_study_record
+    from search.ledger.records import bigram_figures, read_study_record
+    from search.ledger.trials import SUMMARY
     from trainables.inputs.overlap import SEQUENCES, describe_overlap
 
     summary: dict[str, Any] = results.optuna.user_attrs.get(SUMMARY, {})
@@ -166,7 +166,7 @@ def _ended(results: "Results") -> list[tuple[int, str, str, str]]:
     from optuna.trial import TrialState
 
     from search.findings.leaderboard import trial_name
-    from search.ledger.results import REASON, SEED, trial_config
+    from search.ledger.trials import REASON, SEED, trial_config
 
     ways = (
         ("failed", [*results.failed(), *results.replicates(TrialState.FAIL)]),
@@ -229,8 +229,9 @@ def _write(study: str, ledgers: Path, records: Records, out: Path | None) -> Non
         ledgers: a database that has it.
     """
     from search.findings.leaderboard import leaderboard, write_results
-    from search.ledger.results import SUMMARY, load_results
-    from search.ledger.study_record import bigram_figures, read_study_record
+    from search.ledger.records import bigram_figures, read_study_record
+    from search.ledger.results import load_results
+    from search.ledger.trials import SUMMARY
     from trainables.host.console import open_console
 
     results = load_results(study, ledgers)
@@ -248,7 +249,7 @@ def _report(args: argparse.Namespace) -> None:
     Raises:
         ValueError: there is no such study, it cannot be read, or its report cannot be written.
     """
-    from search.ledger.results import known_studies
+    from search.ledger.storage import known_studies
     from trainables.host.preflight import check_folder
     from trainables.tracking.places import snapshots
 

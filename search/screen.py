@@ -14,7 +14,8 @@ from rich.text import Text
 
 from search.findings.leaderboard import BEST, failures
 from search.ledger.ledger import Ledger
-from search.ledger.results import METRICS, Configuration, trial_config
+from search.ledger.results import Configuration
+from search.ledger.trials import METRICS, trial_config
 from search.options import StudySettings
 from search.report import HTML
 from trainables.config import RunConfig

@@ -15,8 +15,7 @@ from search.continuation import accept, refusal, threads_before, without_replica
 from search.execution.reconcile import complete_mlflow
 from search.findings.leaderboard import as_table, leaderboard, origins_told, trial_name, write_results
 from search.ledger.ledger import Ledger
-from search.ledger.results import METRICS, trial_config
-from search.ledger.study_record import (
+from search.ledger.records import (
     HISTORY,
     bigram_figures,
     continued,
@@ -25,6 +24,7 @@ from search.ledger.study_record import (
     with_trials,
     write_study_record,
 )
+from search.ledger.trials import METRICS, trial_config
 from search.options import StudySettings
 from search.report import print_verdict, write_report
 from search.screen import Display, say_end, say_prepared

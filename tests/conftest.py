@@ -23,7 +23,7 @@ from costless import layers_study, run_to_the_end
 from small import VOCAB, E, N, run_config
 
 from search.ledger.ledger import Ledger
-from search.ledger.results import open_storage
+from search.ledger.storage import open_storage
 from search.options import build_parser, check
 from search.spaces import SAMPLERS
 from trainables.cache import ArtifactStore

@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
-from search.ledger.ledger import REPEAT_OF
+from search.ledger.trials import REPEAT_OF
 from trainables.records import Records
 from trainables.tracking.study_runs import (
     ROLE_TAG,

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from studies import ROOT, SMALL, mlflow_runs, optuna_trials, start
 
 import trainables.tracking.spool as spool_module
-from search.ledger.results import known_studies, load_results
+from search.ledger.results import load_results
+from search.ledger.storage import known_studies
 from trainables.errors import unwritable
 from trainables.metrics import EPOCH_VAL_PPL, VAL_PPL
 from trainables.records import Records

@@ -105,6 +105,29 @@ def test_a_folder_imports_those_before_it_only(package: str) -> None:
     assert backward == []
 
 
+def circle(imported_by: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in this order, the last one the first; none where there is no circle."""
+    left = {module: found - {module} for module, found in imported_by.items()}
+    while last := [module for module, found in left.items() if not found & left.keys()]:
+        for module in last:
+            del left[module]
+    if not left:
+        return []
+    walked = [min(left)]
+    while walked.count(walked[-1]) == 1:
+        walked.append(min(left[walked[-1]] & left.keys()))
+    return walked[walked.index(walked[-1]) :]
+
+
+def test_no_modules_import_each_other() -> None:
+    """Nor inside functions, where an import hides a circle."""
+    assert circle({module: own_imports(path) for module, path in MODULES.items()}) == []
+
+
+def test_a_circle_is_named() -> None:
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
+
+
 def test_optuna_is_imported_in_search_only() -> None:
     assert {module for module in importers("optuna") if not module.startswith("search.")} == set()
 

@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 
 from search.doctor import examine
 from search.ledger.ledger import Ledger
-from search.ledger.results import open_storage
+from search.ledger.storage import open_storage
 from search.ui import __file__ as ui
 from trainables.errors import OtherVersionError
 from trainables.records import Records

@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 from studies import command, descendants, made, mlflow_runs, optuna_trials, start, wait_for
 
-from search.ledger.ledger import REPEAT_OF
+from search.ledger.trials import REPEAT_OF
 from trainables import metrics as names
 from trainables.tracking.study_runs import HASH_TAG
 

@@ -18,9 +18,8 @@ from studies import ROOT, command, made, mlflow_runs, optuna_trials, start
 
 from model import load
 from model.ops.compute import Compute
-from search.ledger.ledger import CONFIG, HASH, METRICS, REASON, REPEAT_OF
 from search.ledger.records import read_trial_record
-from search.ledger.results import RECORD, REPLICATE_OF
+from search.ledger.trials import CONFIG, HASH, METRICS, REASON, RECORD, REPEAT_OF, REPLICATE_OF
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.host.devices import hardware

@@ -13,9 +13,10 @@ from search.audit.store_checks import artefact_lock
 from search.audit.trial_checks import Trials
 from search.execution.reconcile import complete_mlflow
 from search.findings.leaderboard import leaderboard, write_results
-from search.ledger.results import HASH, METRICS, SUMMARY, Results, trial_config
-from search.ledger.study_record import bigram_figures, read_study_record, write_study_record
+from search.ledger.records import bigram_figures, read_study_record, write_study_record
+from search.ledger.results import Results
 from search.ledger.trial_files import held_against, read_trial_file
+from search.ledger.trials import HASH, METRICS, SUMMARY, trial_config
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.tracking.spool import Spool

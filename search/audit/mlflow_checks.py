@@ -11,7 +11,8 @@ from search.audit.findings import Finding
 from search.audit.trial_checks import Trials, known_hashes
 from search.execution.reconcile import RUNTIME, place_of
 from search.ledger.records import Points, TrialRecord, differing
-from search.ledger.results import CONFIG, HASH, METRICS, REPLICATE_OF, TOLD, Results, trial_config
+from search.ledger.results import Results
+from search.ledger.trials import CONFIG, HASH, METRICS, REPLICATE_OF, TOLD, trial_config
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.tracking.spool import read_journal

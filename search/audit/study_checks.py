@@ -6,8 +6,9 @@ from typing import Any
 
 from search.audit.findings import Finding
 from search.findings.leaderboard import BEST, CSV, leaderboard
-from search.ledger.results import CONFIG, HASH, METRICS, PROVENANCE, SUMMARY, Results
-from search.ledger.study_record import HISTORY, TRIALS, bigram_figures, read_study_record
+from search.ledger.records import HISTORY, TRIALS, bigram_figures, read_study_record
+from search.ledger.results import Results
+from search.ledger.trials import CONFIG, HASH, METRICS, PROVENANCE, SUMMARY
 from trainables.host.digests import Provenance
 from trainables.records import Records
 

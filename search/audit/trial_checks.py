@@ -6,8 +6,9 @@ from optuna.trial import FrozenTrial
 
 from search.audit.findings import Finding
 from search.ledger.records import TrialRecord, differing, read_trial_record
-from search.ledger.results import HASH, METRICS, RECORD, Results
+from search.ledger.results import Results
 from search.ledger.trial_files import TrialFile, best_epoch_wrong, read_trial_file
+from search.ledger.trials import HASH, METRICS, RECORD
 from trainables.metrics import VAL_PPL
 from trainables.records import Records
 from trainables.tracking.store import StoredRun

@@ -6,8 +6,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.findings.leaderboard import trial_name
 from search.ledger.records import TrialRecord
-from search.ledger.results import COMPUTE, HASH, METRICS, PROVENANCE, REASON, REPLICATE_OF, Results, trial_config
+from search.ledger.results import Results
 from search.ledger.trial_files import held_against
+from search.ledger.trials import COMPUTE, HASH, METRICS, PROVENANCE, REASON, REPLICATE_OF, trial_config
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.tracking.spool import Spool

@@ -15,7 +15,7 @@ from search.execution.searcher import LedgerSearcher, PicklesEmpty
 from search.findings.leaderboard import trial_name
 from search.ledger.ledger import MAX_FAILURES, Assignment, Ledger
 from search.ledger.records import TrialRecord, write_trial_record
-from search.ledger.results import INTERRUPTED, LOST
+from search.ledger.trials import INTERRUPTED, LOST
 from search.screen import Display
 from trainables.config import RunConfig
 from trainables.errors import OtherCodeError, unwritable

@@ -14,7 +14,7 @@ from scipy import stats
 from model.modes import CONTEXT_MODES
 from search.findings.evidence import NO_LOSSES, ON_DOCUMENTS, Evidence, documents, percent
 from search.findings.verdict import combined_interval
-from search.ledger.results import METRICS, trial_config
+from search.ledger.trials import METRICS, trial_config
 from search.spaces import CELLS
 from trainables.config import RunConfig
 from trainables.evaluation.intervals import LEVEL, Interval

@@ -9,8 +9,9 @@ import numpy as np
 
 from search.findings.leaderboard import trial_name
 from search.findings.verdict import Difference, Losses, all_pairs, differences
-from search.ledger.results import SUMMARY, Configuration, Results
+from search.ledger.results import Configuration, Results
 from search.ledger.trial_files import read_trial_file
+from search.ledger.trials import SUMMARY
 from trainables.evaluation.intervals import FEW, FEW_UNITS, UNITS_UNKNOWN, Interval
 from trainables.inputs.overlap import largely_in_training
 from trainables.phases.convergence import MARK, MARKED

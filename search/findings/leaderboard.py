@@ -11,8 +11,9 @@ from optuna.trial import TrialState
 from rich.table import Table
 
 from model.modes import same_model_modes
-from search.ledger.results import CONFIG, HASH, METRICS, REASON, SEED, Configuration, Results, trial_config
+from search.ledger.results import Configuration, Results
 from search.ledger.trial_files import held_against
+from search.ledger.trials import CONFIG, HASH, METRICS, REASON, SEED, trial_config
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.phases.convergence import MARK

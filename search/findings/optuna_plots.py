@@ -13,7 +13,8 @@ from optuna.trial import create_trial
 from plotly.colors import sample_colorscale
 
 from search.findings.drawing import FAINT, GREY, SCALE, Plot, drawn
-from search.ledger.results import Results, trial_config
+from search.ledger.results import Results
+from search.ledger.trials import trial_config
 from search.spaces import SEARCHED
 
 LEAST_FOR_IMPORTANCE = 10  # finished trials; of fewer, the best quarter is a trial or two

@@ -9,7 +9,8 @@ from search.findings.drawing import GREY, SCALE, Plot, drawn
 from search.findings.leaderboard import trial_name
 from search.findings.optuna_plots import readable_study, study_plots
 from search.ledger.records import TrialRecord
-from search.ledger.results import METRICS, REPLICATE_OF, SEED, Configuration, Results, trial_config
+from search.ledger.results import Configuration, Results
+from search.ledger.trials import METRICS, REPLICATE_OF, SEED, trial_config
 from trainables import metrics as names
 from trainables.phases.convergence import MARKED, converged
 

@@ -21,7 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger.budgets import UNLIMITED, Budgets
 from search.ledger.pruning import Judge
-from search.ledger.results import (
+from search.ledger.samplers import make_sampler
+from search.ledger.standing import Ending, Standing
+from search.ledger.storage import WriteThrough, open_storage
+from search.ledger.trials import (
     ACCEPTED,
     COMPUTE,
     CONFIG,
@@ -44,11 +47,7 @@ from search.ledger.results import (
     SUMMARY,
     THREADS,
     TOLD,
-    open_storage,
 )
-from search.ledger.samplers import make_sampler
-from search.ledger.standing import Ending, Standing
-from search.ledger.storage import WriteThrough
 from search.spaces import NO_SCHEDULER, Study, differences
 from trainables.config import RunConfig
 from trainables.host.digests import Provenance

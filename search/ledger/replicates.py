@@ -2,7 +2,8 @@
 
 from optuna.trial import FrozenTrial
 
-from search.ledger.results import HASH, Results, sorted_by_value, trial_config
+from search.ledger.results import Results
+from search.ledger.trials import HASH, sorted_by_value, trial_config
 from search.spaces import Study
 
 FINALISTS = 3  # configurations beside the fixed points

@@ -7,31 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from trainables.config import METHOD_VERSION, RunConfig
-from trainables.errors import OtherVersionError
+from search.ledger.storage import WriteThrough, open_storage
+from search.ledger.trials import (
+    CONFIG,
+    DEFINITION,
+    ENDED,
+    INTERRUPTED,
+    LOST,
+    METRICS,
+    PROVENANCE,
+    REASON,
+    REPEAT_OF,
+    REPLICATE_OF,
+    RUN_AGAIN,
+    SAME_RESULTS,
+    SEED,
+    STUDY_ID,
+    THREADS,
+    ended_elsewhere,
+    no_seed_of,
+    trial_config,
+)
+from trainables.config import RunConfig
 from trainables.host.digests import Provenance
-from trainables.metrics import VAL_PPL
 from trainables.phases.convergence import converged
 from trainables.records import RECORD as RECORD
-from trainables.records import sqlite_uri
-
-# User attributes of an Optuna trial.
-CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED = (
-    "config", "config_hash", "metrics", "compute", "reason", "repeat_of", "retry_of", "replicate_of", "seed",
-)  # fmt: skip
-PROVENANCE = "provenance"  # as CONFIG: `digests.Provenance` as a dict
-# User attributes of the Optuna study.
-DEFINITION, STUDY_ID, SUMMARY, TOLD = "definition", "study_id", "summary", "told"
-RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next command runs again
-ACCEPTED = "accepted"  # as DEFINITION: digests that the study was told to go on with
-THREADS = "threads"  # as DEFINITION: CPU threads by trial number, of trials whose PROVENANCE is without them
-SAME_RESULTS = "same_results"  # as DEFINITION: lists of digests that were seen to give the same figures
-INTERRUPTED, LOST = "interrupted", "the worker process died"  # the reasons of trials that are asked for again
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,6 @@ class Configuration:
         return math.exp(math.fsum(map(math.log, self.ppls)) / len(self.ppls))
 
 
-def trial_config(trial: FrozenTrial) -> RunConfig:
-    """The configuration of a trial on record."""
-    return RunConfig.from_flat(trial.user_attrs[CONFIG])
-
-
 @dataclass(frozen=True)
 class Origin:
     """Trials whose figures can be compared: of one digest, or of several that were seen to give the same figures."""
@@ -100,62 +97,6 @@ def _shown(made: dict[str, Any]) -> str:
         return "code not recorded"
     threads = f", {made['threads']} thread(s)" if made.get("threads") else ""
     return f"code {made['code'][:8]}, torch {made['torch']}, {made['device']}, {made['compute']}{threads}"
-
-
-def is_ours(trial: FrozenTrial, definition: dict[str, Any] | None = None) -> bool:
-    """Whether this program made a trial, and for this study; Optuna's own commands can put others into it.
-
-    Args:
-        definition: the study's. With it what a trial says of itself must agree (`self_contradiction`).
-    """
-    return bool(trial.user_attrs.keys() & {HASH, RETRY_OF, REPLICATE_OF}) and not self_contradiction(trial, definition)
-
-
-def self_contradiction(trial: FrozenTrial, definition: dict[str, Any] | None) -> str:
-    """What a trial's configuration, hash and value say otherwise than each other or than the study; empty if nothing.
-
-    Args:
-        definition: the study's, where it is known.
-    """
-    attrs = trial.user_attrs
-    if definition is None or CONFIG not in attrs or HASH not in attrs or definition.get("method") != METHOD_VERSION:
-        return ""  # a hash of another method is not known here
-    config = attrs[CONFIG]
-    own = {key: value for key, value in definition.items() if key in config}
-    if REPLICATE_OF in attrs:
-        own.pop("seed", None)
-    if other := [key for key, value in own.items() if config[key] != value]:
-        return f"its {', '.join(other)} in the ledger is not the study's"
-    figure = (attrs.get(METRICS) or {}).get(VAL_PPL, trial.value)
-    if trial.value is not None and figure != trial.value:
-        return f"its value {trial.value!r} in the ledger is not its figure {VAL_PPL} there, {figure!r}"
-    if RunConfig.from_flat(config).config_hash() != attrs[HASH]:
-        return "its configuration in the ledger is not the one of its hash"
-    return ""
-
-
-def _no_seed_of(trial: FrozenTrial, trials: list[FrozenTrial]) -> str:
-    """Why a trial is no further seed of the one it names; empty if it is."""
-    config, number = trial_config(trial), trial.user_attrs[REPLICATE_OF]
-    first = next((trial_config(t) for t in trials if t.number == number and CONFIG in t.user_attrs), None)
-    if first is None or first.config_hash() != config.replace(seed=first.seed).config_hash():
-        return f"it says that it is a further seed of trial {number}, and its configuration is another"
-    own_hash, before = trial.user_attrs.get(HASH), [t for t in trials if t.number < trial.number]
-    taken = any(t.state == TrialState.COMPLETE and t.user_attrs.get(HASH) == own_hash for t in before)
-    if taken or config.seed == first.seed or trial.user_attrs.get(SEED, config.seed) != config.seed:
-        return f"it says that it is a further seed of trial {number}, and its seed {config.seed} is none"
-    return ""
-
-
-def ended_elsewhere(trial: FrozenTrial) -> bool:
-    """Whether a trial was ended by another process, through plain Optuna: it has none of the figures of an end here."""
-    attrs = trial.user_attrs  # asked of every trial on record for every trial that is handed out
-    return METRICS not in attrs and REASON not in attrs and REPEAT_OF not in attrs and trial.state.is_finished()
-
-
-def sorted_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Best first."""
-    return sorted(trials, key=lambda t: (t.value, t.number))
 
 
 def _letters(rank: int) -> str:
@@ -228,7 +169,7 @@ class Results:
         if CONFIG not in trial.user_attrs:
             return ""  # one that waits
         if trial.number not in self._seed_of:
-            self._seed_of[trial.number] = _no_seed_of(trial, self._trials())
+            self._seed_of[trial.number] = no_seed_of(trial, self._trials())
         return self._seed_of[trial.number]
 
     def made_with_replicates(self) -> list[FrozenTrial]:
@@ -304,41 +245,8 @@ class Results:
         return leader.first if leader else None
 
 
-def open_storage(database: Path) -> optuna.storages.RDBStorage:
-    """The Optuna database, made if need be.
-
-    Raises:
-        OtherVersionError: it is of another version of Optuna.
-    """
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(database.with_name(f".{database.name}.lock")):  # initialised by one process at a time
-        if not database.exists():  # whole or not at all: one that was cut off half made could never be opened again
-            scratch = database.with_name(f".{database.name}.new")
-            for left_behind in database.parent.glob(f"{scratch.name}*"):
-                left_behind.unlink()
-            optuna.storages.RDBStorage(sqlite_uri(scratch.resolve())).engine.dispose()
-            scratch.rename(database)
-        url = sqlite_uri(database.resolve())
-        try:
-            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        except RuntimeError as error:  # of no class of its own
-            if "compatible with the table schema" not in str(error):
-                raise
-            upgrade = "optuna storage upgrade --storage" if "storage upgrade" in str(error) else ""
-            raise OtherVersionError(url, "optuna", upgrade) from error
-
-
-def known_studies(database: Path) -> list[str]:
-    """Names of the studies on record, without making anything."""
-    if not database.exists():
-        return []
-    return sorted(optuna.get_all_study_names(open_storage(database)))
-
-
 def load_results(name: str, database: Path) -> Results:
     """A study on record, which must be there."""
-    from search.ledger.storage import WriteThrough  # which is built on this module
-
     storage = WriteThrough(open_storage(database), name)
     found = Results(optuna.load_study(study_name=name, storage=storage))
     found.left_out = storage.contradicting

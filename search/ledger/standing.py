@@ -9,7 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger.budgets import Budgets
 from search.ledger.replicates import most_replicates, open_replicates
-from search.ledger.results import ENDED, HASH, REPLICATE_OF, SUMMARY, TOLD, Results
+from search.ledger.results import Results
+from search.ledger.trials import ENDED, HASH, REPLICATE_OF, SUMMARY, TOLD
 from search.spaces import Point, Study
 from trainables.config import RunConfig
 

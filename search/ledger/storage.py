@@ -11,17 +11,53 @@ import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.ledger.results import DEFINITION, HASH, INTERRUPTED, REASON, ended_elsewhere, is_ours, self_contradiction
-from trainables.errors import StoppedError
+from search.ledger.trials import DEFINITION, HASH, INTERRUPTED, REASON, ended_elsewhere, is_ours, self_contradiction
+from trainables.errors import OtherVersionError, StoppedError
 from trainables.host.collection import no_collection
+from trainables.records import sqlite_uri
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it announces every study and trial
+
+
+def open_storage(database: Path) -> optuna.storages.RDBStorage:
+    """The Optuna database, made if need be.
+
+    Raises:
+        OtherVersionError: it is of another version of Optuna.
+    """
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_name(f".{database.name}.lock")):  # initialised by one process at a time
+        if not database.exists():  # whole or not at all: one that was cut off half made could never be opened again
+            scratch = database.with_name(f".{database.name}.new")
+            for left_behind in database.parent.glob(f"{scratch.name}*"):
+                left_behind.unlink()
+            optuna.storages.RDBStorage(sqlite_uri(scratch.resolve())).engine.dispose()
+            scratch.rename(database)
+        url = sqlite_uri(database.resolve())
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        except RuntimeError as error:  # of no class of its own
+            if "compatible with the table schema" not in str(error):
+                raise
+            upgrade = "optuna storage upgrade --storage" if "storage upgrade" in str(error) else ""
+            raise OtherVersionError(url, "optuna", upgrade) from error
+
+
+def known_studies(database: Path) -> list[str]:
+    """Names of the studies on record, without making anything."""
+    if not database.exists():
+        return []
+    return sorted(optuna.get_all_study_names(open_storage(database)))
 
 
 def _as_read(value: Any) -> Any:

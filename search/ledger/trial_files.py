@@ -8,7 +8,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger.records import TrialRecord, differing, read_trial_record
-from search.ledger.results import CONFIG, HASH, METRICS, RECORD
+from search.ledger.trials import CONFIG, HASH, METRICS, RECORD
 from trainables.records import Records
 
 STATUS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}

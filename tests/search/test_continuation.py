@@ -20,9 +20,9 @@ from search.execution.cluster import Resources
 from search.findings.evidence import OTHER_CODE, compare, load_evidence
 from search.findings.leaderboard import CODE, leaderboard, origins_told
 from search.ledger.ledger import Ledger
-from search.ledger.records import TrialRecord, write_trial_record
-from search.ledger.results import CONFIG, HASH, load_results, trial_config
-from search.ledger.study_record import continued, with_trials
+from search.ledger.records import TrialRecord, continued, with_trials, write_trial_record
+from search.ledger.results import load_results
+from search.ledger.trials import CONFIG, HASH, trial_config
 from trainables import metrics as names
 from trainables.config import RunConfig
 from trainables.host.digests import PACKAGES, Provenance

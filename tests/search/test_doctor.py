@@ -27,9 +27,9 @@ from search.findings.evidence import compare, load_evidence
 from search.findings.leaderboard import origins_told
 from search.ledger.ledger import Ledger
 from search.ledger.lock import study_lock
-from search.ledger.records import TrialRecord, write_trial_record
-from search.ledger.results import HASH, METRICS, RECORD, REPLICATE_OF, load_results
-from search.ledger.study_record import read_study_record, write_study_record
+from search.ledger.records import TrialRecord, read_study_record, write_study_record, write_trial_record
+from search.ledger.results import load_results
+from search.ledger.trials import HASH, METRICS, RECORD, REPLICATE_OF
 from search.report import write_report
 from search.spaces import context_modes
 from trainables import metrics as names

@@ -38,8 +38,8 @@ from search.findings.optuna_plots import contour_pairs, readable_study
 from search.findings.plots import front
 from search.findings.verdict import Losses
 from search.ledger.ledger import Ledger
-from search.ledger.results import SUMMARY
-from search.ledger.study_record import read_study_record, write_study_record
+from search.ledger.records import read_study_record, write_study_record
+from search.ledger.trials import SUMMARY
 from search.report import HTML, MARKDOWN, print_verdict, write_report
 from search.spaces import asym_layers, context_modes
 from trainables import metrics as names

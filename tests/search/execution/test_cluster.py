@@ -16,8 +16,7 @@ from studies import command, descendants, made, mlflow_runs, optuna_trials, wait
 
 from search.execution import cluster as cluster_module
 from search.execution.cluster import Resources, check_hosts, plan_resources, start_ray
-from search.ledger.ledger import LOST
-from search.ledger.results import METRICS, REASON
+from search.ledger.trials import LOST, METRICS, REASON
 from trainables.metrics import PHASE1_SHARED
 
 

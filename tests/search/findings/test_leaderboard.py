@@ -22,7 +22,8 @@ from search.findings.leaderboard import (
     leaderboard,
     write_results,
 )
-from search.ledger.ledger import HASH, Ledger
+from search.ledger.ledger import Ledger
+from search.ledger.trials import HASH
 from search.spaces import Study, context_modes
 from trainables import metrics as names
 from trainables.config import BigramConfig, RunConfig

@@ -21,15 +21,9 @@ from costless import (
 from optuna.trial import TrialState
 
 from search.ledger.budgets import Budgets
-from search.ledger.ledger import (
-    CONFIG,
-    HASH,
-    METRICS,
-    Assignment,
-    Ledger,
-    open_storage,
-)
-from search.ledger.results import sorted_by_value, trial_config
+from search.ledger.ledger import Assignment, Ledger
+from search.ledger.storage import open_storage
+from search.ledger.trials import CONFIG, HASH, METRICS, sorted_by_value, trial_config
 from search.spaces import context_modes
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL

@@ -18,18 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger.ledger import ENDED_ELSEWHERE, MAX_LOSSES, Assignment, Ledger
 from search.ledger.replicates import finalists
-from search.ledger.results import (
-    CONFIG,
-    HASH,
-    INTERRUPTED,
-    LOST,
-    REPEAT_OF,
-    REPLICATE_OF,
-    SEED,
-    open_storage,
-    trial_config,
-)
-from search.ledger.standing import ENDED
+from search.ledger.storage import open_storage
+from search.ledger.trials import CONFIG, ENDED, HASH, INTERRUPTED, LOST, REPEAT_OF, REPLICATE_OF, SEED, trial_config
 from search.spaces import SEARCHED, context_modes
 from trainables.metrics import VAL_PPL
 

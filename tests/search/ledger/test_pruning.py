@@ -13,9 +13,9 @@ from rich.console import Console
 from search.execution.recorder import Recorder
 from search.execution.searcher import LedgerSearcher
 from search.ledger.budgets import Budgets
-from search.ledger.ledger import HASH, METRICS, REASON, REPEAT_OF, Ledger
+from search.ledger.ledger import Ledger
 from search.ledger.records import read_trial_record
-from search.ledger.results import PROVENANCE, RECORD
+from search.ledger.trials import HASH, METRICS, PROVENANCE, REASON, RECORD, REPEAT_OF
 from search.screen import Display
 from search.spaces import SCHEDULERS, Study, asym_layers
 from trainables.host.digests import Provenance

@@ -18,13 +18,8 @@ from costless import (
 )
 from optuna.trial import TrialState
 
-from search.ledger.ledger import (
-    HASH,
-    REASON,
-    REPEAT_OF,
-    Assignment,
-    Ledger,
-)
+from search.ledger.ledger import Assignment, Ledger
+from search.ledger.trials import HASH, REASON, REPEAT_OF
 
 
 def test_a_repeat_of_a_finished_trial_is_answered_with_its_value(database: Path) -> None:

@@ -17,7 +17,7 @@ from search.ledger.ledger import (
     Ledger,
 )
 from search.ledger.replicates import FINALISTS
-from search.ledger.results import REPLICATE_OF, SEED, trial_config
+from search.ledger.trials import REPLICATE_OF, SEED, trial_config
 from trainables.config import RunConfig
 
 

@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
 from search.ledger.ledger import Ledger
-from search.ledger.results import HASH, open_storage
+from search.ledger.storage import open_storage
+from search.ledger.trials import HASH
 from trainables.metrics import VAL_PPL
 
 

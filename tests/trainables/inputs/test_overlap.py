@@ -12,7 +12,7 @@ from made_up import BASE, modes, run
 from rich.console import Console
 from small import run_config
 
-from search.ledger.study_record import write_study_record
+from search.ledger.records import write_study_record
 from search.report import HTML, MARKDOWN, write_report
 from search.screen import say_prepared
 from search.spaces import context_modes

@@ -25,7 +25,7 @@ from search.findings.plots import convergence_curves, efficiency
 from search.ledger.budgets import Budgets
 from search.ledger.ledger import Ledger
 from search.ledger.records import TrialRecord
-from search.ledger.results import HASH, METRICS
+from search.ledger.trials import HASH, METRICS
 from search.report import HTML, MARKDOWN, print_verdict, write_report
 from search.screen import Display, say_end
 from search.spaces import asym_layers, context_modes

@@ -33,6 +33,7 @@ from trainables.host.provenance import git_state
 from trainables.host.signals import Interrupts
 from trainables.phases.convergence import with_converged
 from trainables.tracking.destination import Destination
+from trainables.tracking.operations import EndStudy, StartStudy
 
 if TYPE_CHECKING:  # Ray is not imported where nothing is to run, MLflow only once the inputs are being made
     from search.execution.cluster import Resources
@@ -113,19 +114,20 @@ class StudyRun:
     def _open_mlflow(self) -> None:
         """Open the study's runs there, and begin to hand over to them."""
         with self.console.status("opening the records …"):
-            from trainables.tracking.spool import Spool
-            from trainables.tracking.study_runs import Tracker
+            from trainables.tracking.study_runs import StudyRuns
+            from trainables.tracking.writer import BackgroundWriter
 
             with user_errors():
-                self._tracker = tracker = Tracker(self.records, self.name, self.ledger.study_id, self.where.uri)
-                if tracker.mended:
-                    self.console.print(tracker.mended)
-                synced = not tracker.mended and self.ledger.all_told(tracker.ending)
+                self._runs = runs = StudyRuns(self.records, self.name, self.ledger.study_id, self.where.uri)
+                if runs.mended:
+                    self.console.print(runs.mended)
+                is_synced = not runs.mended and self.ledger.all_told(runs.ending)
                 journal = self.records.journal(self.name, self.where.remembered)
-                self._spool = Spool(tracker, journal, self.console.print, look=not synced)
+                self._writer = BackgroundWriter(runs, journal, self.console.print)
+                self._ended = None if is_synced else runs.ended_hashes()
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.records.use_write_ahead_logs()
-            self._spool.start()
+            self._writer.start()
 
     def _complete_records(self, nothing_to_run: str) -> None:
         """Nothing is to run: say so, and complete MLflow's runs of what has run."""
@@ -136,8 +138,8 @@ class StudyRun:
             return  # no trial was ever begun
         record = self._recorded()
         record.pop(HISTORY, None)  # too long for a param
-        self._spool.put("start_study", params=record)
-        complete_mlflow(self.ledger, self._spool, self.records, self._runtime())
+        self._writer.put(StartStudy(params=record))
+        complete_mlflow(self.ledger, self._writer, self._ended, self.records, self._runtime())
 
     def _train(self, refs: Any) -> "Outcome":
         """Wait for the inputs, and run what is open on them."""
@@ -159,8 +161,8 @@ class StudyRun:
         record = study_record(self.settings, self.study, self._command, self._typed, summary)
         history = continued(self._recorded().get(HISTORY, []), record, self._typed)
         write_study_record(self.records.study_record(self.name), {**record, HISTORY: history})
-        self._spool.put("start_study", params=record)
-        complete_mlflow(self.ledger, self._spool, self.records, self._runtime())
+        self._writer.put(StartStudy(params=record))
+        complete_mlflow(self.ledger, self._writer, self._ended, self.records, self._runtime())
         return self._run_trials(inputs)
 
     def _check_code(self, now: Provenance, inputs: Any) -> None:
@@ -192,7 +194,7 @@ class StudyRun:
         display = Display(self.console, planned, self._made_before, known)
         self._profiled = self.settings.profile
         return run_trials(
-            self.ledger, self._spool, display, inputs, self.records, self.resources, self._runtime(),
+            self.ledger, self._writer, display, inputs, self.records, self.resources, self._runtime(),
             self._traces if self._profiled else None, self.settings.budgets, self.settings.trial_timeout,
         )  # fmt: skip
 
@@ -252,9 +254,9 @@ class StudyRun:
         """
         best = self.ledger.best()
         figures = with_converged(trial_config(best), best.user_attrs[METRICS]) if best else {}
-        self._spool.put("end_study", status=status, figures=figures, files=list(map(self.records.inside, files)))
+        self._writer.put(EndStudy(status=status, figures=figures, files=list(map(self.records.inside, files))))
         with self.console.status("handing the records to MLflow …"):
-            lacking = self._spool.close()
+            lacking = self._writer.close()
         if lacking:
             self.console.print(
                 f"MLflow is away and lacks the last of {lacking} run(s); the same command completes them", style="bold"
@@ -262,5 +264,5 @@ class StudyRun:
             return
         # the traces were handed over, or their trial has ended without them
         shutil.rmtree(self._traces, ignore_errors=True)
-        if through and not self._spool.refused:
-            self.ledger.keep_told(self._tracker.ending)
+        if through and not self._writer.refused:
+            self.ledger.keep_told(self._runs.ending)

@@ -35,8 +35,9 @@ from trainables.host.digests import Provenance
 from trainables.progress import Progress
 from trainables.records import Records
 from trainables.reports import DocumentLosses, Finished, Point, Report
-from trainables.tracking.spool import Spool
-from trainables.tracking.study_runs import Tracker
+from trainables.tracking.operations import EndStudy
+from trainables.tracking.study_runs import StudyRuns
+from trainables.tracking.writer import BackgroundWriter
 
 OPENING, LOOKING = 0.5, 1.5  # CPU seconds, whatever the size
 MOST_KB, MOST_AGAIN, MOST_LOOK = 50.0, (2 - OPENING) / 1_000, (30 - LOOKING) / 5_000  # of a trial, a trial, a run
@@ -84,26 +85,27 @@ def reports(config: dict[str, Any], number: int) -> list[dict[str, Any]]:
     return [report.as_result() for report in (curves, replace(curves, points=[], end=end))]
 
 
-def _open_spool(records: Records, ledger: Ledger) -> Spool:
+def _open_writer(records: Records, ledger: Ledger) -> tuple[BackgroundWriter, dict[str, set[str]]]:
     records.study(ledger.name).mkdir(parents=True, exist_ok=True)
-    spool = Spool(Tracker(records, ledger.name, ledger.study_id), records.journal(ledger.name, None), print)
+    runs = StudyRuns(records, ledger.name, ledger.study_id)
+    writer, ended = BackgroundWriter(runs, records.journal(ledger.name, None), print), runs.ended_hashes()
     records.use_write_ahead_logs()
-    spool.start()
-    return spool
+    writer.start()
+    return writer, ended
 
 
-def _close(spool: Spool) -> None:
-    spool.put("end_study", status="FINISHED", figures={}, files=[])
-    assert spool.close(600.0) == 0
+def _close(writer: BackgroundWriter) -> None:
+    writer.put(EndStudy(status="FINISHED", figures={}, files=[]))
+    assert writer.close(600.0) == 0
 
 
 def run_study(name: str, trials: int, records: Records, traced: bool = False) -> dict[str, float]:
     """A study from its first proposal until MLflow has all of it: seconds a trial, and bytes that the driver keeps."""
     ledger = Ledger(wide_study(trials), name, records.optuna_database)
-    spool, searcher = _open_spool(records, ledger), LedgerSearcher(ledger, None, Budgets())
+    (writer, _), searcher = _open_writer(records, ledger), LedgerSearcher(ledger, None, Budgets())
     with open("/dev/null", "w") as sink:
         display = Display(Console(file=sink), trials, 0, None)
-        recorder = Recorder(ledger, spool, display, searcher, RUNTIME, records, 3600.0)
+        recorder = Recorder(ledger, writer, display, searcher, RUNTIME, records, 3600.0)
         watch, before = Watch(), 0
         for number in range(trials):
             if number == min(WARM, trials // 2):
@@ -118,7 +120,7 @@ def run_study(name: str, trials: int, records: Records, traced: bool = False) ->
                 trial.last_result = report
             recorder.on_trial_complete(0, [], trial)
         driver = watch.read()
-        _close(spool)
+        _close(writer)
         whole = watch.read()
     grown = _memory(traced) - before
     assert len(ledger.finished()) == trials
@@ -137,12 +139,11 @@ def open_again(name: str, trials: int, records: Records) -> dict[str, float]:
     assert ledger.nothing_to_run(Budgets())
     opened = watch.read()
     watch = Watch()
-    spool = _open_spool(records, ledger)
-    assert spool.ended is not None
-    assert len(spool.ended["FINISHED"]) == trials
-    complete_mlflow(ledger, spool, records, RUNTIME)
+    writer, ended = _open_writer(records, ledger)
+    assert len(ended["FINISHED"]) == trials
+    complete_mlflow(ledger, writer, ended, records, RUNTIME)
     reconciled = watch.read()
-    _close(spool)
+    _close(writer)
     cpu = opened.cpu + reconciled.cpu
     return {"ledger_s": opened.wall, "reconcile_s": reconciled.wall, "again_cpu_s": cpu}
 

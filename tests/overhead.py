@@ -37,8 +37,9 @@ from trainables.host.digests import Provenance
 from trainables.progress import Progress
 from trainables.records import Records
 from trainables.reports import DocumentLosses, Finished, Point, Report
-from trainables.tracking.spool import Spool
-from trainables.tracking.study_runs import Tracker
+from trainables.tracking.operations import EndStudy
+from trainables.tracking.study_runs import StudyRuns
+from trainables.tracking.writer import BackgroundWriter
 
 NAMES = [value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)]
 FIGURES = {name: 1.0 for name in NAMES if not name.startswith(names.SERIES)}  # of a trial
@@ -86,47 +87,46 @@ class Watch:
         return Cost(time.perf_counter() - self._wall, time.process_time() - self._cpu)
 
 
-def open_spool(records: Records, name: str, ledger: Ledger | None = None) -> Spool:
+def open_writer(records: Records, name: str) -> tuple[StudyRuns, BackgroundWriter]:
     """MLflow's writer, as the driver opens it."""
     folder = records.study(name)
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(records, name, "id")
-    look = ledger is None or not ledger.all_told(tracker.ending)
-    spool = Spool(tracker, records.journal(name, None), print, look)
+    runs = StudyRuns(records, name, "id")
+    writer = BackgroundWriter(runs, records.journal(name, None), print)
     records.use_write_ahead_logs()
-    spool.start()
-    return spool
+    writer.start()
+    return runs, writer
 
 
 def time_trials(trials: int, records: Records) -> tuple[Cost, Cost]:
     """From the first proposal to the last trial's end, and until MLflow has all of it."""
-    ledger, spool = Ledger(wide_study(trials), "quick", records.optuna_database), open_spool(records, "quick")
+    ledger, (runs, writer) = Ledger(wide_study(trials), "quick", records.optuna_database), open_writer(records, "quick")
     with open(os.devnull, "w") as sink:
         display = Display(Console(file=sink), trials, 0, None)
         inputs, resources = ray.put(None), plan_resources(1, 0, None)
         watch = Watch()
         run_trials(
-            ledger, spool, display, inputs, records, resources, RUNTIME, None, Budgets(), 60.0, at_once
+            ledger, writer, display, inputs, records, resources, RUNTIME, None, Budgets(), 60.0, at_once
         )  # fmt: skip
         ran = watch.read()
-        spool.put("end_study", status="FINISHED", figures={}, files=[])
-        assert spool.close() == 0
+        writer.put(EndStudy(status="FINISHED", figures={}, files=[]))
+        assert writer.close() == 0
         whole = watch.read()
     assert len(ledger.finished()) == trials
-    assert len(spool.tracker.ended_hashes("FINISHED")) == trials
+    assert len(runs.ended_hashes()["FINISHED"]) == trials
     return ran, whole
 
 
 def fill(trials: int, records: Records) -> None:
     """A study of that many finished trials, in the ledger and in MLflow."""
-    ledger, spool = Ledger(wide_study(trials), "study", records.optuna_database), open_spool(records, "study")
+    ledger, (runs, writer) = Ledger(wide_study(trials), "study", records.optuna_database), open_writer(records, "study")
     while (assignment := ledger.next()) is not None:
         figures = FIGURES | {names.VAL_PPL: 20 + assignment.number / 100}
         ledger.complete(assignment.number, figures)
-    complete_mlflow(ledger, spool, records, RUNTIME)
-    spool.put("end_study", status="FINISHED", figures={}, files=[])
-    assert spool.close() == 0
-    ledger.keep_told(spool.tracker.ending)
+    complete_mlflow(ledger, writer, runs.ended_hashes(), records, RUNTIME)
+    writer.put(EndStudy(status="FINISHED", figures={}, files=[]))
+    assert writer.close() == 0
+    ledger.keep_told(runs.ending)
 
 
 def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
@@ -135,8 +135,9 @@ def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
     ledger = Ledger(wide_study(trials + 1), "study", records.optuna_database)
     assert not ledger.nothing_to_run(Budgets())
     made = len(ledger.made_with_replicates())
-    spool = open_spool(records, "study", ledger)
-    complete_mlflow(ledger, spool, records, RUNTIME)
+    runs, writer = open_writer(records, "study")
+    if not ledger.all_told(runs.ending):
+        complete_mlflow(ledger, writer, runs.ended_hashes(), records, RUNTIME)
     leader = ledger.leader()
     known = (leader.ppl, trial_name(leader.config)) if leader else None
     Display(Console(), ledger.study.trials + ledger.planned_replicates(), made, known)
@@ -146,8 +147,8 @@ def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
     assert assignment is not None
     watch = Watch()
     write_results(ledger, leaderboard(ledger, None), records.study("study"), "")
-    spool.put("end_study", status="FINISHED", figures={}, files=[])
-    spool.close()
+    writer.put(EndStudy(status="FINISHED", figures={}, files=[]))
+    writer.close()
     return opened, watch.read()
 
 

@@ -12,14 +12,27 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from optuna.trial import TrialState
 from studies import ROOT, SMALL, mlflow_runs, optuna_trials, start
 
-import trainables.tracking.spool as spool_module
+import trainables.tracking.writer as writer_module
 from search.ledger.results import load_results
 from search.ledger.storage import known_studies
 from trainables.errors import unwritable
 from trainables.metrics import EPOCH_VAL_PPL, VAL_PPL
 from trainables.records import Records
-from trainables.tracking.spool import Spool, read_journal
-from trainables.tracking.study_runs import REASON_TAG, TRIAL_TAG, Tracker
+from trainables.reports import Point
+from trainables.tracking.operations import (
+    EndStudy,
+    FailRun,
+    FinishRun,
+    LogFile,
+    LogPoints,
+    Operation,
+    StartStudy,
+    StartTrial,
+    read_journal,
+)
+from trainables.tracking.runs import REASON_TAG
+from trainables.tracking.study_runs import TRIAL_TAG, StudyRuns
+from trainables.tracking.writer import BackgroundWriter
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +42,28 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 
 @pytest.fixture
-def tracker(store: Records, request: pytest.FixtureRequest) -> Tracker:
+def runs(store: Records, request: pytest.FixtureRequest) -> StudyRuns:
     """A study of this test's own."""
-    return Tracker(store, request.node.name.replace("[", "-").rstrip("]"), "id")
+    return StudyRuns(store, request.node.name.replace("[", "-").rstrip("]"), "id")
 
 
-def one_trial(spool: Spool, folder: Path) -> None:
+def one_trial(writer: BackgroundWriter, folder: Path) -> None:
     """One trial that finishes and one that fails, and the study's end."""
     (folder / "abc.json").write_text("{}")
-    spool.put("start_study", params={"command": "x.py"})
-    spool.put("start_trial", "abc", number=0, name="n", params={"a": 1})
-    spool.put("log_series", "abc", points=[("epoch/val_ppl", 1, 9.0), ("epoch/val_ppl", 2, 8.0)])
-    spool.put("log_file", "abc", file=str(folder / "abc.json"))
-    spool.put("finish_trial", "abc", figures={"phase2/val_ppl": 8.0}, place={"compute": "fp32"})
-    spool.put("start_trial", "abd", number=1, name="m", params={"a": 2})
-    spool.put("fail_trial", "abd", reason="why", details="the story")
-    spool.put("end_study", status="FINISHED", figures={"phase2/val_ppl": 8.0}, files=[str(folder / "abc.json")])
+    writer.put(StartStudy(params={"command": "x.py"}))
+    writer.put(StartTrial("abc", number=0, name="n", params={"a": 1}))
+    writer.put(LogPoints("abc", points=[Point("epoch/val_ppl", 1, 9.0), Point("epoch/val_ppl", 2, 8.0)]))
+    writer.put(LogFile("abc", file=str(folder / "abc.json")))
+    writer.put(FinishRun("abc", figures={"phase2/val_ppl": 8.0}, place={"compute": "fp32"}))
+    writer.put(StartTrial("abd", number=1, name="m", params={"a": 2}))
+    writer.put(FailRun("abd", reason="why", details="the story"))
+    writer.put(EndStudy(status="FINISHED", figures={"phase2/val_ppl": 8.0}, files=[str(folder / "abc.json")]))
 
 
-def check_whole(tracker: Tracker) -> None:
-    client = tracker.client
-    runs = {r.data.tags.get(TRIAL_TAG): r for r in client.search_runs([tracker.experiment_id])}
-    assert len(client.search_runs([tracker.experiment_id])) == 3
+def check_whole(study_runs: StudyRuns) -> None:
+    client = study_runs.client
+    runs = {r.data.tags.get(TRIAL_TAG): r for r in client.search_runs([study_runs.experiment_id])}
+    assert len(client.search_runs([study_runs.experiment_id])) == 3
     assert {number: r.info.status for number, r in runs.items()} == {None: "FINISHED", "0": "FINISHED", "1": "FAILED"}
     assert [runs[number].data.params for number in (None, "0", "1")] == [{"command": "x.py"}, {"a": "1"}, {"a": "2"}]
     curves = {("0", "epoch/val_ppl"): [(1, 9.0), (2, 8.0)]}
@@ -63,7 +76,7 @@ def check_whole(tracker: Tracker) -> None:
     assert files == [["abc.json"], ["abc.json"], ["error.txt"]]
 
 
-# All that a tracker calls after it was made.
+# All that a study's runs call after they were opened.
 CALLS = (
     "create_run", "update_run", "set_terminated", "search_runs", "get_run", "get_metric_history", "log_batch",
     "set_tag", "delete_tag", "log_artifact", "log_artifacts", "log_text",
@@ -73,10 +86,10 @@ CALLS = (
 @pytest.mark.parametrize("lost", ["request", "answer"])
 @pytest.mark.parametrize("calls", range(18))
 def test_an_outage_at_any_call_loses_and_doubles_nothing(
-    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, lost: str
+    runs: StudyRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, lost: str
 ) -> None:
     """MLflow is away from a call on, for three calls; of the first one it may have been the answer that got lost."""
-    monkeypatch.setattr(spool_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "RETRY_SECONDS", 0.0)
     said: list[str] = []
     made = 0
 
@@ -92,36 +105,36 @@ def test_an_outage_at_any_call_loses_and_doubles_nothing(
 
         return called
 
-    spool = Spool(tracker, tmp_path / "journal", said.append)
+    writer = BackgroundWriter(runs, tmp_path / "journal", said.append)
     for name in CALLS:
-        monkeypatch.setattr(tracker.client, name, through(getattr(tracker.client, name)))
-    spool.start()
-    one_trial(spool, tmp_path)
-    assert spool.close() == 0
+        monkeypatch.setattr(runs.client, name, through(getattr(runs.client, name)))
+    writer.start()
+    one_trial(writer, tmp_path)
+    assert writer.close() == 0
     monkeypatch.undo()
     assert made > 18, "an outage at each call"
-    check_whole(tracker)
+    check_whole(runs)
     assert read_journal(tmp_path / "journal") == []
     assert [text.split(":")[0] for text in said] == ["MLflow is away", "MLflow is back"]
-    assert not spool.refused
+    assert not writer.refused
 
 
-def test_a_file_that_is_gone_holds_nothing_up(store: Records, tracker: Tracker, tmp_path: Path) -> None:
-    spool = Spool(tracker, tmp_path / "journal", print)
-    one_trial(spool, tmp_path)  # and the driver is killed
+def test_a_file_that_is_gone_holds_nothing_up(store: Records, runs: StudyRuns, tmp_path: Path) -> None:
+    writer = BackgroundWriter(runs, tmp_path / "journal", print)
+    one_trial(writer, tmp_path)  # and the driver is killed
     (tmp_path / "abc.json").unlink()
     said: list[str] = []
-    again = Spool(Tracker(store, tracker.study, "id"), tmp_path / "journal", said.append)
+    again = BackgroundWriter(StudyRuns(store, runs.study, "id"), tmp_path / "journal", said.append)
     assert [text.split(",")[0].split(" of ")[0] for text in said] == [
         "MLflow refused log_file",
         "MLflow refused end_study",
     ]
     assert again.refused
-    assert tracker.client.get_run(tracker.find_trial("abc")).info.status == "FINISHED"
+    assert runs.fetch("abc").info.status == "FINISHED"
 
 
 def test_a_folder_of_artifacts_that_may_not_be_written_is_no_outage(
-    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: StudyRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each run ends all the same, and what is lacking is said."""
 
@@ -129,88 +142,89 @@ def test_a_folder_of_artifacts_that_may_not_be_written_is_no_outage(
         raise PermissionError(13, "Permission denied", "artifacts")
 
     for name in ("log_artifact", "log_artifacts", "log_text"):
-        monkeypatch.setattr(tracker.client, name, refuse)
+        monkeypatch.setattr(runs.client, name, refuse)
     said: list[str] = []
-    spool = Spool(tracker, tmp_path / "journal", said.append)
-    spool.start()
-    one_trial(spool, tmp_path)
-    assert spool.close() == 0
-    assert spool.refused
+    writer = BackgroundWriter(runs, tmp_path / "journal", said.append)
+    writer.start()
+    one_trial(writer, tmp_path)
+    assert writer.close() == 0
+    assert writer.refused
     assert [text.split(" of ")[0] for text in said] == [
         f"MLflow refused {verb}" for verb in ("log_file", "fail_trial", "end_study")
     ]
     assert all(text.endswith("[Errno 13] Permission denied: 'artifacts'") for text in said)
-    ended = {r.data.tags.get(TRIAL_TAG): r.info.status for r in tracker.client.search_runs([tracker.experiment_id])}
+    ended = {r.data.tags.get(TRIAL_TAG): r.info.status for r in runs.client.search_runs([runs.experiment_id])}
     assert ended == {None: "FINISHED", "0": "FINISHED", "1": "FAILED"}
 
 
-def test_a_full_disk_leaves_the_journal_whole(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_journal_whole(runs: StudyRuns, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    spool = Spool(tracker, journal, print)
-    spool.put("start_study", params={})
+    writer = BackgroundWriter(runs, journal, print)
+    writer.put(StartStudy(params={}))
     resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 20, resource.RLIM_INFINITY))
     try:
         with pytest.raises(OSError, match="No space left on device") as error:
-            spool.put("start_study", params={"command": "x.py"})
+            writer.put(StartStudy(params={"command": "x.py"}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert unwritable(error.value)
-    spool.put("start_study", params={"seed": 1})
-    assert read_journal(journal) == [("start_study", "", {"params": {}}), ("start_study", "", {"params": {"seed": 1}})]
+    writer.put(StartStudy(params={"seed": 1}))
+    assert read_journal(journal) == [StartStudy(params={}), StartStudy(params={"seed": 1})]
 
 
-def test_a_damaged_journal_is_told_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "journal").write_bytes(b"\0\0\0\n")
-    with pytest.raises(ValueError, match="journal is damaged: delete it"):
-        read_journal(tmp_path / "journal")
-
-
-def test_what_mlflow_was_not_told_is_told_at_the_next_start(store: Records, tracker: Tracker, tmp_path: Path) -> None:
-    spool = Spool(tracker, tmp_path / "journal", print)
-    one_trial(spool, tmp_path)  # its thread never ran: a killed driver, say
+def test_what_mlflow_was_not_told_is_told_at_the_next_start(store: Records, runs: StudyRuns, tmp_path: Path) -> None:
+    writer = BackgroundWriter(runs, tmp_path / "journal", print)
+    one_trial(writer, tmp_path)  # its thread never ran: a killed driver, say
     with (tmp_path / "journal").open("a") as file:
         file.write('["log_series", "abc", {"poin')
-    again = Tracker(store, tracker.study, "id")
-    Spool(again, tmp_path / "journal", print)
+    again = StudyRuns(store, runs.study, "id")
+    BackgroundWriter(again, tmp_path / "journal", print)
     assert read_journal(tmp_path / "journal") == []
-    again.end_study("FINISHED", {}, [])
+    again.apply(EndStudy(status="FINISHED", figures={}, files=[]))
     check_whole(again)
 
 
 def test_a_refusal_is_said_and_holds_nothing_up(
-    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: StudyRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    spool = Spool(tracker, tmp_path / "journal", said.append)
+    writer = BackgroundWriter(runs, tmp_path / "journal", said.append)
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise MlflowException("no such thing", INVALID_PARAMETER_VALUE)
 
-    monkeypatch.setattr(tracker, "log_series", refuse)
-    spool.start()
-    spool.put("start_trial", "abc", number=0, name="n", params={})
-    spool.put("log_series", "abc", points=[("epoch/val_ppl", 1, 9.0)])
-    spool.put("fail_trial", "abc", reason="why", details="")
-    assert spool.close() == 0
+    monkeypatch.setattr(runs, "_log_points", refuse)
+    writer.start()
+    writer.put(StartTrial("abc", number=0, name="n", params={}))
+    writer.put(LogPoints("abc", points=[Point("epoch/val_ppl", 1, 9.0)]))
+    writer.put(FailRun("abc", reason="why"))
+    assert writer.close() == 0
     assert "no such thing" in said[0]
-    assert spool.refused
-    assert REASON_TAG in tracker.client.get_run(tracker.find_trial("abc")).data.tags
+    assert writer.refused
+    assert REASON_TAG in runs.fetch("abc").data.tags
 
 
-def test_a_bug_in_the_writer_is_raised_in_the_study(tracker: Tracker, tmp_path: Path) -> None:
-    spool = Spool(tracker, tmp_path / "journal", print)
-    spool.start()
-    spool.put("no_such_verb")
-    with pytest.raises(AttributeError, match="no_such_verb"):
-        spool.close()
+def test_a_bug_in_the_writer_is_raised_in_the_study(
+    runs: StudyRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(operation: Operation) -> None:
+        raise KeyError(operation.key)
+
+    monkeypatch.setattr(runs, "apply", broken)
+    writer = BackgroundWriter(runs, tmp_path / "journal", print)
+    writer.start()
+    writer.put(FinishRun("abc"))
+    with pytest.raises(KeyError, match="abc"):
+        writer.close()
 
 
 FAULTY = """
 import os, signal, sys, time
 import ray, search.execution.recorder, search.execution.searcher, search.execution.tuner
-import trainables.tracking.spool, trainables.two_phase
+import trainables.two_phase
 from search.driver import main
 from search.spaces import context_modes
+from trainables.tracking.writer import BackgroundWriter
 
 def broken(config, *, cache, **rest):
     raise RuntimeError(f"bug at {time.time()}")
@@ -243,13 +257,13 @@ def break_records(fault):
     # in the driver: the second trial's record cannot be written, or what the fourth one came to is not handed on
     owner, name, call, at = {
         "unwritten": (search.execution.recorder, "write_trial_record", search.execution.recorder.write_trial_record, 2),
-        "untold": (trainables.tracking.spool.Spool, "put", trainables.tracking.spool.Spool.put, 4),
+        "untold": (BackgroundWriter, "put", BackgroundWriter.put, 4),
     }[fault]
     calls = 0
 
     def counting(*arguments, **rest):
         nonlocal calls
-        calls += fault == "unwritten" or arguments[1] == "finish_trial"
+        calls += fault == "unwritten" or arguments[1].verb == "finish_trial"
         if calls == at:
             calls += 1
             raise KeyError("no place for it")

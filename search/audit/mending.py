@@ -19,9 +19,10 @@ from search.ledger.trial_files import held_against, read_trial_file
 from search.ledger.trials import HASH, METRICS, SUMMARY, trial_config
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
-from trainables.tracking.spool import Spool
+from trainables.tracking.operations import EndStudy, StartStudy
 from trainables.tracking.store import StoredRun, StoreView
-from trainables.tracking.study_runs import HASH_TAG, ROLE_TAG, STUDY_ID_TAG, Tracker
+from trainables.tracking.study_runs import HASH_TAG, ROLE_TAG, STUDY_ID_TAG, StudyRuns
+from trainables.tracking.writer import BackgroundWriter
 
 LONG = 600.0  # seconds that MLflow may take for one operation
 
@@ -48,7 +49,7 @@ def mend_trial_files(results: Results, runs: list[StoredRun], records: Records) 
 def mend_mlflow(
     results: Results, runs: list[StoredRun], seen: Runs, trials: Trials, records: Records, say: Callable[[str], None]
 ) -> None:
-    """Tell MLflow what it lacks; that the parent run is there, and all others are its children, `Tracker` sees to.
+    """Tell MLflow what it lacks; that the parent run is there, and all others are its children, `StudyRuns` sees to.
 
     A run that has to be made anew is marked as deleted, which MLflow can take back.
 
@@ -66,21 +67,21 @@ def mend_mlflow(
     for run_id in seen.anew:
         StoreView(records.tracking_uri).delete(run_id)
     before = parents[-1].status if parents else "FINISHED"
-    tracker = Tracker(records, results.name, study_id)
-    spool = Spool(tracker, records.journal(results.name, None), say)
-    assert spool.ended is not None
+    study_runs = StudyRuns(records, results.name, study_id)
+    writer = BackgroundWriter(study_runs, records.journal(results.name, None), say)
     # of what looks edited in the ledger nothing is told
-    spool.ended = {status: (hashes - seen.again) | trials.edited for status, hashes in spool.ended.items()}
-    spool.start()
-    spool.put("start_study", params=read_study_record(records.study_record(results.name)))
+    ended = {status: (hashes - seen.again) | trials.edited for status, hashes in study_runs.ended_hashes().items()}
+    writer.start()
+    writer.put(StartStudy(params=read_study_record(records.study_record(results.name))))
     summary = results.optuna.user_attrs.get(SUMMARY, {})
-    complete_mlflow(results, spool, records, {name: summary[name] for name in ("threads", "gpus") if name in summary})
+    runtime = {name: summary[name] for name in ("threads", "gpus") if name in summary}
+    complete_mlflow(results, writer, ended, records, runtime)
     best = results.best()
     status = "KILLED" if before == "RUNNING" else before  # its driver is gone
     told = best is not None and best.user_attrs[HASH] not in trials.edited
     figures = with_converged(trial_config(best), best.user_attrs[METRICS]) if best and told else {}
-    spool.put("end_study", status=status, figures=figures, files=[])
-    if spool.close(LONG):
+    writer.put(EndStudy(status=status, figures=figures, files=[]))
+    if writer.close(LONG):
         raise ValueError(f"MLflow did not take all of study {results.name!r}: run it again")
 
 

@@ -15,12 +15,12 @@ from search.ledger.results import Results
 from search.ledger.trials import CONFIG, HASH, METRICS, REPLICATE_OF, TOLD, trial_config
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
-from trainables.tracking.spool import read_journal
+from trainables.tracking.operations import read_journal
+from trainables.tracking.runs import PHASE1_TAG
 from trainables.tracking.store import StoredRun
 from trainables.tracking.study_runs import (
     HASH_TAG,
     PARENT_TAG,
-    PHASE1_TAG,
     REPLICATE_TAG,
     ROLE_TAG,
     STUDY_ID_TAG,

@@ -11,26 +11,35 @@ from search.ledger.trial_files import held_against
 from search.ledger.trials import COMPUTE, HASH, METRICS, PROVENANCE, REASON, REPLICATE_OF, trial_config
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
-from trainables.tracking.spool import Spool
+from trainables.reports import Point
+from trainables.tracking.operations import FailRun, FinishRun, LogFile, LogPoints, PruneRun, StartTrial
 from trainables.tracking.study_runs import COMPUTE_TAG, DEVICE_TAG, provenance_tags
+from trainables.tracking.writer import BackgroundWriter
 
 RUNTIME = ("threads", "gpus")  # params of a trial's run that are no part of its configuration
 
 
-def complete_mlflow(ledger: Results, spool: Spool, records: Records, runtime: dict[str, Any]) -> None:
+def complete_mlflow(
+    ledger: Results,
+    writer: BackgroundWriter,
+    ended: dict[str, set[str]] | None,
+    records: Records,
+    runtime: dict[str, Any],
+) -> None:
     """End MLflow's runs of trials that ended in the ledger, or make them.
 
     It lacks them where a driver was killed between the two, or where the study's runs go to another store than before.
 
     Args:
+        ended: configurations whose runs have ended there, as `StudyRuns.ended_hashes` says; None: all have.
         runtime: params of runs that no record says better.
     """
-    if spool.ended is None:
+    if ended is None:
         return
     for trial in ledger.made_with_replicates():
         key, kept = trial.user_attrs[HASH], trial.user_attrs
         failed = trial.state == TrialState.FAIL
-        if key in spool.ended["FAILED" if failed else "FINISHED"]:
+        if key in ended["FAILED" if failed else "FINISHED"]:
             continue
         config, first = trial_config(trial), kept.get(REPLICATE_OF)
         path = records.trial_record(ledger.name, key)
@@ -38,20 +47,20 @@ def complete_mlflow(ledger: Results, spool: Spool, records: Records, runtime: di
         left = held_against(trial, path).record or TrialRecord(key, trial.number, config.seed)
         params = config.flat() | runtime | {key: left.runtime[key] for key in RUNTIME if key in left.runtime}
         name = trial_name(config, first is not None)
-        spool.put("start_trial", key, number=trial.number, name=name, params=params, replicate_of=first)
+        writer.put(StartTrial(key, number=trial.number, name=name, params=params, replicate_of=first))
         if left.series:
-            points = [(name, *point) for name, curve in left.series.items() for point in curve]
-            spool.put("log_series", key, points=points)
-            spool.put("log_file", key, file=records.inside(path))
+            points = [Point(name, *point) for name, curve in left.series.items() for point in curve]
+            writer.put(LogPoints(key, points=points))
+            writer.put(LogFile(key, file=records.inside(path)))
         place = place_of(trial, left)
         if failed:
-            spool.put("fail_trial", key, reason=kept[REASON], details="", place=place)
+            writer.put(FailRun(key, reason=kept[REASON], place=place))
         elif trial.state == TrialState.PRUNED:
             figures = with_converged(config, kept[METRICS])
-            spool.put("prune_trial", key, reason=kept[REASON], figures=figures, place=place)
+            writer.put(PruneRun(key, reason=kept[REASON], figures=figures, place=place))
         else:
             figures = with_converged(config, kept[METRICS])
-            spool.put("finish_trial", key, figures=figures, place=place, phase1_by=left.phase1_by)
+            writer.put(FinishRun(key, figures=figures, place=place, phase1_by=left.phase1_by))
 
 
 def place_of(trial: FrozenTrial, left: TrialRecord) -> dict[str, str]:

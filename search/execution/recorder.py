@@ -23,8 +23,9 @@ from trainables.metrics import EPOCH_VAL_PPL
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.reports import Collapsed, Failed, Finished, Report, report_of
-from trainables.tracking.spool import Spool
+from trainables.tracking.operations import FailRun, FinishRun, LogFile, LogPoints, PruneRun, StartTrial
 from trainables.tracking.study_runs import COMPUTE_TAG, DEVICE_TAG, provenance_tags
+from trainables.tracking.writer import BackgroundWriter
 from trainables.two_phase import PROFILE
 
 MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded since: a bug, not bad luck
@@ -57,7 +58,7 @@ class Recorder(PicklesEmpty, Callback):
     def __init__(
         self,
         ledger: Ledger,
-        tracker: Spool,
+        writer: BackgroundWriter,
         display: Display,
         searcher: LedgerSearcher,
         runtime: dict[str, Any],
@@ -66,7 +67,7 @@ class Recorder(PicklesEmpty, Callback):
     ) -> None:
         self._records = records
         self._seen: dict[int, TrialRecord] = {}  # by trial number
-        self._ledger, self._tracker, self._display, self._searcher = ledger, tracker, display, searcher
+        self._ledger, self._writer, self._display, self._searcher = ledger, writer, display, searcher
         self._runtime = runtime  # params of every run that are no part of the configuration
         self._runs: dict[int, str] = {}  # config hash, which finds the MLflow run, by trial number
         self._open: set[int] = set()
@@ -88,14 +89,8 @@ class Recorder(PicklesEmpty, Callback):
         params = config.flat() | self._runtime
         self._seen[number] = TrialRecord(config.config_hash(), number, config.seed, config=config.flat())
         self._runs[number] = config.config_hash()
-        self._tracker.put(
-            "start_trial",
-            self._runs[number],
-            number=number,
-            name=name,
-            params=params,
-            replicate_of=assignment.replicate_of,
-        )
+        first = assignment.replicate_of
+        self._writer.put(StartTrial(self._runs[number], number=number, name=name, params=params, replicate_of=first))
         self._open.add(number)
         self._heard[number] = time.monotonic()
         self._display.start(number, name, config)
@@ -110,7 +105,7 @@ class Recorder(PicklesEmpty, Callback):
         assert report is not None  # trials report nothing else
         self._seen[number].add(report.points)
         if report.points:
-            self._tracker.put("log_series", self._runs[number], points=report.points)
+            self._writer.put(LogPoints(self._runs[number], points=report.points))
         self._display.update(number, report)
 
     @_remembered
@@ -162,14 +157,14 @@ class Recorder(PicklesEmpty, Callback):
         left = self._keep(number, "finished", result={**vars(end.documents), **kept})
         self._ledger.complete(number, end.metrics, last.provenance.compute, vars(last.provenance), left)
         self._open.discard(number)
-        self._tracker.put(
-            "finish_trial",
+        operation = FinishRun(
             self._runs[number],
             figures=with_converged(assignment.config, end.metrics),
             place=place,
             phase1_by=end.phase1_by,
             traces=profile and self._records.inside(Path(profile)),
         )
+        self._writer.put(operation)
         self._display.finish(number, end.metrics, may_lead=assignment.replicate_of is None)
 
     @_remembered
@@ -187,7 +182,7 @@ class Recorder(PicklesEmpty, Callback):
             reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
         if reason is None:
             self._open.discard(number)
-            self._tracker.put("fail_trial", self._runs[number], reason=LOST, details="", status="KILLED")
+            self._writer.put(FailRun(self._runs[number], reason=LOST, status="KILLED"))
             self._display.lose(number)
             return
         self._fail(number, reason, _story(trial), last)
@@ -200,7 +195,7 @@ class Recorder(PicklesEmpty, Callback):
         if not self._ledger.has_ended(number):
             self._ledger.fail(number, reason, _provenance(last), left)
         self._open.discard(number)
-        self._tracker.put("fail_trial", self._runs[number], reason=reason, details=details, place=place)
+        self._writer.put(FailRun(self._runs[number], reason=reason, details=details, place=place))
         self._display.fail(number, reason)
 
     def _prune(
@@ -210,8 +205,8 @@ class Recorder(PicklesEmpty, Callback):
         left = self._keep(number, "pruned", reason, {"runtime": self._runtime | place})
         self._ledger.prune(number, reason, figures, _provenance(last), left)
         self._open.discard(number)
-        told = with_converged(config, figures)
-        self._tracker.put("prune_trial", self._runs[number], reason=reason, figures=told, place=place)
+        all_figures = with_converged(config, figures)
+        self._writer.put(PruneRun(self._runs[number], reason=reason, figures=all_figures, place=place))
         self._display.prune(number, reason)
 
     def _keep(self, number: int, status: str, reason: str = "", result: dict[str, Any] | None = None) -> str:
@@ -219,7 +214,7 @@ class Recorder(PicklesEmpty, Callback):
         record = self._seen.pop(number).ended(status, reason, result)
         path = self._records.trial_record(self._ledger.name, record.config_hash)
         digest = write_trial_record(path, record)
-        self._tracker.put("log_file", self._runs[number], file=self._records.inside(path))
+        self._writer.put(LogFile(self._runs[number], file=self._records.inside(path)))
         return digest
 
     def _count(self, number: int, reason: str, stop: bool) -> None:
@@ -252,7 +247,7 @@ class Recorder(PicklesEmpty, Callback):
         for number in cut_off:
             self._ledger.interrupt(number)
             if number in self._runs:
-                self._tracker.put("fail_trial", self._runs[number], reason=INTERRUPTED, details="", status="KILLED")
+                self._writer.put(FailRun(self._runs[number], reason=INTERRUPTED, status="KILLED"))
         return len(cut_off)
 
 

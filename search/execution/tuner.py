@@ -21,7 +21,7 @@ from trainables.errors import StoppedError
 from trainables.host.digests import ROOT, TRIAL, code_digest
 from trainables.host.signals import tune_ended
 from trainables.records import Records
-from trainables.tracking.spool import Spool
+from trainables.tracking.writer import BackgroundWriter
 from trainables.two_phase import two_phase
 
 # Tune prints each failed trial's traceback; ours is one line on the screen and the whole story in MLflow.
@@ -59,7 +59,7 @@ def _folder_name(trial: Trial) -> str:
 
 def run_trials(
     ledger: Ledger,
-    tracker: Spool,
+    writer: BackgroundWriter,
     display: Display,
     inputs: ray.ObjectRef,
     records: Records,
@@ -92,7 +92,7 @@ def run_trials(
     with display:
         while True:
             searcher = LedgerSearcher(ledger, profile, budgets)
-            recorder = Recorder(ledger, tracker, display, searcher, runtime, records, 60 * timeout)
+            recorder = Recorder(ledger, writer, display, searcher, runtime, records, 60 * timeout)
             try:
                 return _run_tune(trainable, searcher, recorder, resources)
             except StoppedError as error:

@@ -35,7 +35,8 @@ from search.spaces import context_modes
 from trainables import metrics as names
 from trainables.records import Records
 from trainables.tracking.places import in_use
-from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, PHASE1_TAG, STUDY_ID_TAG
+from trainables.tracking.runs import PHASE1_TAG
+from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, STUDY_ID_TAG
 
 ROOT = Path(__file__).parents[2]
 STUDY = "made-up"

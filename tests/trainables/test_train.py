@@ -31,8 +31,9 @@ from trainables.pipeline import Inputs, run
 from trainables.records import Records
 from trainables.tracking.model_runs import EXPERIMENT, KEY
 from trainables.tracking.places import FOLDER_TAG
+from trainables.tracking.runs import REASON_TAG
 from trainables.tracking.store import open_experiment
-from trainables.tracking.study_runs import HASH_TAG, REASON_TAG
+from trainables.tracking.study_runs import HASH_TAG
 from trainables.train import main
 from trainables.training.model_folder import WORK, ModelFolder
 from trainables.training.run import EPOCHS

@@ -16,8 +16,9 @@ from mlflow.exceptions import MlflowException
 from trainables.host.signals import defer_signals
 from trainables.metrics import SERIES
 from trainables.records import Records, write_whole
+from trainables.tracking.runs import MAX_METRICS, NAME_TAG, REASON_TAG
 from trainables.tracking.store import find_experiment, is_outage, open_experiment
-from trainables.tracking.study_runs import HASH_TAG, MAX_METRICS, NAME_TAG, REASON_TAG, STUDY_ID_TAG
+from trainables.tracking.study_runs import HASH_TAG, STUDY_ID_TAG
 
 EXPERIMENT, KEY = "trained models", "trained-models"  # no study's name has a space
 TRIAL_RUN_TAG, TOKEN_TAG = "trial_run", "training"

@@ -32,7 +32,7 @@ from trainables.tracking.places import HOLDS, KIND_TAG
 
 for _noisy in ("mlflow", "alembic"):  # they announce every table of a new database
     logging.getLogger(_noisy).setLevel(logging.ERROR)
-# It logs each traceback of a locked or full database before it raises the error; the spool says it in a sentence.
+# It logs each traceback of a locked or full database before it raises the error; the writer says it in a sentence.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 KIND = {KIND_TAG: "custom_model_development"}  # the UI opens on runs and curves, not on LLM traces
@@ -55,6 +55,22 @@ def is_outage(error: Exception) -> bool:
     if isinstance(error, FileNotFoundError | PermissionError):
         return False
     return isinstance(error, OSError)  # connections, timeouts (requests' errors are OSErrors), a full disk
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a call will never go through: its run was deleted, its file may not be written, say."""
+    return isinstance(error, MlflowException | FileNotFoundError | PermissionError) and not is_outage(error)
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """Raise ValueError where MLflow is away."""
+    try:
+        yield
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        raise ValueError(f"MLflow cannot be reached: {reason_of(error)}") from error
 
 
 def reason_of(error: BaseException) -> str:

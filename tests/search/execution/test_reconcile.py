@@ -12,18 +12,18 @@ from search.ledger.ledger import Ledger
 from search.ledger.records import TrialRecord, write_trial_record
 from trainables.metrics import EPOCH_VAL_PPL, SWEEP_LOSS, VAL_PPL
 from trainables.records import Records
-from trainables.tracking.spool import Spool, read_journal
+from trainables.reports import Point
+from trainables.tracking.operations import EndStudy, LogPoints, StartTrial, read_journal
+from trainables.tracking.runs import PHASE1_TAG, PRUNED_TAG, REASON_TAG
 from trainables.tracking.study_runs import (
     COMPUTE_TAG,
     DEVICE_TAG,
     HASH_TAG,
-    PHASE1_TAG,
-    PRUNED_TAG,
-    REASON_TAG,
     REPLICATE_TAG,
     TRIAL_TAG,
-    Tracker,
+    StudyRuns,
 )
+from trainables.tracking.writer import BackgroundWriter
 
 RUNTIME = {"threads": 1, "gpus": 0.0}
 EARLIER = {"device_name": "another machine", "threads": 2, "gpus": 1.0, "compute": "fp32"}
@@ -64,35 +64,35 @@ def ledger(records: Records) -> Ledger:
     return ledger
 
 
-def told(records: Records, ledger: Ledger, uri: str | None) -> tuple[Tracker, dict[str, Run]]:
+def told(records: Records, ledger: Ledger, uri: str | None) -> tuple[StudyRuns, dict[str, Run]]:
     """The store after it was made to agree; its runs by trial."""
-    tracker = Tracker(records, STUDY, "id", uri)
-    spool = Spool(tracker, records.journal(STUDY, uri), pytest.fail)
-    spool.start()
-    complete_mlflow(ledger, spool, records, RUNTIME)
-    spool.put("end_study", status="FINISHED", figures={}, files=[])
-    assert spool.close() == 0
-    runs = tracker.client.search_runs([tracker.experiment_id])
+    study_runs = StudyRuns(records, STUDY, "id", uri)
+    writer = BackgroundWriter(study_runs, records.journal(STUDY, uri), pytest.fail)
+    writer.start()
+    complete_mlflow(ledger, writer, study_runs.ended_hashes(), records, RUNTIME)
+    writer.put(EndStudy(status="FINISHED", figures={}, files=[]))
+    assert writer.close() == 0
+    runs = study_runs.client.search_runs([study_runs.experiment_id])
     assert len(runs) == 6
-    return tracker, {run.data.tags[TRIAL_TAG]: run for run in runs if run.info.run_id != tracker.parent}
+    return study_runs, {run.data.tags[TRIAL_TAG]: run for run in runs if run.info.run_id != study_runs.parent}
 
 
 def test_a_store_that_has_no_run_gets_them_all_once(records: Records, ledger: Ledger, tmp_path: Path) -> None:
     uri = f"sqlite:///{shutil.copy(records.mlflow_database, tmp_path / 'elsewhere.db')}"
     told(records, ledger, None)
     for _ in range(2):  # what is there already is not told again
-        tracker, runs = told(records, ledger, uri)
+        study_runs, runs = told(records, ledger, uri)
         assert {n for n, run in runs.items() if run.info.status == "FINISHED"} == {"0", "2", "3", "4"}
         assert runs["1"].info.status == "FAILED"
         for number in (0, 1, 2, 4):
             run = runs[str(number)]
             for name, curve in CURVES.items():
-                history = tracker.client.get_metric_history(run.info.run_id, name)
+                history = study_runs.client.get_metric_history(run.info.run_id, name)
                 assert [(m.step, m.value) for m in history] == curve
-            files = [file.path for file in tracker.client.list_artifacts(run.info.run_id)]
+            files = [file.path for file in study_runs.client.list_artifacts(run.info.run_id)]
             assert files == [f"{run.data.tags[HASH_TAG]}.json"]
         for trial in (*ledger.finished(), *ledger.replicates()):
-            history = tracker.client.get_metric_history(runs[str(trial.number)].info.run_id, VAL_PPL)
+            history = study_runs.client.get_metric_history(runs[str(trial.number)].info.run_id, VAL_PPL)
             assert [m.value for m in history] == [trial.value]
         assert runs["3"].data.metrics.keys() == {VAL_PPL}
         assert [runs[n].data.tags.get(DEVICE_TAG) for n in "0123"] == ["another machine", None, None, None]
@@ -112,15 +112,15 @@ def test_what_one_store_was_not_told_is_kept_for_it(records: Records, tmp_path: 
     uri = f"sqlite:///{shutil.copy(records.mlflow_database, tmp_path / 'elsewhere.db')}"
     journal = records.journal(STUDY, None)
     journal.parent.mkdir(parents=True)
-    spool = Spool(Tracker(records, STUDY, "id"), journal, pytest.fail)
-    spool.put("start_trial", "abc", number=0, name="n", params={})
-    away = Tracker(records, STUDY, "id", uri)
-    Spool(away, records.journal(STUDY, uri), pytest.fail)
+    writer = BackgroundWriter(StudyRuns(records, STUDY, "id"), journal, pytest.fail)
+    writer.put(StartTrial("abc", number=0, name="n", params={}))
+    away = StudyRuns(records, STUDY, "id", uri)
+    BackgroundWriter(away, records.journal(STUDY, uri), pytest.fail)
     assert len(away.client.search_runs([away.experiment_id])) == 1
     assert len(read_journal(journal)) == 1
-    back = Tracker(records, STUDY, "id")
-    Spool(back, journal, pytest.fail)
-    assert back.find_trial("abc")
+    back = StudyRuns(records, STUDY, "id")
+    BackgroundWriter(back, journal, pytest.fail)
+    assert back.fetch("abc")
     assert read_journal(journal) == []
 
 
@@ -128,7 +128,8 @@ def test_what_was_meant_for_an_emptied_store_is_not_told(records: Records, tmp_p
     emptied = f"sqlite:///{shutil.copy(records.mlflow_database, tmp_path / 'emptied.db')}"
     journal = records.journal(STUDY, None)
     journal.parent.mkdir(parents=True)
-    spool = Spool(Tracker(records, STUDY, "id"), journal, pytest.fail)
-    spool.put("log_series", "abc", points=[(EPOCH_VAL_PPL, 1, 9.0)])  # its run's beginning was told before
-    Spool(Tracker(records, STUDY, "id", emptied), journal, pytest.fail)  # says nothing: the trial's record has it
+    writer = BackgroundWriter(StudyRuns(records, STUDY, "id"), journal, pytest.fail)
+    writer.put(LogPoints("abc", points=[Point(EPOCH_VAL_PPL, 1, 9.0)]))  # its run's beginning was told before
+    # says nothing: the trial's record has it
+    BackgroundWriter(StudyRuns(records, STUDY, "id", emptied), journal, pytest.fail)
     assert read_journal(journal) == []

@@ -23,6 +23,7 @@ from trainables.metrics import VAL_ER, VAL_PPL
 from trainables.progress import Progress
 from trainables.records import Records
 from trainables.reports import Collapsed, Failed, Report
+from trainables.tracking.operations import FailRun, PruneRun
 from trainables.tracking.study_runs import provenance_tags
 
 
@@ -132,24 +133,26 @@ MADE = Provenance(code="c", torch="2.11.0", device="cpu", compute="fp32")
 
 
 @pytest.mark.parametrize(
-    ("end", "verb"),
-    [(Collapsed("collapsed", {VAL_ER: 1.0}), "prune_trial"), (Failed("diverged"), "fail_trial")],
+    ("end", "kind"),
+    [(Collapsed("collapsed", {VAL_ER: 1.0}), PruneRun), (Failed("diverged"), FailRun)],
 )
-def test_a_trial_without_a_result_says_what_code_it_was_of(tmp_path: Path, end: Collapsed | Failed, verb: str) -> None:
+def test_a_trial_without_a_result_says_what_code_it_was_of(
+    tmp_path: Path, end: Collapsed | Failed, kind: type[PruneRun | FailRun]
+) -> None:
     """In the ledger, its file and MLflow."""
     records = Records.at(tmp_path)
     ledger = Ledger(study("none"), "s", records.optuna_database)
-    searcher, told = LedgerSearcher(ledger, None, Budgets()), {}
-    spool: Any = SimpleNamespace(put=lambda verb, key="", **arguments: told.update({verb: arguments}))
+    searcher, put = LedgerSearcher(ledger, None, Budgets()), []
+    writer: Any = SimpleNamespace(put=put.append)
     display = Display(Console(file=io.StringIO()), 1, 0, None)
-    recorder = Recorder(ledger, spool, display, searcher, {"threads": 1}, records, 60.0)
+    recorder = Recorder(ledger, writer, display, searcher, {"threads": 1}, records, 60.0)
     searcher.suggest("a")
     last = Report(at=Progress("phase 1", 9, 9), device_name="a machine", provenance=MADE, end=end)
     ended: Any = SimpleNamespace(trial_id="a", config={}, last_result=last.as_result())
     recorder.on_trial_start(0, [], ended)
     recorder.on_trial_complete(0, [], ended)
     tags = {"compute": "fp32", "device_name": "a machine", **provenance_tags(vars(MADE))}
-    assert told[verb]["place"] == tags
+    assert [operation.place for operation in put if isinstance(operation, kind)] == [tags]
     (record,) = [*ledger.pruned(), *ledger.failed()]
     assert record.user_attrs[PROVENANCE] == vars(MADE)
     left = read_trial_record(records.trial_record("s", record.user_attrs[HASH]))

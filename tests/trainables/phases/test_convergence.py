@@ -36,6 +36,7 @@ from trainables.progress import Progress
 from trainables.records import Records
 from trainables.reports import Collapsed, Point, Report
 from trainables.tracking.destination import Destination
+from trainables.tracking.operations import FinishRun, Operation, PruneRun
 
 WANTED = BASE.phase1.converged_share
 SHORT = {names.CONVERGENCE: 0.495, names.SWEEPS: 60.0}
@@ -205,32 +206,25 @@ def test_a_trial_that_collapsed_says_in_mlflow_whether_phase_1_converged(
 ) -> None:
     ledger = Ledger(context_modes(BASE, (16,)), "s", records.optuna_database)
     searcher = LedgerSearcher(ledger, None, Budgets())
-    told: list[tuple[str, dict[str, Any]]] = []
-    spool: Any = SimpleNamespace(put=lambda verb, key="", **arguments: told.append((verb, arguments)))
-    recorder = Recorder(ledger, spool, Display(wide(), 1, 0, None), searcher, {}, records, 60.0)
+    put: list[Operation] = []
+    writer: Any = SimpleNamespace(put=put.append)
+    recorder = Recorder(ledger, writer, Display(wide(), 1, 0, None), searcher, {}, records, 60.0)
     searcher.suggest("a")
     last = replace(REPORT, end=Collapsed("collapsed", final)).as_result()
     trial: Any = SimpleNamespace(trial_id="a", last_result=last)
     recorder.on_trial_start(0, [], trial)
     recorder.on_trial_complete(0, [], trial)
-    assert told[-1][0] == "prune_trial"
-    assert told[-1][1]["figures"] == with_converged(BASE, final)
+    assert isinstance(put[-1], PruneRun)
+    assert put[-1].figures == with_converged(BASE, final)
     assert ledger.pruned()[0].user_attrs[METRICS] == final  # derived, and so MLflow's alone
 
 
 def test_runs_that_are_made_later_in_mlflow_are_told(ledger: Ledger, records: Records) -> None:
-    told: dict[str, float] = {}
-
-    class Store:
-        ended: dict[str, set[str]] = {"FINISHED": set(), "FAILED": set()}  # noqa: RUF012
-
-        def put(self, verb: str, key: str = "", **arguments: Any) -> None:
-            if verb == "finish_trial":
-                told[key] = arguments["figures"][names.CONVERGED]
-
-    store: Any = Store()
+    put: list[Operation] = []
+    writer: Any = SimpleNamespace(put=put.append)
     kept = [t.user_attrs | {"compute": "fp32"} for t in ledger.finished()]
-    complete_mlflow(ledger, store, records, {})
+    complete_mlflow(ledger, writer, {"FINISHED": set(), "FAILED": set()}, records, {})
+    told = {end.key: end.figures[names.CONVERGED] for end in put if isinstance(end, FinishRun)}
     assert len(told) == len(kept) == 5
     assert sorted(told.values()) == [0.0, 0.0, 1.0, 1.0, 1.0]
 

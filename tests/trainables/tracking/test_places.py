@@ -11,9 +11,10 @@ from permissions import everything
 
 from trainables.records import Records, sqlite_path
 from trainables.tracking.destination import as_tracking_uri
+from trainables.tracking.operations import FailRun, StartTrial
 from trainables.tracking.places import FOLDER_TAG, LOCK, InUseElsewhereError, in_use, rewrite
 from trainables.tracking.store import KIND, artifact_uri
-from trainables.tracking.study_runs import Tracker
+from trainables.tracking.study_runs import StudyRuns
 
 STRANGE = "a%20b?c#d::[e]{f} g'h\"i ü日本" + "x" * 150  # bytes: 200
 
@@ -23,17 +24,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records with one file of a study, an experiment that was made in MLflow's UI, and a registered version."""
     records = Records.at(tmp_path_factory.mktemp("made") / "mlruns")
     with in_use(records):
-        tracker = Tracker(records, "s", "0123")
-        tracker.fail_trial(tracker.start_trial(0, "abc", "n", {}), "no", "the whole story")
-    client = tracker.client
+        runs = StudyRuns(records, "s", "0123")
+        runs.apply(StartTrial("abc", number=0, name="n", params={}))
+        runs.apply(FailRun("abc", reason="no", details="the whole story"))
+    client = runs.client
     of_the_ui = client.create_experiment("ui", artifact_location=(records.artifacts / "7").as_uri())
     client.log_text(client.create_run(of_the_ui).info.run_id, "by hand", "note.txt")
     elsewhere = client.create_experiment("elsewhere", artifact_location=of_others(records.root), tags=KIND)
     client.create_run(elsewhere)
-    client.set_tag(tracker.parent, FOLDER_TAG, str(records.root / "models" / "m"))
+    client.set_tag(runs.parent, FOLDER_TAG, str(records.root / "models" / "m"))
     client.create_registered_model("bob")
-    client.create_logged_model(tracker.experiment_id)
-    client.create_model_version("bob", (records.artifacts / "0123" / "models").as_uri(), tracker.parent)
+    client.create_logged_model(runs.experiment_id)
+    client.create_model_version("bob", (records.artifacts / "0123" / "models").as_uri(), runs.parent)
     return records.root
 
 
@@ -70,12 +72,13 @@ def test_a_copy_is_a_records_folder_of_its_own(made: Path, tmp_path: Path, name:
     shutil.move(scratch, copy.root)
     before = apart(original, copy.root)
     with in_use(copy):
-        tracker = Tracker(copy, "s", "0123")
-        tracker.fail_trial(tracker.start_trial(1, "def", "n", {}), "no", "another story")
+        runs = StudyRuns(copy, "s", "0123")
+        runs.apply(StartTrial("def", number=1, name="n", params={}))
+        runs.apply(FailRun("def", reason="no", details="another story"))
     client = MlflowClient(copy.tracking_uri)
-    (seen,) = (run for run in client.search_runs([tracker.experiment_id]) if run.data.tags.get("config_hash") == "abc")
+    (seen,) = (run for run in client.search_runs([runs.experiment_id]) if run.data.tags.get("config_hash") == "abc")
     assert [file.path for file in client.list_artifacts(seen.info.run_id)] == ["error.txt"]
-    assert client.get_run(tracker.parent).data.tags[FOLDER_TAG] == str(copy.root / "models" / "m")
+    assert client.get_run(runs.parent).data.tags[FOLDER_TAG] == str(copy.root / "models" / "m")
     assert len(stories(copy)) == 2
     theirs = tuple(f"{root}/" for root in (original, original.as_uri(), made, made.as_uri()))
     ours = (f"{copy.root}/", f"{copy.root.as_uri()}/")
@@ -170,7 +173,7 @@ def test_an_address_names_its_database_and_makes_no_other_folder(tmp_path: Path,
     records = Records.at(tmp_path / name)
     assert sqlite_path(records.tracking_uri) == records.mlflow_database
     assert sqlite_path(as_tracking_uri(records.tracking_uri)) == records.mlflow_database
-    Tracker(records, "s", "0123")
+    StudyRuns(records, "s", "0123")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -2,14 +2,36 @@
 
 import sys
 
+from model.modes import MAX_LAYERS
 from search.driver import main
 from search.options import StudySettings
-from search.spaces import Study, asym_layers
+from search.spaces import CELLS, Space, Study
 
 
 def study(settings: StudySettings) -> Study:
-    """The study of a checked command line."""
-    return asym_layers(settings.base, settings.context_dims, settings.sampler, settings.trials, settings.scheduler)
+    """The four cells at the base's D, then layers 1–4, D and mode by a sampler.
+
+    Raises:
+        ValueError: fewer trials than cells.
+    """
+    if settings.trials < len(CELLS):
+        raise ValueError(f"--trials must be at least {len(CELLS)}, the cells that come first, not {settings.trials}")
+    of_all = {"context_dim": settings.base.context_dim, "context_mode": "prev_and_current"}
+    return Study(
+        entry="asym_layers",
+        base=settings.base,
+        space=Space(
+            context_layers=(1, MAX_LAYERS),
+            token_layers=(1, MAX_LAYERS),
+            context_dims=settings.context_dims,
+            context_modes=settings.context_modes,
+        ),
+        # In this order neighbours differ in C: two trials at a time never wait for one Phase 1.
+        fixed_points=tuple({"context_layers": c, "token_layers": t, **of_all} for c, t in CELLS),
+        sampler=settings.sampler,
+        trials=settings.trials,
+        scheduler=settings.scheduler,
+    )
 
 
 if __name__ == "__main__":

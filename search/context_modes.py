@@ -4,12 +4,14 @@ import sys
 
 from search.driver import main
 from search.options import StudySettings
-from search.spaces import Study, context_modes
+from search.spaces import Space, Study, grid
 
 
 def study(settings: StudySettings) -> Study:
-    """The study of a checked command line."""
-    return context_modes(settings.base, settings.context_dims)
+    """Five models for each D."""
+    dims, modes = settings.context_dims, settings.context_modes
+    box = Space(context_layers=(2, 2), token_layers=(2, 2), context_dims=dims, context_modes=modes)
+    return grid("context_modes", settings.base, box)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from model.output import print_without_fail
 from search.execution.environment import set_environment
 from search.ledger.lock import study_lock
 from search.options import StudySettings, build_parser, check
-from search.resume import check_content, keep, parse
+from search.resume import check_content, keep, parse, study_of
 from search.spaces import Study
 from trainables.errors import StoppedError, unwritable
 from trainables.host.signals import Interrupts
@@ -45,7 +45,7 @@ def main(describe: str, make_study: Callable[[StudySettings], Study], sampled: b
             args = parse(build_parser(describe, sampled), sys.argv[1:])
             settings = check(args, sampled)
             check_content(args, settings)
-            study = make_study(settings)
+            study = study_of(make_study, settings)
         with user_errors():
             set_environment(settings.address)
         return _run(settings, study, lambda where, folder: keep(args, settings, where, sys.argv[0], folder), interrupts)

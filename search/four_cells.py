@@ -4,12 +4,15 @@ import sys
 
 from search.driver import main
 from search.options import StudySettings
-from search.spaces import Study, four_cells
+from search.spaces import Space, Study, grid
+
+MODES = ("layerwise", "prev_and_current")  # the reports' two
 
 
 def study(settings: StudySettings) -> Study:
-    """The study of a checked command line."""
-    return four_cells(settings.base, settings.context_dims)
+    """Six distinct models for each D."""
+    box = Space(context_layers=(1, 2), token_layers=(1, 2), context_dims=settings.context_dims, context_modes=MODES)
+    return grid("four_cells", settings.base, box)
 
 
 if __name__ == "__main__":

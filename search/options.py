@@ -9,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from model.cli import Parser
+from model.modes import CONTEXT_MODES
 from search.ledger.budgets import LEAST_GAIN, Budgets
 from search.preflight import check_cluster, check_machine
 from search.presets import PRESETS, Preset
@@ -33,6 +34,7 @@ class StudySettings:
 
     base: RunConfig  # all that the study does not search
     context_dims: tuple[int, ...]
+    context_modes: tuple[str, ...]
     trials: int
     replicates: int  # seeds of a finalist, in all
     sampler: str
@@ -227,6 +229,7 @@ def check(args: argparse.Namespace, sampled: bool) -> StudySettings:
     return StudySettings(
         base=base,
         context_dims=args.context_dims or (preset.context_dims if sampled else (preset.context_dim,)),
+        context_modes=CONTEXT_MODES,
         trials=args.trials if sampled else 0,
         replicates=args.replicates,
         sampler=args.sampler if sampled else "",

@@ -3,11 +3,14 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model.modes import CONTEXT_MODES
 from search.options import StudySettings
+from search.spaces import Study
 from trainables.records import Records, write_whole
 from trainables.tracking.destination import Destination
 from trainables.training.studies import OPTIONS
@@ -64,6 +67,15 @@ def _read(records: Records, name: str, shown_root: Path) -> dict[str, Any]:
     return stored
 
 
+def _recorded(records: Records, name: str) -> dict[str, Any]:
+    """What is on record of a study; empty before it was begun, or where that cannot be read."""
+    try:
+        found: dict[str, Any] = json.loads(records.study_record(name).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
 def _check_entry(parser: argparse.ArgumentParser, entry: str, name: str) -> None:
     if Path(entry).name != parser.prog:
         inside = os.path.relpath(entry)
@@ -75,8 +87,7 @@ def check_content(args: argparse.Namespace, settings: StudySettings) -> None:
     """Raise ValueError if data or embedding are not what the study that is continued was begun with."""
     if args.resume is None:
         return
-    record = settings.records.study_record(args.resume)
-    begun = json.loads(record.read_text()) if record.exists() else {}
+    begun = _recorded(settings.records, args.resume)
     for key in MAY_MOVE:
         name, found = f"{key}_fingerprint", getattr(settings, key)
         if found.fingerprint != begun.get(name, found.fingerprint):
@@ -84,6 +95,20 @@ def check_content(args: argparse.Namespace, settings: StudySettings) -> None:
                 f"--resume {args.resume}: {found.spec!r} has not the content that the study was begun with: a study "
                 f"goes on with the same {key} only; for this one begin a new study"
             )
+
+
+def study_of(make_study: Callable[[StudySettings], Study], settings: StudySettings) -> Study:
+    """The study of a checked command line; one that was begun before a context mode was added has those of then.
+
+    They are appended to `CONTEXT_MODES` only, so those of then are its first ones.
+    """
+    for count in range(len(CONTEXT_MODES), 0, -1):
+        modes = CONTEXT_MODES[:count]
+        study = make_study(replace(settings, context_modes=modes))
+        begun = _recorded(settings.records, settings.name or study.default_name(settings.data.label))
+        if begun.get("space", {}).get("context_modes") == list(study.space.context_modes):
+            return study
+    return make_study(settings)
 
 
 def keep(args: argparse.Namespace, settings: StudySettings, where: Destination, entry: str, folder: Path) -> None:

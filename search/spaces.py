@@ -1,6 +1,6 @@
 """Studies as data: which points are fixed, which space a sampler explores. No torch.
 
-A new study is one function here that returns a `Study`, and an entry of three lines beside `asym_layers.py`.
+A study is a file beside `context_modes.py` whose function returns a `Study`.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Protocol
 
-from model.modes import CONTEXT_MODES, MAX_LAYERS, same_model_modes
+from model.modes import same_model_modes
 from trainables.cache import content_key
 from trainables.config import METHOD_VERSION, RunConfig
 
@@ -115,57 +115,7 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
 CELLS = ((1, 1), (2, 1), (1, 2), (2, 2))  # context layers, token layers: the reports' four
 
 
-def asym_layers(
-    base: RunConfig, context_dims: tuple[int, ...], sampler: str, trials: int, scheduler: str = NO_SCHEDULER
-) -> Study:
-    """The four cells C1T1, C2T1, C1T2, C2T2 at the base's D, then layers 1–4, D and mode by a sampler.
-
-    Raises:
-        ValueError: fewer trials than cells.
-    """
-    if trials < len(CELLS):
-        raise ValueError(f"--trials must be at least {len(CELLS)}, the cells that come first, not {trials}")
-    # In this order neighbours differ in C: two trials at a time never wait for one Phase 1.
-    fixed = tuple(
-        {
-            "context_layers": c,
-            "token_layers": t,
-            "context_dim": base.context_dim,
-            "context_mode": "prev_and_current",
-        }
-        for c, t in CELLS
-    )
-    space = Space(
-        context_layers=(1, MAX_LAYERS),
-        token_layers=(1, MAX_LAYERS),
-        context_dims=context_dims,
-        context_modes=CONTEXT_MODES,
-    )
-    return Study(
-        entry="asym_layers",
-        base=base,
-        space=space,
-        fixed_points=fixed,
-        sampler=sampler,
-        trials=trials,
-        scheduler=scheduler,
-    )
-
-
-def context_modes(base: RunConfig, context_dims: tuple[int, ...]) -> Study:
-    """Every distinct context mode at two context and two token layers: five models for each D."""
-    space = Space(context_layers=(2, 2), token_layers=(2, 2), context_dims=context_dims, context_modes=CONTEXT_MODES)
-    grid = tuple(space.points())
-    return Study(entry="context_modes", base=base, space=space, fixed_points=grid, sampler=None, trials=len(grid))
-
-
-def four_cells(base: RunConfig, context_dims: tuple[int, ...]) -> Study:
-    """The four cells of `asym_layers` under both of the reports' context modes: six distinct models for each D."""
-    space = Space(
-        context_layers=(1, 2),
-        token_layers=(1, 2),
-        context_dims=context_dims,
-        context_modes=("layerwise", "prev_and_current"),
-    )
-    grid = tuple(space.points())
-    return Study(entry="four_cells", base=base, space=space, fixed_points=grid, sampler=None, trials=len(grid))
+def grid(entry: str, base: RunConfig, space: Space) -> Study:
+    """Every distinct model of a space, each once; nothing is sampled."""
+    points = tuple(space.points())
+    return Study(entry=entry, base=base, space=space, fixed_points=points, sampler=None, trials=len(points))

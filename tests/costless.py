@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from entries import asym_layers
 from optuna.trial import FrozenTrial, TrialState
 
 from model.modes import CONTEXT_MODES
@@ -11,7 +12,7 @@ from search.ledger.ledger import (
     Assignment,
     Ledger,
 )
-from search.spaces import Point, Space, Study, asym_layers
+from search.spaces import Point, Space, Study
 from trainables.config import BigramConfig, RunConfig
 from trainables.metrics import VAL_PPL
 

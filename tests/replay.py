@@ -17,8 +17,10 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 
+from entries import asym_layers
+
 from search.options import build_parser, check
-from search.spaces import SAMPLERS, SCHEDULERS, SEARCHED, asym_layers
+from search.spaces import SAMPLERS, SCHEDULERS, SEARCHED
 from trainables.config import BigramConfig, RunConfig
 from trainables.metrics import EPOCH_VAL_PPL, TOTAL_SECONDS, VAL_PPL
 

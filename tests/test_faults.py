@@ -223,8 +223,8 @@ import os, signal, sys, time
 import ray, search.execution.recorder, search.execution.searcher, search.execution.tuner
 import trainables.two_phase
 from search.driver import main
-from search.spaces import context_modes
 from trainables.tracking.writer import BackgroundWriter
+import search.context_modes as entry
 
 def broken(config, *, cache, **rest):
     raise RuntimeError(f"bug at {time.time()}")
@@ -285,7 +285,7 @@ def break_ray():
     search.execution.searcher.LedgerSearcher.suggest = failing
 
 def study(settings):
-    return context_modes(settings.base, settings.context_dims)
+    return entry.study(settings)
 
 if __name__ == "__main__":
     fault = sys.argv.pop(1)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 from costless import CELLS, DIMS, base_config, finish, handed_out, layers_study, run_to_the_end, trial, unended
+from entries import context_modes
 from optuna.trial import TrialState
 
 from search.ledger.ledger import Ledger
 from search.ledger.trials import REASON, RETRY_OF
-from search.spaces import context_modes
 from trainables.config import RunConfig
 
 

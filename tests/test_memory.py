@@ -21,7 +21,7 @@ from trainables import pipeline as pipeline_module
 from trainables import two_phase as two_phase_module
 from trainables.cache import ArtifactStore
 from trainables.errors import DoesNotFitError
-from trainables.host.digests import TRIAL, code_digest
+from trainables.host.digests import own_code
 from trainables.phases import shared_phase1 as shared_phase1_module
 from trainables.pipeline import Inputs, run
 from trainables.reports import Failed, Finished, Report, report_of
@@ -68,7 +68,7 @@ def reports(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], inputs: Inp
     sent: list[Any] = []
     monkeypatch.setattr(tune, "report", lambda result: sent.append(report_of(result)))
     monkeypatch.setattr(ray, "get", lambda ref: ref)
-    code = (code_digest(TRIAL), "here")
+    code = (own_code(), "here")
     two_phase(config, inputs=[inputs], cache=str(cache), threads=1, gpus=0, code=code)  # type: ignore[list-item]
     return sent
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from entries import context_modes
 from made_up import BASE, modes, run
 from mlflow.tracking import MlflowClient
 from permissions import everything, only_readable, run_obeying, start_obeying
@@ -23,7 +24,6 @@ from search.audit.mending import mend_leaderboard, mend_mlflow
 from search.audit.mlflow_checks import Runs
 from search.audit.trial_checks import Trials
 from search.ledger.results import load_results
-from search.spaces import context_modes
 from trainables.records import Records
 from trainables.tracking.places import in_use
 

@@ -274,10 +274,11 @@ def test_replicates_follow_the_study_and_are_on_record_everywhere(chat_file: Pat
 DIVERGING = """
 import sys
 from search.driver import main
-from search.spaces import context_modes
+from dataclasses import replace
+import search.context_modes as entry
 
 def study(settings):
-    return context_modes(settings.base.replace(phase2_learning_rate=1e30), settings.context_dims)
+    return entry.study(replace(settings, base=settings.base.replace(phase2_learning_rate=1e30)))
 
 if __name__ == "__main__":
     sys.exit(main("A study whose every trial diverges.", study, sampled=False))

@@ -12,7 +12,7 @@ from ray import tune
 from trainables.config import RunConfig
 from trainables.errors import CollapsedError, NoResultError, OtherCodeError
 from trainables.host.devices import choose_device, hardware
-from trainables.host.digests import ROOT, TRIAL, Provenance, code_digest
+from trainables.host.digests import ROOT, Provenance, own_code
 from trainables.progress import Progress
 from trainables.reports import Collapsed, Failed, Finished, InputsSummary, Point, Report
 
@@ -56,13 +56,13 @@ def check_code(code: str, place: str) -> None:
     """Whether this process runs the code of the process that asked for the trial.
 
     Args:
-        code: `digests.code_digest` of `digests.TRIAL` there.
+        code: `digests.own_code` there.
         place: the folder that it lies in there.
 
     Raises:
         OtherCodeError: it does not.
     """
-    if code_digest(TRIAL) != code:
+    if own_code() != code:
         raise OtherCodeError(
             f"the worker on {platform.node()} runs the code in {ROOT}, this study that in {place}: "
             "have every host run the same version"

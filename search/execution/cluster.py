@@ -8,7 +8,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.execution.local_ray import LEAST_MEMORY, at_own_code, start_local
-from trainables.host.digests import ROOT, TRIAL, code_digest
+from trainables.host.digests import ROOT, own_code
 from trainables.host.machine import MB, cpu_limit, memory_limit
 
 HOSTS_ANSWER_WITHIN = 60  # seconds; a worker process that imports Ray on a busy host takes several
@@ -92,7 +92,7 @@ def check_hosts() -> None:
     hosts = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     on_each = [task.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(h, False)) for h in hosts]
     try:
-        answers = ray.get([each.remote(code_digest(TRIAL), str(ROOT)) for each in on_each], timeout=HOSTS_ANSWER_WITHIN)
+        answers = ray.get([each.remote(own_code(), str(ROOT)) for each in on_each], timeout=HOSTS_ANSWER_WITHIN)
     except (ray.exceptions.RayError, TimeoutError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"a host of the Ray cluster runs no task ({reason}): look at `ray status` there") from error

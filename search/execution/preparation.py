@@ -10,7 +10,7 @@ from search.execution.cluster import Resources
 from search.options import StudySettings
 from trainables.config import RunConfig
 from trainables.errors import OtherCodeError
-from trainables.host.digests import ROOT, TRIAL, code_digest
+from trainables.host.digests import ROOT, own_code
 from trainables.host.machine import usable_cpus
 from trainables.reports import InputsSummary
 from trainables.two_phase import prepare_study, repeat
@@ -23,8 +23,8 @@ def start_preparing(settings: StudySettings, base: RunConfig, resources: Resourc
     task = ray.remote(prepare_study).options(
         num_cpus=resources.cpus, num_gpus=resources.gpus, num_returns=2, max_retries=2
     )
-    own_code = code_digest(TRIAL), str(ROOT)
-    arguments = (settings.data, settings.embedding, str(settings.records.cache), threads, resources.gpus, own_code)
+    code = own_code(), str(ROOT)
+    arguments = (settings.data, settings.embedding, str(settings.records.cache), threads, resources.gpus, code)
     return task.remote(base, *arguments)
 
 
@@ -54,11 +54,11 @@ def repeater(
 ) -> Callable[[dict[str, Any], int], tuple[dict[str, float], list[float]]]:
     """`two_phase.repeat` where trials run, on a study's inputs; without threads of its own with a trial's."""
     task = ray.remote(repeat).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
-    own_code = code_digest(TRIAL), str(ROOT)
+    code = own_code(), str(ROOT)
 
     def call(config: dict[str, Any], threads: int) -> tuple[dict[str, float], list[float]]:
         found: tuple[dict[str, float], list[float]] = ray.get(
-            task.remote(config, inputs, threads or resources.threads, resources.gpus, own_code)
+            task.remote(config, inputs, threads or resources.threads, resources.gpus, code)
         )
         return found
 

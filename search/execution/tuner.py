@@ -18,7 +18,7 @@ from search.ledger.budgets import Budgets
 from search.ledger.ledger import Ledger
 from search.screen import Display
 from trainables.errors import StoppedError
-from trainables.host.digests import ROOT, TRIAL, code_digest
+from trainables.host.digests import ROOT, own_code
 from trainables.host.signals import tune_ended
 from trainables.records import Records
 from trainables.tracking.writer import BackgroundWriter
@@ -86,7 +86,7 @@ def run_trials(
         cache=str(records.cache),
         threads=resources.threads,
         gpus=resources.gpus,
-        code=(code_digest(TRIAL), str(ROOT)),
+        code=(own_code(), str(ROOT)),
     )
     restarts = 0
     with display:

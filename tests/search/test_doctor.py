@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from costless import handed_out
+from entries import context_modes
 from made_up import BASE, modes, run
 from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial
@@ -31,7 +32,6 @@ from search.ledger.records import TrialRecord, read_study_record, write_study_re
 from search.ledger.results import load_results
 from search.ledger.trials import HASH, METRICS, RECORD, REPLICATE_OF
 from search.report import write_report
-from search.spaces import context_modes
 from trainables import metrics as names
 from trainables.records import Records
 from trainables.tracking.places import in_use

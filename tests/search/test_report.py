@@ -12,6 +12,7 @@ from typing import Any
 import made_up
 import numpy as np
 import pytest
+from entries import asym_layers, context_modes
 from made_up import BASE, modes, run
 from rich.console import Console
 from scipy import stats
@@ -41,7 +42,6 @@ from search.ledger.ledger import Ledger
 from search.ledger.records import read_study_record, write_study_record
 from search.ledger.trials import SUMMARY
 from search.report import HTML, MARKDOWN, print_verdict, write_report
-from search.spaces import asym_layers, context_modes
 from trainables import metrics as names
 from trainables.host.provenance import git_state
 from trainables.phases.convergence import MARKED
@@ -51,7 +51,7 @@ ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def split_metric(ledger: Ledger, records: Records) -> tuple[Comparison, dict[str, str]]:
+def verdict_of(ledger: Ledger, records: Records) -> tuple[Comparison, dict[str, str]]:
     found = load_evidence(ledger, records)
     return compare(ledger, found), {claim.text: claim.verdict for claim in evaluate(found)}
 
@@ -64,7 +64,7 @@ def records(tmp_path: Path) -> Records:
 def test_without_replicates_nobody_is_called_a_winner(records: Records) -> None:
     clear = {"layerwise": 2.0}
     ledger = run(context_modes(BASE, (16,)), records, lambda c: clear.get(c.context_mode, modes(c)))
-    comparison, said = split_metric(ledger, records)
+    comparison, said = verdict_of(ledger, records)
     assert comparison.headline.startswith("C2T2 D16 layerwise (val PPL")
     assert comparison.headline.endswith(f"is ahead {ON_DOCUMENTS}.")
     assert "inner" not in comparison.headline
@@ -76,7 +76,7 @@ def test_the_number_of_documents_stands_beside_the_intervals(records: Records) -
     ledger = run(context_modes(BASE, (16,)), records, modes)
     number = "60 documents, so few that the interval is rough"
     expected = f"Intervals over {number}. One seed: this is about these trained models only."
-    assert split_metric(ledger, records)[0].over == expected
+    assert verdict_of(ledger, records)[0].over == expected
     write_report(ledger, records)
     for name in (HTML, MARKDOWN):
         assert expected in (records.study(ledger.name) / name).read_text()
@@ -89,7 +89,7 @@ def test_with_replicates_there_is_a_winner(records: Records) -> None:
     ledger = run(
         context_modes(BASE, (16,)), records, lambda c: 2.0 if c.context_mode == "layerwise" else modes(c), seeds=3
     )
-    comparison, said = split_metric(ledger, records)
+    comparison, said = verdict_of(ledger, records)
     assert comparison.headline.startswith("Winner: C2T2 D16 layerwise")
     assert {row.verdict for row in comparison.rows} == {BEHIND}
     assert said[claims.LAYERWISE] == claims.SUPPORTED
@@ -101,7 +101,7 @@ def test_a_better_one_with_fewer_seeds_is_ahead_and_nobody_the_winner(records: R
         context_modes(BASE, (16,)), records, lambda c: best.get(c.context_mode, modes(c)), seeds=3,
         fails=lambda c: c.context_mode == "previous_only" and c.seed > 0,
     )  # fmt: skip
-    comparison, _ = split_metric(ledger, records)
+    comparison, _ = verdict_of(ledger, records)
     assert comparison.headline.startswith("C2T2 D16 prev_and_current")
     assert comparison.headline.endswith("is lowest of those with 3 seeds; with fewer, C2T2 D16 previous_only is lower.")
     verdicts = {row.other.name: row.verdict for row in comparison.rows}
@@ -122,7 +122,7 @@ def test_one_with_fewer_seeds_that_is_not_told_apart_is_said(records: Records, l
         context_modes(BASE, (16,)), records, lambda c: best.get(c.context_mode, modes(c)), seeds=3, seed_spread=0.0,
         fails=lambda c: c.context_mode == "previous_only" and c.seed > 0,
     )  # fmt: skip
-    comparison, _ = split_metric(ledger, records)
+    comparison, _ = verdict_of(ledger, records)
     assert comparison.headline.removeprefix("Winner: ").startswith("C2T2 D16 prev_and_current")
     assert comparison.headline.startswith("Winner") == (loss > 2.0)
     assert comparison.headline.endswith(ends)
@@ -130,7 +130,7 @@ def test_one_with_fewer_seeds_that_is_not_told_apart_is_said(records: Records, l
 
 def test_seeds_that_differ_more_than_configurations_are_a_tie(records: Records) -> None:
     ledger = run(context_modes(BASE, (16,)), records, modes, seeds=3, seed_spread=0.5)
-    comparison, said = split_metric(ledger, records)
+    comparison, said = verdict_of(ledger, records)
     assert comparison.headline.startswith("Tie: ")
     assert TIE in {row.verdict for row in comparison.rows}
     assert said[claims.LAYERWISE] == claims.NOT_SUPPORTED
@@ -139,7 +139,7 @@ def test_seeds_that_differ_more_than_configurations_are_a_tie(records: Records) 
 def test_a_claim_that_lies_on_the_other_side_is_contradicted(records: Records) -> None:
     worse = {"layerwise": 3.5}
     ledger = run(context_modes(BASE, (16,)), records, lambda c: worse.get(c.context_mode, modes(c)), seeds=2)
-    said = split_metric(ledger, records)[1]
+    said = verdict_of(ledger, records)[1]
     assert said[claims.LAYERWISE] == claims.CONTRADICTED
     assert said[claims.FIRST_CELL] == said[claims.AVOID] == said[claims.HALF] == claims.NOT_TESTED
 
@@ -181,7 +181,7 @@ def test_the_cells_are_judged_together(records: Records, case: str) -> None:
     losses, first_cell, avoid = CELL_LOSSES[case]
     study = asym_layers(BASE, (8, 16), "random", 4)
     ledger = run(study, records, lambda c: losses.get((c.context_layers, c.token_layers), 3.0), seeds=3)
-    said = split_metric(ledger, records)[1]
+    said = verdict_of(ledger, records)[1]
     assert (said[claims.FIRST_CELL], said[claims.AVOID]) == (first_cell, avoid)
     assert said[claims.HALF] == claims.SUPPORTED  # 15 sweeps against 30, 31 and 32
     assert said[claims.LAYERWISE] == claims.NOT_TESTED
@@ -219,7 +219,7 @@ def test_the_interval_of_a_share_of_sweeps_is_students_t_of_the_logs() -> None:
 
 def test_all_who_are_compared_with_the_leader_count_in_its_intervals(records: Records) -> None:
     """Five modes are ten pairs; with one seed an interval's width is its documents' by the quantiles of Student's t."""
-    comparison, _ = split_metric(run(context_modes(BASE, (16,)), records, modes), records)
+    comparison, _ = verdict_of(run(context_modes(BASE, (16,)), records, modes), records)
     assert len(comparison.rows) == 4
     found = [comparison.leader, *(row.other for row in comparison.rows)]
     (sizes,) = {each.losses.targets.tobytes(): each.losses.targets for each in found}.values()
@@ -233,10 +233,10 @@ def test_all_who_are_compared_with_the_leader_count_in_its_intervals(records: Re
 def test_configurations_without_losses_count_in_the_leader_s_intervals_too(records: Records) -> None:
     """The leader was chosen among them: a file that is lost makes no interval narrower."""
     ledger = run(context_modes(BASE, (16,)), records, modes)
-    before = {row.other.name: row.difference for row in split_metric(ledger, records)[0].rows}
+    before = {row.other.name: row.difference for row in verdict_of(ledger, records)[0].rows}
     lost = ledger.configurations()[-1]
     records.trial_record(ledger.name, lost.config.config_hash()).unlink()
-    after = {row.other.name: row.difference for row in split_metric(ledger, records)[0].rows}
+    after = {row.other.name: row.difference for row in verdict_of(ledger, records)[0].rows}
     assert [name for name, difference in after.items() if difference is None] == [trial_name(lost.config)]
     for name, difference in after.items():
         assert difference is None or difference.combined == before[name].combined
@@ -258,7 +258,7 @@ def test_where_records_do_not_name_equal_documents_that_is_said(records: Records
 def test_the_headline_says_that_the_leader_did_not_converge(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made_up.figures
     monkeypatch.setattr(made_up, "figures", lambda *of: whole(*of) | {names.CONVERGENCE: 0.5})
-    comparison, _ = split_metric(run(context_modes(BASE, (16,)), records, modes), records)
+    comparison, _ = verdict_of(run(context_modes(BASE, (16,)), records, modes), records)
     assert f", {MARKED})" in comparison.headline
 
 
@@ -300,13 +300,13 @@ def test_a_trial_without_a_usable_record_is_said_to_have_no_losses(records: Reco
     path = records.trial_record(ledger.name, found[1].config.config_hash())
     path.write_text(path.read_text()[:-100])
     records.trial_record(ledger.name, found[2].config.config_hash()).unlink()
-    comparison = split_metric(ledger, records)[0]
+    comparison = verdict_of(ledger, records)[0]
     assert [row.verdict == NO_LOSSES for row in comparison.rows] == [True, True, False, False]
     files, _, _ = write_report(ledger, records)
     assert f"{NO_LOSSES}" in files[1].read_text()
     for left in records.study(ledger.name).glob("trials/*.json"):
         left.unlink()
-    comparison = split_metric(ledger, records)[0]
+    comparison = verdict_of(ledger, records)[0]
     assert NO_LOSSES in comparison.headline
     write_report(ledger, records)
 
@@ -321,7 +321,7 @@ def test_a_file_that_contradicts_the_ledger_is_used_for_nothing_and_said(
     content["nats"][0] += 5
     content["nats"][1] -= 5
     path.write_text(json.dumps(content))
-    comparison = split_metric(ledger, records)[0]
+    comparison = verdict_of(ledger, records)[0]
     assert [row.verdict for row in comparison.rows].count(CONTRADICTED) == 1
     told = f"trial {other.first.number} ({path.name} is not as the trial wrote it)"
     assert comparison.notes == (f"The ledger and files contradict each other: {told}. search/doctor.py looks closer.",)
@@ -332,14 +332,14 @@ def test_a_file_that_contradicts_the_ledger_is_used_for_nothing_and_said(
     assert comparison.notes[0] in capsys.readouterr().out
     leader = records.trial_record(ledger.name, ledger.configurations()[0].config.config_hash())
     leader.write_text(leader.read_text().replace('"seed": 0', '"seed": 9', 1))
-    assert f"; {CONTRADICTED}, so nothing can be said" in split_metric(ledger, records)[0].headline
+    assert f"; {CONTRADICTED}, so nothing can be said" in verdict_of(ledger, records)[0].headline
 
 
 def test_a_validation_text_that_is_largely_in_training_is_said_from_a_fifth_on(records: Records) -> None:
     ledger = run(context_modes(BASE, (16,)), records, modes)
     for share, said in ((0.19, False), (0.2, True), (None, False)):
         ledger.optuna.set_user_attr(SUMMARY, {"val_overlap": share})
-        notes = split_metric(ledger, records)[0].notes
+        notes = verdict_of(ledger, records)[0].notes
         assert (len(notes) == 1) == said
         assert not said or notes[0].startswith("The validation text is largely in the training text (20.0 % of")
 

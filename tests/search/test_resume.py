@@ -4,12 +4,16 @@ import argparse
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from model import modes
+from search import asym_layers, context_modes, options, resume
 from search.options import build_parser, check
-from search.resume import check_content, keep, parse
+from search.resume import check_content, keep, parse, study_of
 from trainables.records import Records
 from trainables.tracking.destination import Destination, destination
 from trainables.training.studies import runs_went
@@ -121,3 +125,26 @@ def test_other_data_than_the_studys_are_refused(tmp_path: Path, chat_file: Path)
     args = parse(parser(), ["--mlruns", str(tmp_path), "--resume", "s", "--data", str(now)])
     with pytest.raises(ValueError, match=re.escape(f"--resume s: '{now}' has not the content that the study")):
         check_content(args, check(args, sampled=True))
+
+
+@pytest.mark.parametrize("entry", [asym_layers, context_modes])
+@pytest.mark.parametrize("named", [("--name", "s"), ()], ids=["by name", "by its definition"])
+def test_a_study_goes_on_with_the_context_modes_it_was_begun_with(
+    tmp_path: Path, chat_file: Path, monkeypatch: pytest.MonkeyPatch, entry: ModuleType, named: tuple[str, ...]
+) -> None:
+    line = ["--mlruns", str(tmp_path), "--data", str(chat_file), *named]
+    settings = check(parse(parser(), line), sampled=True)
+    begun = study_of(entry.study, settings)
+    name = settings.name or begun.default_name(settings.data.label)
+    file = settings.records.study_record(name)
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(begun.definition()))
+    monkeypatch.setitem(modes._READS, "current_then_previous", lambda c, t: (modes.Read(c, 0), modes.Read(1, 1))[:t])
+    more = (*modes.CONTEXT_MODES, "current_then_previous")
+    for module in (modes, resume, options):
+        monkeypatch.setattr(module, "CONTEXT_MODES", more)
+    settings = check(parse(parser(), line), sampled=True)
+    assert study_of(entry.study, settings).definition() == begun.definition()
+    fresh = study_of(entry.study, replace(settings, name="another"))
+    assert fresh.space.context_modes == more
+    assert fresh.default_name("x") != begun.default_name("x")

@@ -4,10 +4,11 @@ from itertools import product
 from typing import Any
 
 import pytest
+from entries import asym_layers, context_modes, four_cells
 from optuna.trial import FixedTrial
 
 from model.modes import CONTEXT_MODES, MAX_LAYERS, context_reads
-from search.spaces import Point, Space, Study, asym_layers, context_modes, four_cells
+from search.spaces import Point, Space, Study
 from trainables.config import BigramConfig, RunConfig
 
 LAYERS = range(1, MAX_LAYERS + 1)

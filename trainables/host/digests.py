@@ -25,6 +25,8 @@ TOKENS, TABLE, PHASE1, TRIAL = (
     "trainables.phases.shared_phase1",
     "trainables.two_phase",
 )
+# No part of a result's code: all that it decides, which context each layer reads, is in the configuration's hash.
+IN_THE_CONFIG = "model.modes"
 # Variables by which libraries choose how they compute.
 NUMERICS = (
     "MKL_CBWR",
@@ -92,12 +94,18 @@ def processor() -> str:
 
 @cache
 def code_digest(module: str, root: Path = ROOT) -> str:
-    """Names the code of `module` and all that it imports of this project, 16 hex digits.
+    """Names the code of `module` and all that it imports of this project but `IN_THE_CONFIG`, 16 hex digits.
 
     Args:
         root: the folder that the packages lie in.
     """
-    return content_key({name: _meaning(root, name) for name in modules(module, root)})
+    return content_key({name: _meaning(root, name) for name in modules(module, root) if name != IN_THE_CONFIG})
+
+
+@cache
+def own_code() -> str:
+    """Names all code of a trial, so that two processes know whether they would do the same."""
+    return content_key({name: _meaning(ROOT, name) for name in modules(TRIAL)})
 
 
 def modules(module: str, root: Path = ROOT) -> list[str]:

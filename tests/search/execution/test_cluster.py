@@ -73,7 +73,7 @@ def test_each_host_of_a_cluster_runs_this_code_or_is_named_before_anything_is_ma
     start_ray(two_nodes.address)
     try:
         check_hosts()
-        monkeypatch.setattr(cluster_module, "code_digest", lambda kind: "another")
+        monkeypatch.setattr(cluster_module, "own_code", lambda: "another")
         with pytest.raises(ValueError, match=r"OtherCodeError: .* runs the code in .* \(and 1 more\)"):
             check_hosts()
         monkeypatch.setattr(cluster_module, "HOSTS_ANSWER_WITHIN", 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from entries import context_modes
 from optuna.trial import FrozenTrial, create_trial
 from rich.console import Console
 
@@ -24,7 +25,7 @@ from search.findings.leaderboard import (
 )
 from search.ledger.ledger import Ledger
 from search.ledger.trials import HASH
-from search.spaces import Study, context_modes
+from search.spaces import Study
 from trainables import metrics as names
 from trainables.config import BigramConfig, RunConfig
 

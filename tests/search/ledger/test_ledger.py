@@ -18,13 +18,13 @@ from costless import (
     unended,
     value_of,
 )
+from entries import context_modes
 from optuna.trial import TrialState
 
 from search.ledger.budgets import Budgets
 from search.ledger.ledger import Assignment, Ledger
 from search.ledger.storage import open_storage
 from search.ledger.trials import CONFIG, HASH, METRICS, sorted_by_value, trial_config
-from search.spaces import context_modes
 from trainables.config import RunConfig
 from trainables.metrics import VAL_PPL
 

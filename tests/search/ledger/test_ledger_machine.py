@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 from costless import ask_next, base_config, small_study
+from entries import context_modes
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -20,7 +21,7 @@ from search.ledger.ledger import ENDED_ELSEWHERE, MAX_LOSSES, Assignment, Ledger
 from search.ledger.replicates import finalists
 from search.ledger.storage import open_storage
 from search.ledger.trials import CONFIG, ENDED, HASH, INTERRUPTED, LOST, REPEAT_OF, REPLICATE_OF, SEED, trial_config
-from search.spaces import SEARCHED, context_modes
+from search.spaces import SEARCHED
 from trainables.metrics import VAL_PPL
 
 SOME = st.integers(0, 10)  # which of the trials that run, in a ring

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from costless import ask_next, base_config, handed_out, trial
+from entries import asym_layers
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -17,7 +18,7 @@ from search.ledger.ledger import Ledger
 from search.ledger.records import read_trial_record
 from search.ledger.trials import HASH, METRICS, PROVENANCE, REASON, RECORD, REPEAT_OF
 from search.screen import Display
-from search.spaces import SCHEDULERS, Study, asym_layers
+from search.spaces import SCHEDULERS, Study
 from trainables.host.digests import Provenance
 from trainables.metrics import VAL_ER, VAL_PPL
 from trainables.progress import Progress

@@ -30,6 +30,7 @@ from trainables.host.digests import (
     code_digest,
     device_model,
     modules,
+    own_code,
 )
 from trainables.phases.shared_phase1 import SharedPhase1
 from trainables.two_phase import check_code, prepare_study, repeat, two_phase
@@ -76,6 +77,13 @@ def test_what_sets_a_trial_up_is_part_of_it_and_a_packages_own_file_too(copy: Pa
     assert changed == NONE | {TRIAL: True}
     everything = dict.fromkeys(NONE, True)
     assert edited(copy, "model/__init__.py", "__all__ =", "import sys\n__all__ =") == everything
+
+
+def test_a_new_context_mode_is_no_other_code_of_what_there_is(copy: Path) -> None:
+    """What a mode means to a model is in the hash of its configuration."""
+    assert edited(copy, "model/modes.py", "_READS: ", "_MORE = 1\n_READS: ") == NONE
+    assert "model.modes" in modules(TRIAL)
+    assert own_code() != code_digest(TRIAL)  # all hosts of a study have the same modes nevertheless
 
 
 def test_each_module_that_a_trial_loads_is_part_of_its_digest() -> None:
@@ -146,7 +154,7 @@ def test_a_worker_with_other_code_than_the_drivers_does_nothing(call: Callable[[
 
 
 def test_a_worker_with_the_drivers_code_works_wherever_it_lies() -> None:
-    check_code(code_digest(TRIAL), "/there")
+    check_code(own_code(), "/there")
 
 
 def test_a_provenance_is_its_code_torch_device_and_kernels() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from entries import context_modes
 from made_up import BASE, modes, run
 from rich.console import Console
 from small import run_config
@@ -15,9 +16,8 @@ from small import run_config
 from search.ledger.records import write_study_record
 from search.report import HTML, MARKDOWN, write_report
 from search.screen import say_prepared
-from search.spaces import context_modes
 from trainables.cache import ArtifactStore
-from trainables.host.digests import TRIAL, code_digest
+from trainables.host.digests import own_code
 from trainables.inputs import corpus as corpora
 from trainables.inputs.corpus import Corpus, load_corpus
 from trainables.inputs.overlap import SEQUENCES, WORDS, describe_overlap, shares_in_training
@@ -152,9 +152,7 @@ def test_the_report_tells_it(tmp_path: Path, known: dict[str, float], expected: 
 
 def test_a_studys_summary_has_it_and_its_first_lines_say_it(half: Path, tmp_path: Path) -> None:
     data, embedding = resolve_data(str(half), None), resolve_embedding("bigram")
-    _, about = prepare_study(
-        run_config(half), data, embedding, str(tmp_path / "cache"), 1, 0, (code_digest(TRIAL), "here")
-    )
+    _, about = prepare_study(run_config(half), data, embedding, str(tmp_path / "cache"), 1, 0, (own_code(), "here"))
     summary = about.as_params()
     assert (summary["val_overlap"], summary["test_overlap"]) == (0.5, 0.5)
     settings: Any = SimpleNamespace(data=data, embedding=embedding)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from entries import asym_layers, context_modes
 from made_up import BASE, figures, modes, run
 from rich.console import Console
 
@@ -28,7 +29,6 @@ from search.ledger.records import TrialRecord
 from search.ledger.trials import HASH, METRICS
 from search.report import HTML, MARKDOWN, print_verdict, write_report
 from search.screen import Display, say_end
-from search.spaces import asym_layers, context_modes
 from trainables import metrics as names
 from trainables.host.digests import Provenance
 from trainables.phases.convergence import MARK, MARKED, converged, shortfall, with_converged

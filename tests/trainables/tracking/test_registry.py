@@ -105,7 +105,7 @@ def test_a_model_judged_on_other_data_is_refused(uri: str, make: Make) -> None:
     assert champion(uri, "data") == 2
 
 
-def split_metric(
+def validations(
     differences: np.ndarray, units: np.ndarray | None = None
 ) -> tuple[registry._Validation, registry._Validation]:
     """The champion's validation, and one whose loss on each document of 30 targets differs by so many nats a target."""
@@ -126,14 +126,14 @@ def by_standard_errors(t: float, number: int = 60) -> np.ndarray:
 @pytest.mark.parametrize(("t", "better"), [(-2.2, False), (-2.6, True)])
 def test_a_model_between_the_limits_of_95_and_98_per_cent_is_no_champion(t: float, better: bool) -> None:
     assert stats.t.isf(0.025, 59) < 2.2 < stats.t.isf(0.01, 59) < 2.6
-    assert registry._compare("a version", *split_metric(by_standard_errors(t)), force=False)[0] == better
+    assert registry._compare("a version", *validations(by_standard_errors(t)), force=False)[0] == better
 
 
 def test_twenty_copies_of_the_documents_decide_no_more_than_one() -> None:
     once = by_standard_errors(-2.2)
     units = np.tile(np.arange(60), 20)
-    assert not registry._compare("a version", *split_metric(np.tile(once, 20), units), force=False)[0]
-    assert registry._compare("a version", *split_metric(np.tile(once, 20)), force=False)[
+    assert not registry._compare("a version", *validations(np.tile(once, 20), units), force=False)[0]
+    assert registry._compare("a version", *validations(np.tile(once, 20)), force=False)[
         0
     ]  # as copies that are not known
 

@@ -80,25 +80,26 @@ def _view(database: Path) -> "StoreView":
 
 def _examine_databases(seen: Diagnosis, records: Records, ledgers: Path | None, runs: Path | None) -> None:
     from search.audit.findings import Finding, Skipped
+    from search.audit.lost_studies import find_lost, study_ids
     from search.ledger.lock import is_running
     from search.ledger.results import load_results
-    from search.ledger.storage import known_studies
     from trainables.tracking.store import curve_ranges
 
     store = _view(runs) if runs is not None else None
     ranges = curve_ranges(runs) if runs is not None else {}
-    for name in known_studies(ledgers) if ledgers is not None else []:
+    known = study_ids(ledgers)
+    folders = {folder.name for folder in records.studies.glob("*/")}
+    lost = {name: found for name in sorted(folders | known.keys()) if (found := find_lost(records, name, known))}
+    for name in sorted(known):
         seen.studies.append(name)
         if is_running(records.study(name)):
             seen.skipped.append(Skipped(where=f"study {name}", why="it is running: look again when it has ended"))
-            continue
-        assert ledgers is not None
-        _examine_study(seen, load_results(name, ledgers), records, store, ranges)
-    for folder in sorted(records.studies.glob("*/")):
-        if folder.name not in seen.studies and (any(folder.glob("trials/*.json")) or (folder / "best.json").exists()):
-            what, remedy = "has results of a study that is in no ledger", "bring back the optuna.db that has it"
-            where = str(folder)
-            seen.findings.append(Finding(kind="ledger", where=where, what=what, remedy=remedy, repairable=False))
+        elif name not in lost and ledgers is not None:
+            _examine_study(seen, load_results(name, ledgers), records, store, ranges)
+    for name, found in lost.items():
+        where = str(records.study(name))
+        finding = Finding(kind="ledger", where=where, what=found.what, remedy=found.remedy, repairable=False)
+        seen.findings.append(finding)
 
 
 def _examine_study(
@@ -206,15 +207,15 @@ def main() -> int:
     if not args.mlruns.is_dir():
         print(f"error: there is no folder {args.mlruns}/: give --mlruns", file=sys.stderr)
         return Exit.USER_ERROR
-    records = Records.at(args.mlruns)
-    if args.repair:
-        from trainables.host.preflight import check_folder
+    try:
+        records = Records.at(args.mlruns)
+        if args.repair:
+            from trainables.host.preflight import check_folder
 
-        try:
             check_folder(records.root, "--repair")
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return Exit.USER_ERROR
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.USER_ERROR
     seen, mended = examine(records), []
     if args.repair and any(finding.repairable for finding in seen.findings):
         before = seen.findings

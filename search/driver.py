@@ -90,6 +90,8 @@ def _run(
             from search.ledger.ledger import Ledger
             from search.study_run import StudyRun
 
+            _check_not_lost(settings, name)
+
             ledger = Ledger(study, name, settings.records.optuna_database, settings.replicates)
         if said := ledger.left_alone():
             console.print(said)
@@ -99,6 +101,15 @@ def _run(
             resources = stack.enter_context(_ray(settings, console))
         interrupts.listen()
         return StudyRun(settings, where, ledger, console, resources, began).go(enough, interrupts)
+
+
+def _check_not_lost(settings: StudySettings, name: str) -> None:
+    """Raise ValueError where this study would begin anew and write over another one's results."""
+    from search.audit.lost_studies import find_lost, study_ids
+
+    if lost := find_lost(settings.records, name, study_ids(settings.records.optuna_database)):
+        folder = settings.records.study(name)
+        raise ValueError(f"{folder} {lost.what}: {lost.remedy}; or, to begin anew, move this folder away")
 
 
 @contextmanager

@@ -249,16 +249,18 @@ def _report(args: argparse.Namespace) -> None:
     Raises:
         ValueError: there is no such study, it cannot be read, or its report cannot be written.
     """
-    from search.ledger.storage import known_studies
+    from search.audit.lost_studies import find_lost, study_ids
     from trainables.host.preflight import check_folder
     from trainables.tracking.places import snapshots
 
     records = Records.at(args.mlruns)
     with snapshots(records.optuna_database) as (ledgers,):
         try:
-            known = known_studies(ledgers) if ledgers else []
+            known = study_ids(ledgers)
         except OtherVersionError as error:
             raise error.at(sqlite_uri(records.optuna_database)) from None
+        if lost := find_lost(records, args.study, known):
+            raise ValueError(f"{records.study(args.study)} {lost.what}: {lost.remedy}")
         if ledgers is None or args.study not in known:
             names = f"there are {', '.join(known)}" if known else "there is none yet"
             raise ValueError(f"no study {args.study!r} in {args.mlruns}/: {names}")

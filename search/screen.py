@@ -176,11 +176,11 @@ def say_prepared(console: Console, settings: StudySettings, resources: "Resource
     """On what its trials run."""
     splits = {"train": "training", "val": "validation", "test": "test"}
     tokens = ", ".join(f"{summary[f'{key}_tokens']:,} {name}" for key, name in splits.items())
-    console.print(f"data {settings.data.spec}: {tokens} tokens")
+    console.print(f"data {settings.data.spec}: {tokens} tokens", soft_wrap=True)
     console.print(f"{SEQUENCES}: {describe_overlap(summary)}")
     bigram = f", validation PPL {summary['bigram_val_ppl']:.2f}" if summary["bigram_val_ppl"] else ""
     size = f"V={summary['vocab_size']:,}, E={summary['embedding_dim']}"
-    console.print(f"embedding {settings.embedding.spec}: {size}{bigram}")
+    console.print(f"embedding {settings.embedding.spec}: {size}{bigram}", soft_wrap=True)
     what = f"{resources.gpus:g} GPU" if resources.gpus else f"{resources.threads} CPU thread(s)"
     where = f"{summary['hardware']}: {summary['compute']}"
     limits = f" ({resources.limited_by})" if resources.limited_by else ""
@@ -215,7 +215,7 @@ def say_end(
     """
     failed = failures(ledger)
     for number, config, reason in failed:
-        console.print(f"trial {number} ({config}) failed: {reason}", style="red")
+        console.print(f"trial {number} ({config}) failed: {reason}", style="red", soft_wrap=True)
     if profiled:
         console.print("traces of the first trial that ran: its run's artifacts in MLflow, folder profile/")
     shown = settings.shown_root

@@ -82,9 +82,9 @@ def main() -> int:
     args = parser.parse_args()
     if not 1 <= args.port <= 65_535:
         parser.error(f"argument --port: must be 1 to 65535, not {args.port}")
-    records = Records.at(args.mlruns)
     try:
         with user_errors():
+            records = Records.at(args.mlruns)
             if not records.mlflow_database.exists():
                 raise ValueError(f"no MLflow store in {args.mlruns}/ yet: run a study first, or give --mlruns")
             return _open(records, args.port)

@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 from studies import ROOT, SMALL, mlflow_runs, optuna_trials, start
 
 import trainables.tracking.writer as writer_module
+from search.audit.lost_studies import study_ids
 from search.ledger.results import load_results
-from search.ledger.storage import known_studies
 from trainables.errors import unwritable
 from trainables.metrics import EPOCH_VAL_PPL, VAL_PPL
 from trainables.records import Records
@@ -404,7 +404,7 @@ def test_trials_that_do_not_fit_the_memory_are_outcomes_and_the_study_goes_on(
     _, children, _ = mlflow_runs(root)
     assert sorted(r.info.status for r in children) == 4 * ["FAILED"] + ["FINISHED"]
     assert {r.data.tags[REASON_TAG] for r in children if r.info.status == "FAILED"} == {reason}
-    (name,) = known_studies(root / "optuna.db")
+    (name,) = study_ids(root / "optuna.db")
     assert len(load_results(name, root / "optuna.db").failed()) == 4  # none will be tried again
     (html,) = root.glob("studies/*/report.html")
     assert html.read_text().count("nor with half the chunks") == 4

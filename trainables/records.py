@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sqlite3
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,17 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(make_url(uri).database or "").absolute()
 
 
+def check_path(path: Path) -> None:
+    """Raise ValueError if a path's name is no UTF-8 to this process: MLflow, Ray and databases take no other."""
+    try:
+        if os.fsencode(path) == str(path).encode():
+            return
+    except UnicodeEncodeError:  # bytes that Python could not decode
+        pass
+    remedy = "rename it" if sys.getfilesystemencoding() == "utf-8" else "set PYTHONUTF8=1, or rename it"
+    raise ValueError(f"{str(path)!r} is no name in UTF-8 to Python here: {remedy}")
+
+
 @dataclass(frozen=True)
 class Records:
     """The layout of a records folder; nothing is made by looking."""
@@ -42,8 +54,14 @@ class Records:
 
     @classmethod
     def at(cls, folder: Path) -> "Records":
-        """The records in `folder`, wherever the process is later."""
-        return cls(folder.resolve())
+        """The records in `folder`, wherever the process is later.
+
+        Raises:
+            ValueError: its path is no UTF-8.
+        """
+        root = folder.resolve()
+        check_path(root)
+        return cls(root)
 
     @property
     def mlflow_database(self) -> Path:

@@ -42,7 +42,7 @@ def elsewhere(results: Results, runs: Iterable[StoredRun], records: Records) -> 
     own = records.journal(results.name, None).exists()
     if told in here or (not told and own):
         return ""
-    return "its runs went to another tracking server: what MLflow has of it is not checked"
+    return "its runs went to another tracking server or database (--tracking-uri): what is there is not checked"
 
 
 @dataclass(frozen=True)

@@ -53,13 +53,6 @@ def open_storage(database: Path) -> optuna.storages.RDBStorage:
             raise OtherVersionError(url, "optuna", upgrade) from error
 
 
-def known_studies(database: Path) -> list[str]:
-    """Names of the studies on record, without making anything."""
-    if not database.exists():
-        return []
-    return sorted(optuna.get_all_study_names(open_storage(database)))
-
-
 def _as_read(value: Any) -> Any:
     """An attribute as the database gives it back."""
     return json.loads(json.dumps(value))

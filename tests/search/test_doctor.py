@@ -319,13 +319,14 @@ def test_a_running_study_is_named_and_left_alone(records: Records) -> None:
     assert told(records) == ["leaderboard: is missing"]
 
 
-def test_runs_of_another_server_are_skipped_by_name(records: Records) -> None:
+@pytest.mark.parametrize("uri", ["http://elsewhere", "sqlite:////elsewhere.db"])
+def test_runs_of_another_store_are_skipped_by_name(records: Records, uri: str) -> None:
     lose_mlflow(records)
     records.journal(STUDY, None).unlink()
-    records.journal(STUDY, "http://elsewhere").touch()
+    records.journal(STUDY, uri).touch()
     seen = examine(records)
     assert seen.findings == []
-    assert "another tracking server" in seen.skipped[0].why
+    assert seen.skipped[0].why.startswith("its runs went to another tracking server or database")
 
 
 def test_pruned_trials_and_replicates_are_as_right_as_others(earlier_records: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from model.text.documents import check_file, decoded_lines, read_documents
 from trainables.cache import content_key, file_sha256
 from trainables.inputs.hub import hub_commit, model_files
+from trainables.records import check_path
 
 SPLIT_RULE = 3  # raise when the documents or their split change: the token ids of old caches then miss
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
@@ -183,6 +184,7 @@ def _jsonl_path(spec: str) -> Path:
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"data must be pydoc, ultrachat, or a .jsonl or .jsonl.gz file, not {spec!r}")
     check_file(path, f"data file {spec!r}")
+    check_path(path)
     return path
 
 
@@ -211,6 +213,7 @@ def resolve_embedding(spec: str) -> EmbeddingSource:
         return EmbeddingSource("bigram", spec, "", "bigram")
     folder = Path(os.path.expanduser(spec)).absolute()
     if folder.is_dir():
+        check_path(folder)
         return EmbeddingSource("causal_lm", spec, str(folder), _folder_fingerprint(folder, spec))
     if folder.exists():
         raise ValueError(f"embedding {spec!r} is a file; give the folder that holds config.json")

@@ -14,7 +14,7 @@ from trainables.host.arguments import as_count, as_folder, as_name, as_seed, as_
 from trainables.host.machine import usable_cpus
 from trainables.host.preflight import check_folder, check_root, count_gpus, may_be_written
 from trainables.inputs.sources import DataSource, EmbeddingSource, resolve_data, resolve_embedding
-from trainables.records import DEFAULT_ROOT, Records
+from trainables.records import DEFAULT_ROOT, Records, check_path
 from trainables.tracking.check import check_destination
 from trainables.tracking.destination import VARIABLE, Destination, as_tracking_uri, destination
 from trainables.training.studies import Chosen, from_file, from_study, runs_went
@@ -157,6 +157,8 @@ def check(args: argparse.Namespace) -> TrainingSettings:
         if args.baselines and getattr(args, name):
             raise ValueError(f"--{name} and --baseline do not go together: models that are compared are not kept")
     theirs, records = Records.at(args.mlruns), _own_records(args)
+    if args.out is not None:
+        check_path(args.out.absolute())
     study = runs_went(theirs, args.from_study) if args.from_study and records == theirs else None
     where = destination(args.tracking_uri, study, records)
     check_destination(where)

@@ -180,7 +180,7 @@ def say_start(settings: TrainingSettings, place: Place, inputs: Inputs, console:
     """The data's sizes, the machine, and where the trial was computed otherwise."""
     corpus = inputs.corpus
     sizes = [f"{len(getattr(corpus, split).tokens):,} {split}" for split in ("train", "validation", "test")]
-    console.print(f"data {settings.data.spec}: {', '.join(sizes)} tokens")
+    console.print(f"data {settings.data.spec}: {', '.join(sizes)} tokens", soft_wrap=True)
     console.print(f"{SEQUENCES}: {describe_overlap(as_params(corpus.overlap))}")
     console.print(f"on {place.device_name}, {place.threads} CPU thread(s): {place.compute}")
     then = settings.chosen.runtime

@@ -1,7 +1,9 @@
 """Compiled code is run from this user's own folder only: whatever else lies there for it is never loaded."""
 
+import grp
 import hashlib
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -73,6 +75,21 @@ def writable_by_the_group(cache: Path) -> None:
     (cache / NAME).chmod(0o770)
 
 
+def a_folder_above_writable_by_all(cache: Path) -> None:
+    """Whoever may rename the folder could do so between the look at it and the loading from it."""
+    cache.chmod(0o777)
+
+
+def a_folder_above_writable_by_a_group(cache: Path) -> None:
+    os.chown(cache, -1, next(g.gr_gid for g in grp.getgrall() if g.gr_name == "users"))
+    cache.chmod(0o770)
+
+
+def a_folder_above_of_somebody_else(cache: Path) -> None:
+    os.chown(cache, 65534, -1)
+    cache.chmod(0o755)
+
+
 def a_file_writable_by_all(cache: Path) -> None:
     next(host(cache).iterdir()).chmod(0o777)
 
@@ -109,6 +126,9 @@ def test_what_is_planted_would_run_if_it_were_trusted(tmp_path: Path, planted: t
         pytest.param(the_file_of_somebody_else, marks=needs_root),
         writable_by_all,
         writable_by_the_group,
+        a_folder_above_writable_by_all,
+        pytest.param(a_folder_above_writable_by_a_group, marks=needs_root),
+        pytest.param(a_folder_above_of_somebody_else, marks=needs_root),
         a_file_writable_by_all,
         a_link_to_the_folder,
         a_link_to_the_hosts_folder,
@@ -124,8 +144,34 @@ def test_a_planted_library_is_never_loaded(
     assert "HIJACKED" not in said
     in_cache = library.is_relative_to(tmp_path)
     assert in_cache == (hand_over in (the_file_of_somebody_else, a_file_writable_by_all, a_link_to_the_library))
-    assert in_cache == ("compiled code is not kept there but built for each process" not in said)
+    assert in_cache == ("but built for each process" not in said)
     assert in_cache == library.exists()  # one of a process goes with it
+
+
+@pytest.mark.parametrize(("mode", "group"), [(0o1777, ""), (0o770, "the user's own")])
+def test_folders_above_that_only_the_user_may_rename_in_are_as_good_as_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, group: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if group:
+        monkeypatch.setattr(build_cache, "_is_users_own", lambda gid: gid == tmp_path.stat().st_gid)
+    tmp_path.chmod(mode)
+    assert build_folder() == host(tmp_path)
+
+
+def test_a_group_of_the_users_name_is_the_users_own() -> None:
+    user = pwd.getpwuid(os.geteuid())
+    shared = [group.gr_gid for group in grp.getgrall() if group.gr_name != user.pw_name]
+    assert not any(map(build_cache._is_users_own, shared))
+    if grp.getgrgid(user.pw_gid).gr_name == user.pw_name:
+        assert build_cache._is_users_own(user.pw_gid)
+
+
+def test_what_is_loaded_does_not_go_through_a_link_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "link"))
+    assert build_folder() == host(tmp_path / "real")
 
 
 def test_a_folder_made_here_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

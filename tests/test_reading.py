@@ -26,6 +26,7 @@ from search.audit.trial_checks import Trials
 from search.ledger.results import load_results
 from trainables.records import Records
 from trainables.tracking.places import in_use
+from trainables.tracking.study_runs import ROLE_TAG
 
 ROOT = Path(__file__).parents[1]
 STUDY = "made-up"
@@ -160,9 +161,27 @@ def test_a_model_is_trained_from_their_study(ended: Path, tmp_path: Path) -> Non
     assert refused.stderr.endswith("with --out FOLDER it need not be\n")
     assert done.returncode == 0, done.stderr
     own = Records.at(out.parent / "mlruns")
-    assert f"{theirs}/ may only be read: this run's record and cache go to {own.root}/" in done.stdout
+    assert f"{theirs}/ may only be read: records and cache of this go to {own.root}/" in done.stdout
     assert "is the trial's, to the last digit" in done.stdout
     assert MlflowClient(own.tracking_uri).get_model_version_by_alias("theirs", "champion").version == 1
+
+
+def test_their_configuration_is_compared_with_a_baseline(ended: Path, tmp_path: Path) -> None:
+    theirs, mine = Path(shutil.copytree(ended / "mlruns", tmp_path / "theirs/mlruns")), tmp_path / "mine"
+    mine.mkdir()
+    command = script("trainables/train.py", theirs, "--from-study", NAME, "--data", str(ended / "data.jsonl"))
+    command += ["--baseline", "gru"]
+    with only_readable(theirs.parent):
+        refused = run_obeying(command, cwd=theirs.parent)
+        done = run_obeying(command, cwd=mine)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.endswith("; start it in a folder of your own\n")
+    assert done.returncode == 0, done.stderr
+    own = Records.at(mine / "mlruns")
+    assert f"{theirs}/ may only be read: records and cache of this go to {own.root}/" in done.stdout
+    client = MlflowClient(own.tracking_uri)
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert sorted(run.data.tags[ROLE_TAG] for run in runs) == ["compared: gru", "compared: two-phase"]
 
 
 def test_a_moved_study_goes_on_with_its_moved_data(ended: Path, tmp_path: Path) -> None:

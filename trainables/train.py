@@ -76,6 +76,7 @@ def _compare(settings: TrainingSettings) -> None:
     with ExitStack() as stack:
         with user_errors():
             stack.enter_context(in_use(settings.records))
+        _say_only_read(settings, console)
         run_comparison(settings, console)
 
 
@@ -90,9 +91,7 @@ def _train(settings: TrainingSettings, folder: ModelFolder) -> None:
         record = None if settings.overwrite else folder.finished()
         state = "trained already" if record else "training"
         console.print(f"{settings.out.name}: {state}, in {settings.out}/{settings.destination.said}", soft_wrap=True)
-        if settings.only_read:
-            said = f"{settings.only_read}/ may only be read: this run's record and cache go to {settings.records.root}/"
-            console.print(said, soft_wrap=True)
+        _say_only_read(settings, console)
         with console.status("starting …"):
             from trainables.training.run import compare, complete, train
         if record is None:
@@ -102,6 +101,12 @@ def _train(settings: TrainingSettings, folder: ModelFolder) -> None:
     _say_end(settings, record, compare(settings, record), console)
     if settings.register is not None:
         _register(settings, settings.register, console)
+
+
+def _say_only_read(settings: TrainingSettings, console: "Console") -> None:
+    if settings.only_read:
+        own = settings.records.root
+        console.print(f"{settings.only_read}/ may only be read: records and cache of this go to {own}/", soft_wrap=True)
 
 
 def _say_end(settings: TrainingSettings, record: dict[str, Any], comparison: "Text", console: "Console") -> None:

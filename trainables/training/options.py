@@ -191,20 +191,28 @@ def check(args: argparse.Namespace) -> TrainingSettings:
 def _own_records(args: argparse.Namespace) -> Records:
     """The records that are written to: those of the command line or, where these may only be read, beside the model.
 
+    A comparison keeps no model; its records are then those of the working folder.
+
     Raises:
         ValueError: nothing can be written.
     """
     given = Records.at(args.mlruns)
-    of_others = args.from_study is not None and not args.baselines and given.studies.is_dir()
-    if not of_others or args.out is None or may_be_written(given):
+    of_others = args.from_study is not None and given.studies.is_dir() and not may_be_written(given)
+    if not of_others or (args.out is None and not args.baselines):
         try:
             check_root(args.mlruns)
         except ValueError as error:
             raise ValueError(f"{error}{'; with --out FOLDER it need not be' if of_others else ''}") from None
         return given
-    check_folder(args.out, f"--out {args.out}")
-    own = args.out.absolute().parent / DEFAULT_ROOT
-    check_root(own)
+    if args.out is None:
+        own = Path(DEFAULT_ROOT)
+    else:
+        check_folder(args.out, f"--out {args.out}")
+        own = args.out.absolute().parent / DEFAULT_ROOT
+    try:
+        check_root(own)
+    except ValueError as error:
+        raise ValueError(f"{error}{'; start it in a folder of your own' if args.out is None else ''}") from None
     return Records.at(own)
 
 

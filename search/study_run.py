@@ -127,7 +127,6 @@ class StudyRun:
                 self._ended = None if is_synced else runs.ended_hashes()
             if self.settings.address is None:  # across hosts the folder is a network folder
                 self.records.use_write_ahead_logs()
-            self._writer.start()
 
     def _complete_records(self, nothing_to_run: str) -> None:
         """Nothing is to run: say so, and complete MLflow's runs of what has run."""

@@ -90,7 +90,6 @@ def _open_writer(records: Records, ledger: Ledger) -> tuple[BackgroundWriter, di
     runs = StudyRuns(records, ledger.name, ledger.study_id)
     writer, ended = BackgroundWriter(runs, records.journal(ledger.name, None), print), runs.ended_hashes()
     records.use_write_ahead_logs()
-    writer.start()
     return writer, ended
 
 

@@ -94,7 +94,6 @@ def open_writer(records: Records, name: str) -> tuple[StudyRuns, BackgroundWrite
     runs = StudyRuns(records, name, "id")
     writer = BackgroundWriter(runs, records.journal(name, None), print)
     records.use_write_ahead_logs()
-    writer.start()
     return runs, writer
 
 

@@ -11,9 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger.trials import REPEAT_OF
 from trainables.records import Records
-from trainables.tracking.study_runs import (
-    ROLE_TAG,
-)
+from trainables.tracking.tags import ROLE_TAG
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--vocab-size", "280", "--embedding-dim", "16", "--context-dims", "8,16", "--name", "small"]

@@ -3,8 +3,10 @@
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -26,12 +28,13 @@ from trainables.tracking.operations import (
     LogFile,
     LogPoints,
     Operation,
+    StartRun,
     StartStudy,
-    StartTrial,
+    encode,
     read_journal,
 )
-from trainables.tracking.runs import REASON_TAG
-from trainables.tracking.study_runs import TRIAL_TAG, StudyRuns
+from trainables.tracking.study_runs import StudyRuns
+from trainables.tracking.tags import REASON_TAG, TRIAL_TAG, trial_tags
 from trainables.tracking.writer import BackgroundWriter
 
 
@@ -47,17 +50,30 @@ def runs(store: Records, request: pytest.FixtureRequest) -> StudyRuns:
     return StudyRuns(store, request.node.name.replace("[", "-").rstrip("]"), "id")
 
 
-def one_trial(writer: BackgroundWriter, folder: Path) -> None:
+def one_trial(folder: Path) -> list[Operation]:
     """One trial that finishes and one that fails, and the study's end."""
     (folder / "abc.json").write_text("{}")
-    writer.put(StartStudy(params={"command": "x.py"}))
-    writer.put(StartTrial("abc", number=0, name="n", params={"a": 1}))
-    writer.put(LogPoints("abc", points=[Point("epoch/val_ppl", 1, 9.0), Point("epoch/val_ppl", 2, 8.0)]))
-    writer.put(LogFile("abc", file=str(folder / "abc.json")))
-    writer.put(FinishRun("abc", figures={"phase2/val_ppl": 8.0}, place={"compute": "fp32"}))
-    writer.put(StartTrial("abd", number=1, name="m", params={"a": 2}))
-    writer.put(FailRun("abd", reason="why", details="the story"))
-    writer.put(EndStudy(status="FINISHED", figures={"phase2/val_ppl": 8.0}, files=[str(folder / "abc.json")]))
+    return [
+        StartStudy(params={"command": "x.py"}),
+        StartRun("abc", name="n", params={"a": 1}, tags=trial_tags(0, None)),
+        LogPoints("abc", points=[Point("epoch/val_ppl", 1, 9.0), Point("epoch/val_ppl", 2, 8.0)]),
+        LogFile("abc", file=str(folder / "abc.json")),
+        FinishRun("abc", figures={"phase2/val_ppl": 8.0}, place={"compute": "fp32"}),
+        StartRun("abd", name="m", params={"a": 2}, tags=trial_tags(1, None)),
+        FailRun("abd", reason="why", details="the story"),
+        EndStudy(status="FINISHED", figures={"phase2/val_ppl": 8.0}, files=[str(folder / "abc.json")]),
+    ]
+
+
+def put_all(writer: BackgroundWriter, operations: list[Operation]) -> None:
+    for operation in operations:
+        writer.put(operation)
+    assert writer.close() == 0
+
+
+def leave(operations: list[Operation], journal: Path) -> None:
+    """As a driver that was killed before MLflow had any."""
+    journal.write_text("".join(map(encode, operations)))
 
 
 def check_whole(study_runs: StudyRuns) -> None:
@@ -108,9 +124,7 @@ def test_an_outage_at_any_call_loses_and_doubles_nothing(
     writer = BackgroundWriter(runs, tmp_path / "journal", said.append)
     for name in CALLS:
         monkeypatch.setattr(runs.client, name, through(getattr(runs.client, name)))
-    writer.start()
-    one_trial(writer, tmp_path)
-    assert writer.close() == 0
+    put_all(writer, one_trial(tmp_path))
     monkeypatch.undo()
     assert made > 18, "an outage at each call"
     check_whole(runs)
@@ -120,8 +134,7 @@ def test_an_outage_at_any_call_loses_and_doubles_nothing(
 
 
 def test_a_file_that_is_gone_holds_nothing_up(store: Records, runs: StudyRuns, tmp_path: Path) -> None:
-    writer = BackgroundWriter(runs, tmp_path / "journal", print)
-    one_trial(writer, tmp_path)  # and the driver is killed
+    leave(one_trial(tmp_path), tmp_path / "journal")
     (tmp_path / "abc.json").unlink()
     said: list[str] = []
     again = BackgroundWriter(StudyRuns(store, runs.study, "id"), tmp_path / "journal", said.append)
@@ -130,7 +143,7 @@ def test_a_file_that_is_gone_holds_nothing_up(store: Records, runs: StudyRuns, t
         "MLflow refused end_study",
     ]
     assert again.refused
-    assert runs.fetch("abc").info.status == "FINISHED"
+    assert again.runs.find("abc").info.status == "FINISHED"
 
 
 def test_a_folder_of_artifacts_that_may_not_be_written_is_no_outage(
@@ -145,9 +158,7 @@ def test_a_folder_of_artifacts_that_may_not_be_written_is_no_outage(
         monkeypatch.setattr(runs.client, name, refuse)
     said: list[str] = []
     writer = BackgroundWriter(runs, tmp_path / "journal", said.append)
-    writer.start()
-    one_trial(writer, tmp_path)
-    assert writer.close() == 0
+    put_all(writer, one_trial(tmp_path))
     assert writer.refused
     assert [text.split(" of ")[0] for text in said] == [
         f"MLflow refused {verb}" for verb in ("log_file", "fail_trial", "end_study")
@@ -157,8 +168,9 @@ def test_a_folder_of_artifacts_that_may_not_be_written_is_no_outage(
     assert ended == {None: "FINISHED", "0": "FINISHED", "1": "FAILED"}
 
 
-def test_a_full_disk_leaves_the_journal_whole(runs: StudyRuns, tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
+def test_a_full_disk_leaves_the_journal_whole(runs: StudyRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, over = tmp_path / "journal", Event()
+    monkeypatch.setattr(runs, "apply", lambda operation: over.wait())  # MLflow has not answered yet
     writer = BackgroundWriter(runs, journal, print)
     writer.put(StartStudy(params={}))
     resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 20, resource.RLIM_INFINITY))
@@ -170,11 +182,13 @@ def test_a_full_disk_leaves_the_journal_whole(runs: StudyRuns, tmp_path: Path) -
     assert unwritable(error.value)
     writer.put(StartStudy(params={"seed": 1}))
     assert read_journal(journal) == [StartStudy(params={}), StartStudy(params={"seed": 1})]
+    over.set()
+    assert writer.close() == 0
+    assert read_journal(journal) == []
 
 
 def test_what_mlflow_was_not_told_is_told_at_the_next_start(store: Records, runs: StudyRuns, tmp_path: Path) -> None:
-    writer = BackgroundWriter(runs, tmp_path / "journal", print)
-    one_trial(writer, tmp_path)  # its thread never ran: a killed driver, say
+    leave(one_trial(tmp_path), tmp_path / "journal")
     with (tmp_path / "journal").open("a") as file:
         file.write('["log_series", "abc", {"poin')
     again = StudyRuns(store, runs.study, "id")
@@ -189,19 +203,19 @@ def test_a_refusal_is_said_and_holds_nothing_up(
 ) -> None:
     said: list[str] = []
     writer = BackgroundWriter(runs, tmp_path / "journal", said.append)
+    log_batch = runs.client.log_batch
 
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise MlflowException("no such thing", INVALID_PARAMETER_VALUE)
+    def refuse(run_id: str, metrics: Sequence[object] = (), **rest: Any) -> None:
+        if metrics:
+            raise MlflowException("no such thing", INVALID_PARAMETER_VALUE)
+        log_batch(run_id, **rest)
 
-    monkeypatch.setattr(runs, "_log_points", refuse)
-    writer.start()
-    writer.put(StartTrial("abc", number=0, name="n", params={}))
-    writer.put(LogPoints("abc", points=[Point("epoch/val_ppl", 1, 9.0)]))
-    writer.put(FailRun("abc", reason="why"))
-    assert writer.close() == 0
+    monkeypatch.setattr(runs.client, "log_batch", refuse)
+    start, points = StartRun("abc", name="n", params={}, tags={}), [Point("epoch/val_ppl", 1, 9.0)]
+    put_all(writer, [start, LogPoints("abc", points=points), FailRun("abc", reason="why")])
     assert "no such thing" in said[0]
     assert writer.refused
-    assert REASON_TAG in runs.fetch("abc").data.tags
+    assert REASON_TAG in runs.find("abc").data.tags
 
 
 def test_a_bug_in_the_writer_is_raised_in_the_study(
@@ -212,8 +226,7 @@ def test_a_bug_in_the_writer_is_raised_in_the_study(
 
     monkeypatch.setattr(runs, "apply", broken)
     writer = BackgroundWriter(runs, tmp_path / "journal", print)
-    writer.start()
-    writer.put(FinishRun("abc"))
+    writer.put(FinishRun("abc", figures={}))
     with pytest.raises(KeyError, match="abc"):
         writer.close()
 

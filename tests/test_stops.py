@@ -12,7 +12,7 @@ from studies import command, descendants, made, mlflow_runs, optuna_trials, star
 
 from search.ledger.trials import REPEAT_OF
 from trainables import metrics as names
-from trainables.tracking.study_runs import HASH_TAG
+from trainables.tracking.tags import HASH_TAG
 
 pytestmark = pytest.mark.slow
 

@@ -26,12 +26,13 @@ from trainables.host.devices import hardware
 from trainables.inputs.sources import split_of
 from trainables.phases.convergence import converged
 from trainables.records import Records
-from trainables.tracking.runs import PROFILED_TAG, PRUNED_TAG
-from trainables.tracking.study_runs import (
+from trainables.tracking.tags import (
     COMPUTE_TAG,
     DEVICE_TAG,
     HASH_TAG,
     PARENT_TAG,
+    PROFILED_TAG,
+    PRUNED_TAG,
     REPLICATE_TAG,
     STUDY_TAG,
     TRIAL_TAG,

@@ -21,7 +21,8 @@ from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.tracking.operations import EndStudy, StartStudy
 from trainables.tracking.store import StoredRun, StoreView
-from trainables.tracking.study_runs import HASH_TAG, ROLE_TAG, STUDY_ID_TAG, StudyRuns
+from trainables.tracking.study_runs import StudyRuns
+from trainables.tracking.tags import HASH_TAG, ROLE_TAG, STUDY_ID_TAG
 from trainables.tracking.writer import BackgroundWriter
 
 LONG = 600.0  # seconds that MLflow may take for one operation
@@ -71,7 +72,6 @@ def mend_mlflow(
     writer = BackgroundWriter(study_runs, records.journal(results.name, None), say)
     # of what looks edited in the ledger nothing is told
     ended = {status: (hashes - seen.again) | trials.edited for status, hashes in study_runs.ended_hashes().items()}
-    writer.start()
     writer.put(StartStudy(params=read_study_record(records.study_record(results.name))))
     summary = results.optuna.user_attrs.get(SUMMARY, {})
     runtime = {name: summary[name] for name in ("threads", "gpus") if name in summary}

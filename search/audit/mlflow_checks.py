@@ -16,16 +16,8 @@ from search.ledger.trials import CONFIG, HASH, METRICS, REPLICATE_OF, TOLD, tria
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.tracking.operations import read_journal
-from trainables.tracking.runs import PHASE1_TAG
 from trainables.tracking.store import StoredRun
-from trainables.tracking.study_runs import (
-    HASH_TAG,
-    PARENT_TAG,
-    REPLICATE_TAG,
-    ROLE_TAG,
-    STUDY_ID_TAG,
-    TRIAL_TAG,
-)
+from trainables.tracking.tags import HASH_TAG, PARENT_TAG, PHASE1_TAG, REPLICATE_TAG, ROLE_TAG, STUDY_ID_TAG, TRIAL_TAG
 
 MLFLOW = "mlflow"
 AT_ONCE = "--repair does it"

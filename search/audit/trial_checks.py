@@ -12,7 +12,7 @@ from search.ledger.trials import HASH, METRICS, RECORD
 from trainables.metrics import VAL_PPL
 from trainables.records import Records
 from trainables.tracking.store import StoredRun
-from trainables.tracking.study_runs import HASH_TAG
+from trainables.tracking.tags import HASH_TAG
 
 TRIAL_FILE, LEDGER = "trial file", "ledger"
 

@@ -12,8 +12,8 @@ from search.ledger.trials import COMPUTE, HASH, METRICS, PROVENANCE, REASON, REP
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.reports import Point
-from trainables.tracking.operations import FailRun, FinishRun, LogFile, LogPoints, PruneRun, StartTrial
-from trainables.tracking.study_runs import COMPUTE_TAG, DEVICE_TAG, provenance_tags
+from trainables.tracking.operations import FailRun, FinishRun, LogFile, LogPoints, PruneRun, StartRun
+from trainables.tracking.tags import COMPUTE_TAG, DEVICE_TAG, provenance_tags, trial_tags
 from trainables.tracking.writer import BackgroundWriter
 
 RUNTIME = ("threads", "gpus")  # params of a trial's run that are no part of its configuration
@@ -47,7 +47,7 @@ def complete_mlflow(
         left = held_against(trial, path).record or TrialRecord(key, trial.number, config.seed)
         params = config.flat() | runtime | {key: left.runtime[key] for key in RUNTIME if key in left.runtime}
         name = trial_name(config, first is not None)
-        writer.put(StartTrial(key, number=trial.number, name=name, params=params, replicate_of=first))
+        writer.put(StartRun(key, name=name, params=params, tags=trial_tags(trial.number, first)))
         if left.series:
             points = [Point(name, *point) for name, curve in left.series.items() for point in curve]
             writer.put(LogPoints(key, points=points))

@@ -23,8 +23,8 @@ from trainables.metrics import EPOCH_VAL_PPL
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.reports import Collapsed, Failed, Finished, Report, report_of
-from trainables.tracking.operations import FailRun, FinishRun, LogFile, LogPoints, PruneRun, StartTrial
-from trainables.tracking.study_runs import COMPUTE_TAG, DEVICE_TAG, provenance_tags
+from trainables.tracking.operations import FailRun, FinishRun, LogFile, LogPoints, PruneRun, StartRun
+from trainables.tracking.tags import COMPUTE_TAG, DEVICE_TAG, provenance_tags, trial_tags
 from trainables.tracking.writer import BackgroundWriter
 from trainables.two_phase import PROFILE
 
@@ -89,8 +89,8 @@ class Recorder(PicklesEmpty, Callback):
         params = config.flat() | self._runtime
         self._seen[number] = TrialRecord(config.config_hash(), number, config.seed, config=config.flat())
         self._runs[number] = config.config_hash()
-        first = assignment.replicate_of
-        self._writer.put(StartTrial(self._runs[number], number=number, name=name, params=params, replicate_of=first))
+        tags = trial_tags(number, assignment.replicate_of)
+        self._writer.put(StartRun(self._runs[number], name=name, params=params, tags=tags))
         self._open.add(number)
         self._heard[number] = time.monotonic()
         self._display.start(number, name, config)

@@ -35,8 +35,8 @@ from search.report import write_report
 from trainables import metrics as names
 from trainables.records import Records
 from trainables.tracking.places import in_use
-from trainables.tracking.runs import PHASE1_TAG
-from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, STUDY_ID_TAG
+from trainables.tracking.study_runs import STUDY_ID_TAG
+from trainables.tracking.tags import HASH_TAG, PARENT_TAG, PHASE1_TAG
 
 ROOT = Path(__file__).parents[2]
 STUDY = "made-up"

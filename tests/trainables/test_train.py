@@ -30,13 +30,14 @@ from trainables.phases.convergence import MARKED
 from trainables.pipeline import Inputs, run
 from trainables.records import Records
 from trainables.tracking.model_runs import EXPERIMENT, KEY
+from trainables.tracking.operations import FinishRun, LogPoints, read_journal
 from trainables.tracking.places import FOLDER_TAG
-from trainables.tracking.runs import REASON_TAG
 from trainables.tracking.store import open_experiment
-from trainables.tracking.study_runs import HASH_TAG
+from trainables.tracking.tags import HASH_TAG, REASON_TAG
+from trainables.tracking.writer import BackgroundWriter
 from trainables.train import main
-from trainables.training.model_folder import WORK, ModelFolder
-from trainables.training.run import EPOCHS
+from trainables.training.model_folder import BEGUN, WORK, ModelFolder
+from trainables.training.run import EPOCHS, JOURNAL, LEFT
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,10 +213,27 @@ def test_a_divergence_is_a_sentence_and_leaves_no_folder(
     assert "diverged" in found.data.tags[REASON_TAG]
 
 
+def as_left_before(work: Path, run_id: str) -> None:
+    """What MLflow lacks of a training as an earlier version left it: in one file, figures among the points."""
+    *logged, end = read_journal(work / JOURNAL)
+    assert isinstance(end, FinishRun)
+    curves = [point for each in logged if isinstance(each, LogPoints) for point in each.points]
+    points = [
+        (name, value, 0, step) for name, step, value in [*curves, *((name, 0, x) for name, x in end.figures.items())]
+    ]
+    (work / LEFT).write_text(json.dumps({"run": run_id, "points": points, "tags": end.place}))
+    (work / JOURNAL).unlink()
+    begun = json.loads((work / BEGUN).read_text())
+    del begun["mlflow_run"]
+    (work / BEGUN).write_text(json.dumps(begun))
+
+
+@pytest.mark.parametrize("before", [False, True])
 def test_an_mlflow_that_is_away_holds_nothing_up_and_is_told_later(
-    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: bool
 ) -> None:
     whole = MlflowClient.log_batch
+    monkeypatch.setattr(BackgroundWriter.close, "__defaults__", (0.5,))
     with monkeypatch.context() as away:
 
         def log_batch(self: MlflowClient, run_id: str, **given: object) -> None:
@@ -229,11 +247,16 @@ def test_an_mlflow_that_is_away_holds_nothing_up_and_is_told_later(
     folder = model_folder(config_file)
     assert (folder / RUN).exists()
     assert mlflow_runs(config_file)[0][0].info.status == "RUNNING"
+    if before:
+        as_left_before(folder / WORK, mlflow_runs(config_file)[0][0].info.run_id)
     monkeypatch.setattr(sys, "argv", command(config_file))
     assert main() == 0
     ((found,), client) = mlflow_runs(config_file)
     assert found.info.status == "FINISHED"
-    assert "test/ppl" in found.data.metrics
+    assert [len(client.get_metric_history(found.info.run_id, f"{split}/ppl")) for split in ("validation", "test")] == [
+        1,
+        1,
+    ]
     assert [m.step for m in client.get_metric_history(found.info.run_id, names.EPOCH_VAL_PPL)] == [1, 2]
     assert not (folder / WORK).exists()
 

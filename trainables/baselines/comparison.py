@@ -7,6 +7,7 @@ model is given.
 import multiprocessing
 import signal
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -20,8 +21,11 @@ from trainables.baselines.candidate import TWO_PHASE, ComparedModel, train_and_s
 from trainables.config import RunConfig
 from trainables.errors import DivergedError, NoResultError
 from trainables.pipeline import Inputs
-from trainables.tracking.model_runs import ModelRun
-from trainables.tracking.study_runs import ROLE_TAG
+from trainables.reports import Point
+from trainables.tracking.model_runs import ModelRuns
+from trainables.tracking.operations import FailRun, FinishRun, LogPoints, StartRun
+from trainables.tracking.tags import ROLE_TAG
+from trainables.tracking.writer import BackgroundWriter
 from trainables.training.options import TrainingSettings
 from trainables.training.run import params_and_tags, prepare_training, say_start, trial_of
 from trainables.training.view import comparison_table
@@ -38,38 +42,37 @@ def run_comparison(settings: TrainingSettings, console: Console) -> list[Compare
         NoResultError: a model diverged, collapsed or does not fit, or its process died; those before it are shown.
     """
     with user_errors():
-        mlflow = ModelRun(settings.records, settings.destination.uri, console.print)
+        runs = ModelRuns(settings.records, settings.destination.uri)
         place, inputs, _ = prepare_training(settings, console)
-        params, tags = params_and_tags(settings, place, inputs, trial_of(settings, mlflow))
+        params, tags = params_and_tags(settings, place, inputs, trial_of(settings, runs))
     say_start(settings, place, inputs, console)
+    kinds = [TWO_PHASE, *settings.baselines]
     found: list[ComparedModel] = []
+    with tempfile.TemporaryDirectory() as scratch:  # what MLflow lacks at the end is not handed over later
+        writer = BackgroundWriter(runs, Path(scratch) / "journal", console.print, "comparison")
 
-    def start(kind: str, shape: str, own: dict[str, object]) -> bool:
-        role = f"compared: {kind}"
+        def start(kind: str, name: str, own: dict[str, object]) -> str:
+            token = uuid.uuid4().hex
+            role = {ROLE_TAG: f"compared: {kind}"}
+            writer.put(StartRun(token, name=name, params=params | {"model": kind} | own, tags=tags | role))
+            return token
+
         try:
-            mlflow.start(f"{kind} {shape}".strip(), params | {"model": kind} | own, tags | {ROLE_TAG: role})
-        except ValueError as error:  # away: the table is worth more
-            console.print(f"the {kind} is not recorded: {error}")
-            return False
-        return True
-
-    try:
-        kinds = [TWO_PHASE, *settings.baselines]
-        for each in compared(settings.config, inputs, kinds, float(place.device == "cuda"), place.threads):
-            found.append(each)
-            own = {"shape": each.shape, "phase2_learning_rate": each.rate, "learning_rates_tried": each.rates}
-            if start(each.kind, each.shape, own):
-                mlflow.log(each.points)
-                with tempfile.TemporaryDirectory() as scratch:  # nothing takes up later what MLflow lacks
-                    if not mlflow.finish(each.metrics, {}, Path(scratch) / "left.json"):
-                        console.print(f"MLflow is away and lacks the {each.kind}'s figures")
-    except NoResultError as error:
-        if start(kinds[len(found)], "", {}):
-            mlflow.end("FAILED", str(error))
-        raise
-    finally:
-        if found:  # those before an error were trained for nothing otherwise
-            console.print(comparison_table(found))
+            for each in compared(settings.config, inputs, kinds, float(place.device == "cuda"), place.threads):
+                found.append(each)
+                own = {"shape": each.shape, "phase2_learning_rate": each.rate, "learning_rates_tried": each.rates}
+                token = start(each.kind, f"{each.kind} {each.shape}", own)
+                writer.put(LogPoints(token, points=[Point(*point) for point in each.points]))
+                writer.put(FinishRun(token, figures=each.metrics))
+        except NoResultError as error:
+            kind = kinds[len(found)]
+            writer.put(FailRun(start(kind, kind, {}), reason=str(error)))
+            raise
+        finally:
+            if found:  # those before an error were trained for nothing otherwise
+                console.print(comparison_table(found))
+            if lacking := writer.close():
+                console.print(f"MLflow is away and lacks {lacking} run(s)")
     return found
 
 

@@ -12,26 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
 
 from trainables.metrics import SERIES
-from trainables.reports import Point
-from trainables.tracking.operations import (
-    FailRun,
-    FinishRun,
-    LogFigures,
-    LogFile,
-    LogPoints,
-    Operation,
-    PruneRun,
-)
+from trainables.tracking.operations import FailRun, FinishRun, LogFile, LogPoints, Operation, PruneRun, StartRun
+from trainables.tracking.tags import NAME_TAG, PHASE1_TAG, PROFILED_TAG, PRUNED_TAG, REASON_TAG
 
-NAME_TAG, REASON_TAG = "mlflow.runName", "reason"
-PHASE1_TAG = "phase1_trained_by"  # config hash of the run, in this study or another, that trained Phase 1
-PROFILED_TAG = "profiled"
-PRUNED_TAG = "pruned"  # why a trial was stopped early: an outcome, so its run ends as FINISHED
-MAX_METRICS, MAX_PARAMS = 1_000, 100  # per call, MLflow's limits
-MAX_TAG = 500  # characters of a reason
+MAX_REASON = 500  # characters
 
 
 @dataclass
@@ -44,27 +34,48 @@ class _KnownRun:
 
 
 class ExperimentRuns(ABC):
-    """Runs by key: a study's trials by config hash, trained models by id."""
+    """Runs by key: a study's trials by config hash, trained models by token."""
 
     def __init__(self, client: MlflowClient, experiment_id: str, is_new: bool, root: Path) -> None:
-        """Args:
-        is_new: whether the experiment was made now.
-        root: of the files that operations name.
+        """Runs of an experiment that is open.
+
+        Args:
+            is_new: whether it was made now.
+            root: of the files that operations name.
         """
         self.client, self.experiment_id, self.is_new, self._root = client, experiment_id, is_new, root
         self._known: dict[str, _KnownRun] = {}
+        self._all_known = False  # whether there is no run of a key that is not among them
+        self._common: dict[str, str] = {}  # tags that each run is made with
 
     @abstractmethod
-    def fetch(self, key: str) -> Run:
-        """A run that was started before.
+    def identity(self, key: str) -> dict[str, str]:
+        """The tags by which a run is found."""
+
+    def search(self, tags: dict[str, str], condition: str = "", **page: Any) -> PagedList[Run]:
+        """Runs with these tags for which `condition` (" and …") holds."""
+        held = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+        return self.client.search_runs([self.experiment_id], held + condition, **page)
+
+    def find(self, key: str) -> Run | None:
+        """A run that was started before."""
+        if self._all_known and key not in self._known:
+            return None
+        found = self.search(self.identity(key), max_results=1)
+        return found[0] if found else None
+
+    def run_id(self, key: str) -> str:
+        """The id of a run that was started before.
 
         Raises:
             MlflowException: there is none.
         """
+        return self._open(key).run_id
 
     def forget(self) -> None:
-        """Look at runs anew: after an outage a request may have got through whose answer was lost."""
+        """Look at all runs anew: after an outage a request may have got through whose answer was lost."""
         self._known.clear()
+        self._all_known = False
 
     def apply(self, operation: Operation) -> None:
         """Have MLflow do it.
@@ -72,29 +83,39 @@ class ExperimentRuns(ABC):
         Raises:
             MlflowException, OSError: it did not; `store.is_outage` says whether it may later.
         """
-        run = self._open(operation.key)
+        key = operation.key
         match operation:
+            case StartRun(name=name, params=params, tags=tags):
+                self._know(key, self._resume(self.find(key), name, params, self.identity(key) | self._common | tags))
             case LogPoints(points=points):
-                self._log_points(run, points)
-            case LogFigures(figures=figures, tags=tags):
-                self._log_figures(run, figures, tags)
+                run, now = self._open(key), int(time.time() * 1000)
+                new = [point for point in points if point.step > run.last_step.get(point.name, -1)]
+                self.client.log_batch(run.run_id, metrics=[Metric(n, value, now, step) for n, step, value in new])
             case LogFile(file=file):
-                self.client.log_artifact(run.run_id, str(self._root / file))
-            case FinishRun():
-                self._finish(run, operation)
+                self.client.log_artifact(self.run_id(key), str(self._root / file))
+            case FinishRun(figures=figures, place=place, phase1_by=phase1_by, traces=traces):
+                tags = place | ({PHASE1_TAG: phase1_by} if phase1_by else {})
+                if traces:
+                    tags[PROFILED_TAG] = "true"  # its seconds are not those of an ordinary trial
+                self._end(key, "FINISHED", figures, tags)
+                if traces and (folder := self._root / traces).exists():  # else they are there already
+                    self.client.log_artifacts(self.run_id(key), str(folder), "profile")
+                    shutil.rmtree(folder)
             case PruneRun(reason=reason, figures=figures, place=place):
-                self._log_figures(run, figures, {PRUNED_TAG: reason[:MAX_TAG]} | place)
-                self.client.set_terminated(run.run_id, "FINISHED")
-            case FailRun():
-                self._log_figures(run, {}, {REASON_TAG: operation.reason[:MAX_TAG]} | operation.place)
-                self.client.set_terminated(run.run_id, operation.status)
-                if operation.details:
-                    self.client.log_text(run.run_id, operation.details, "error.txt")
+                self._end(key, "FINISHED", figures, {PRUNED_TAG: reason[:MAX_REASON]} | place)
+            case FailRun(reason=reason, details=details, status=status, place=place):
+                self._end(key, status, {}, {REASON_TAG: reason[:MAX_REASON]} | place)
+                if details:
+                    self.client.log_text(self.run_id(key), details, "error.txt")
             case _:
-                raise TypeError(f"{operation.verb} is a study's")
+                raise TypeError(f"{operation.verb} is of another experiment")
 
     def _open(self, key: str) -> _KnownRun:
-        return self._known.get(key) or self._know(key, self.fetch(key))
+        if key in self._known:
+            return self._known[key]
+        if (found := self.find(key)) is None:
+            raise MlflowException(f"no run of {key}", RESOURCE_DOES_NOT_EXIST)
+        return self._know(key, found)
 
     def _know(self, key: str, run: Run) -> _KnownRun:
         curves = [name for name in run.data.metrics if name.startswith(SERIES)]
@@ -111,33 +132,18 @@ class ExperimentRuns(ABC):
             self.client.update_run(found.info.run_id, status="RUNNING")
             if REASON_TAG in found.data.tags:  # why it was cut off last time
                 self.client.delete_tag(found.info.run_id, REASON_TAG)
-        listed = [Param(key, str(value)) for key, value in params.items() if key not in found.data.params]
-        for start in range(0, len(listed), MAX_PARAMS):
-            self.client.log_batch(found.info.run_id, params=listed[start : start + MAX_PARAMS])
+        new = [Param(key, str(value)) for key, value in params.items() if key not in found.data.params]
         changed = [RunTag(key, value) for key, value in tags.items() if found.data.tags.get(key) != value]
-        if changed:
-            self.client.log_batch(found.info.run_id, tags=changed)
+        self.client.log_batch(found.info.run_id, params=new, tags=changed)
         return found
 
-    def _log_points(self, run: _KnownRun, points: list[Point]) -> None:
-        now = int(time.time() * 1000)
-        listed = [Metric(name, value, now, step) for name, step, value in points if step > run.last_step.get(name, -1)]
-        for start in range(0, len(listed), MAX_METRICS):
-            self.client.log_batch(run.run_id, metrics=listed[start : start + MAX_METRICS])
-
-    def _log_figures(self, run: _KnownRun, figures: dict[str, float], tags: dict[str, str]) -> None:
-        """Figures that the run does not have yet, and tags, in one call."""
-        now = int(time.time() * 1000)
-        listed = [Metric(name, value, now, 0) for name, value in figures.items() if run.figures.get(name) != value]
-        self.client.log_batch(run.run_id, metrics=listed, tags=[RunTag(key, value) for key, value in tags.items()])
+    def _end(self, key: str, status: str, figures: dict[str, float], tags: dict[str, str]) -> int:
+        """Log figures that a run does not have yet, and tags, and end it also where they are refused; when that was."""
+        run, now = self._open(key), int(time.time() * 1000)
+        new = [Metric(name, value, now, 0) for name, value in figures.items() if run.figures.get(name) != value]
+        try:
+            self.client.log_batch(run.run_id, metrics=new, tags=[RunTag(name, value) for name, value in tags.items()])
+        finally:
+            self.client.set_terminated(run.run_id, status, now)
         run.figures |= figures
-
-    def _finish(self, run: _KnownRun, operation: FinishRun) -> None:
-        tags = operation.place | ({PHASE1_TAG: operation.phase1_by} if operation.phase1_by else {})
-        if operation.traces:
-            tags[PROFILED_TAG] = "true"  # its seconds are not those of an ordinary trial
-        self._log_figures(run, operation.figures, tags)
-        self.client.set_terminated(run.run_id, "FINISHED")
-        if operation.traces and (folder := self._root / operation.traces).exists():  # else they are there already
-            self.client.log_artifacts(run.run_id, str(folder), "profile")
-            shutil.rmtree(folder)
+        return now

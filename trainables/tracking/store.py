@@ -4,10 +4,11 @@ import logging
 import re
 import shlex
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import mlflow
@@ -25,6 +26,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.engine import make_url
 
 from trainables.errors import OtherVersionError
+from trainables.host.collection import no_collection
 from trainables.host.preflight import check_folder
 from trainables.metrics import SERIES
 from trainables.records import Records, sqlite_path, sqlite_uri
@@ -55,11 +57,6 @@ def is_outage(error: Exception) -> bool:
     if isinstance(error, FileNotFoundError | PermissionError):
         return False
     return isinstance(error, OSError)  # connections, timeouts (requests' errors are OSErrors), a full disk
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether a call will never go through: its run was deleted, its file may not be written, say."""
-    return isinstance(error, MlflowException | FileNotFoundError | PermissionError) and not is_outage(error)
 
 
 @contextmanager
@@ -172,6 +169,16 @@ def open_experiment(records: Records, name: str, tracking_uri: str | None, key: 
 PAGE = 1_000  # runs per query
 
 
+def pages(query: Callable[..., Any], *arguments: Any, **page: Any) -> Iterator[Any]:
+    """All that a query of MLflow's finds, page by page."""
+    token = None
+    while token != "":
+        with no_collection():  # a page is some hundred thousand objects
+            found = query(*arguments, page_token=token, **page)
+        yield from found
+        token = found.token or ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredRun:
     """One run as a store has it."""
@@ -219,28 +226,18 @@ class StoreView:
 
     def runs(self, study: str, study_id: str) -> list[StoredRun]:
         """All runs of a study's experiment, deleted ones too; none where there is no such experiment."""
-        known = find_experiment(self._client, study, study_id)
-        found: list[StoredRun] = []
-        token = None
-        while known is not None and token != "":
-            page = self._client.search_runs(
-                [known.experiment_id], run_view_type=ViewType.ALL, page_token=token, max_results=PAGE
-            )
-            found += map(StoredRun.of, page)
-            token = page.token or ""
-        return found
+        if (known := find_experiment(self._client, study, study_id)) is None:
+            return []
+        found = pages(self._client.search_runs, [known.experiment_id], run_view_type=ViewType.ALL, max_results=PAGE)
+        return list(map(StoredRun.of, found))
 
     def version_folders(self) -> Iterator[tuple[str, str, dict[str, str], Path | None]]:
         """Every registered version: its name, number and tags, and its files' folder; None: not on this machine.
 
         A version of which MLflow has lost the place has a folder that cannot be.
         """
-        token = None
-        while token != "":
-            page = self._client.search_model_versions(page_token=token)
-            for version in page:
-                yield version.name, str(version.version), version.tags, self._folder_of(version.name, version.version)
-            token = page.token or ""
+        for version in pages(self._client.search_model_versions):
+            yield version.name, str(version.version), version.tags, self._folder_of(version.name, version.version)
 
     def _folder_of(self, name: str, version: str) -> Path | None:
         place = self._client.get_model_version_download_uri(name, version)

@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
+
 from trainables.host.signals import defer_signals
 from trainables.tracking.operations import Operation, encode, read_journal
 from trainables.tracking.runs import ExperimentRuns
-from trainables.tracking.store import is_outage, is_refusal, reached, reason_of
+from trainables.tracking.store import is_outage, reached, reason_of
 
 RETRY_SECONDS = 3.0  # before what an MLflow that is away did not take is tried again
 GRACE_SECONDS = 10.0  # that the end waits for an MLflow that is away
@@ -25,7 +27,7 @@ class BackgroundWriter:
     """Applies operations to `runs`, in order and in a thread of its own; each is in the journal until MLflow has it."""
 
     def __init__(self, runs: ExperimentRuns, journal: Path, say: Callable[[str], None], work: str = "study") -> None:
-        """Replay what an earlier process left in the journal; `start` begins with what is new.
+        """Replay what an earlier process left in the journal; what is new is written in the background.
 
         Args:
             journal: the file of operations; its folder exists.
@@ -49,11 +51,7 @@ class BackgroundWriter:
                 self._apply(operation)
         journal.unlink(missing_ok=True)
         self._file = journal.open("ab", buffering=0)
-        self._thread = threading.Thread(target=self._write, name="mlflow", daemon=True)
-
-    def start(self) -> None:
-        """Begin to write."""
-        self._thread.start()
+        threading.Thread(target=self._write, name="mlflow", daemon=True).start()
 
     def put(self, operation: Operation) -> None:
         """Have MLflow told; it is on disk when this returns.
@@ -79,7 +77,7 @@ class BackgroundWriter:
         try:
             self.runs.apply(operation)
         except Exception as error:
-            if not is_refusal(error):
+            if is_outage(error) or not isinstance(error, MlflowException | OSError):
                 raise
             self.refused = True
             what = f"{operation.verb} of {operation.key or 'the study'}"
@@ -117,12 +115,9 @@ class BackgroundWriter:
         """Before the same operation is tried again, which alone shows whether MLflow is back."""
         self.runs.forget()
         if not self._away:
-            self._say(
-                f"MLflow is away: the {self._work} goes on, its records are kept and handed over later "
-                f"({reason_of(error)})"
-            )
-            with self._changed:
-                self._away = True
+            then = f"the {self._work} goes on, its records are kept and handed over later"
+            self._say(f"MLflow is away: {then} ({reason_of(error)})")
+            self._away = True
         time.sleep(RETRY_SECONDS)
 
     def close(self, grace: float = GRACE_SECONDS) -> int:

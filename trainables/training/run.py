@@ -18,21 +18,28 @@ from trainables.evaluation.evaluate import score_metrics, score_splits
 from trainables.host.devices import choose_device, hardware
 from trainables.host.digests import TRIAL, code_digest
 from trainables.host.machine import usable_cpus
+from trainables.host.signals import defer_signals
 from trainables.inputs.overlap import SEQUENCES, as_params, describe_overlap
 from trainables.inputs.sources import is_chat
 from trainables.phases.convergence import with_converged
 from trainables.pipeline import Inputs, RunResult, prepare_inputs, run
 from trainables.progress import Progress
-from trainables.tracking.model_runs import TRIAL_RUN_TAG, ModelRun
+from trainables.reports import Point
+from trainables.tracking.model_runs import TRIAL_RUN_TAG, ModelRuns
+from trainables.tracking.operations import FailRun, FinishRun, LogPoints, StartRun, read_left
 from trainables.tracking.places import FOLDER_TAG
 from trainables.tracking.run_record import read_record, run_record, seal, stream_digest
-from trainables.tracking.study_runs import COMPUTE_TAG, HASH_TAG, STUDY_TAG, TRIAL_TAG
+from trainables.tracking.store import reached
+from trainables.tracking.tags import COMPUTE_TAG, HASH_TAG, STUDY_TAG, TRIAL_TAG
+from trainables.tracking.writer import BackgroundWriter
 from trainables.training.epoch_file import EpochFile
 from trainables.training.model_folder import ModelFolder
 from trainables.training.options import TrainingSettings
 from trainables.training.view import View
 
-EPOCHS, MLFLOW, MADE = "epochs.safetensors", "mlflow.json", "model"  # in the folder that a training goes on from
+# in the folder that a training goes on from
+EPOCHS, JOURNAL, MADE = "epochs.safetensors", "mlflow.journal", "model"
+LEFT = "mlflow.json"  # what earlier versions left for an MLflow that was away
 CLOSE = 0.005  # of the trial's PPL: other hardware may differ by so much
 
 
@@ -85,28 +92,32 @@ def train(settings: TrainingSettings, folder: ModelFolder, console: Console) -> 
             folder.clear()
         checkpoints = EpochFile(folder.work / EPOCHS, {**vars(place), "inputs": inputs.digest}, place.device)
         left = checkpoints.load()
-        mlflow = ModelRun(settings.records, settings.destination.uri, console.print)
-        trial = trial_of(settings, mlflow)
+        runs = ModelRuns(settings.records, settings.destination.uri)
+        trial = trial_of(settings, runs)
         token = (begun or {}).get("token") or uuid.uuid4().hex  # on disk before MLflow has a run of it
         folder.begin({"token": token})
+        writer = BackgroundWriter(runs, folder.work / JOURNAL, console.print, "training")
+    params, tags = params_and_tags(settings, place, inputs, trial)
+    run_id = ""
     try:
-        with user_errors():
-            mlflow.take_up(token, folder.path.name, *params_and_tags(settings, place, inputs, trial))
+        with user_errors(), reached(), defer_signals():
+            runs.apply(StartRun(token, name=folder.path.name, params=params, tags=tags))
+            run_id = runs.run_id(token)
+            folder.begin({"token": token, "mlflow_run": run_id})
         say_start(settings, place, inputs, console)
         if left is not None:
             console.print(f"resuming after epoch {len(left.epochs)}")
-        result = _fit(settings, inputs, store, checkpoints, mlflow, console)
+        result = _fit(settings, inputs, store, checkpoints, writer, token, console)
         with console.status("scoring validation and test …"):
             scored = score_splits(inputs.corpus, place.device, result.evaluate)
             metrics = result.metrics | score_metrics(scored, inputs.corpus, len(inputs.embedding.table))
         metrics[names.TOTAL_SECONDS] += left.seconds if left else 0.0  # Phase 2's before an interruption
-    except NoResultError as error:
-        mlflow.end("FAILED", str(error))
-        folder.clear()
-        raise
     except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt)
-        mlflow.end("KILLED" if killed else "FAILED", "interrupted" if killed else f"{type(error).__name__}: {error}")
+        if run_id:
+            writer.put(_failure(token, error))
+            writer.close()
+        if isinstance(error, NoResultError):
+            folder.clear()
         raise
     made = folder.work / MADE
     save_model(result.model.cpu(), made, inputs.corpus.tokenizer_json)
@@ -118,18 +129,36 @@ def train(settings: TrainingSettings, folder: ModelFolder, console: Console) -> 
         scored,
         trial,
         vars(place),
-        mlflow.run_id,
+        run_id,
     )
-    tags = {COMPUTE_TAG: place.compute, FOLDER_TAG: str(folder.path.resolve())}
-    mlflow.leave(
-        with_converged(settings.config, metrics), tags, folder.work / MLFLOW
-    )  # first: killed from here on, the same command completes the run
     folder.finish(made, seal({**record, "identity": folder.identity}, made))
-    if mlflow.finish_later(folder.work / MLFLOW):
-        folder.clear()
-    else:
-        console.print("MLflow is away and lacks the end of this run; the same command completes it", style="bold")
+    _finish_run(writer, token, settings, folder, record, console)  # killed before its end, the same command does this
     return record
+
+
+def _failure(token: str, error: BaseException) -> FailRun:
+    if isinstance(error, KeyboardInterrupt):
+        return FailRun(token, reason="interrupted", status="KILLED")
+    return FailRun(token, reason=str(error) if isinstance(error, NoResultError) else f"{type(error).__name__}: {error}")
+
+
+def _finish_run(
+    writer: BackgroundWriter,
+    token: str,
+    settings: TrainingSettings,
+    folder: ModelFolder,
+    record: dict[str, Any],
+    console: Console,
+) -> None:
+    """End the run of a model that is in its folder; where MLflow is away, the same command does it."""
+    tags = {COMPUTE_TAG: record["computed"]["compute"], FOLDER_TAG: str(folder.path.resolve())}
+    writer.put(FinishRun(token, figures=with_converged(settings.config, record["metrics"]), place=tags))
+    with console.status("handing the record to MLflow …"):
+        lacking = writer.close()
+    if lacking:
+        console.print("MLflow is away and lacks the end of this run; the same command completes it", style="bold")
+    else:
+        folder.clear()
 
 
 def _check_champion(settings: TrainingSettings, inputs: Inputs) -> None:
@@ -143,25 +172,30 @@ def _check_champion(settings: TrainingSettings, inputs: Inputs) -> None:
 
 
 def complete(settings: TrainingSettings, folder: ModelFolder, console: Console) -> None:
-    """Look whether a training that has ended left a usable model, and hand over what MLflow was not told of it.
+    """Look whether a training that has ended left a usable model, and hand over what MLflow has not got of it.
 
     Raises:
         UserError: the model or its record is not as it was written.
     """
     with user_errors("--overwrite trains it anew"):
-        read_record(folder.path)
+        record = read_record(folder.path)
         load_model(folder.path)
+    begun, left = folder.begun() or {}, folder.work / LEFT
+    if not left.exists() and begun.get("mlflow_run") != record["mlflow_run"]:
+        folder.clear()  # MLflow has all, or a training with --overwrite was interrupted
+        return
     with user_errors():
-        left = folder.work / MLFLOW
-        if left.exists() and not ModelRun(settings.records, settings.destination.uri, console.print).finish_later(left):
-            return
-    folder.clear()
+        runs = ModelRuns(settings.records, settings.destination.uri)
+        writer = BackgroundWriter(runs, folder.work / JOURNAL, console.print, "training")
+        for operation in read_left(left, begun["token"]):
+            writer.put(operation)
+    _finish_run(writer, begun["token"], settings, folder, record, console)
 
 
-def trial_of(settings: TrainingSettings, mlflow: ModelRun) -> dict[str, Any] | None:
+def trial_of(settings: TrainingSettings, runs: ModelRuns) -> dict[str, Any] | None:
     """The trial that the configuration comes from, if any: study, study_id, number, hash and mlflow_run."""
     trial = settings.chosen.trial
-    return trial and {**trial, "mlflow_run": mlflow.trial_run(trial["study"], trial["study_id"], trial["hash"])}
+    return trial and {**trial, "mlflow_run": runs.trial_run(trial["study"], trial["study_id"], trial["hash"])}
 
 
 def params_and_tags(
@@ -216,18 +250,19 @@ def _fit(
     inputs: Inputs,
     store: ArtifactStore,
     checkpoints: EpochFile,
-    mlflow: ModelRun,
+    writer: BackgroundWriter,
+    token: str,
     console: Console,
 ) -> RunResult:
-    """The run itself, shown and told to MLflow as it goes."""
+    """The run itself, shown and handed to MLflow as it goes."""
     with View(console, settings.config) as view:
-        points: list[tuple[str, int, float]] = []
+        points: list[Point] = []
 
         def listen(step: Progress) -> None:
             view(step)
-            points.extend((name, step.step, value) for name, value in step.series.items())
-            if step.phase != "phase 1":  # sweeps are told together
-                mlflow.log(points)
+            points.extend(Point(name, step.step, value) for name, value in step.series.items())
+            if points and step.phase != "phase 1":  # sweeps are told together
+                writer.put(LogPoints(token, points=points[:]))
                 points.clear()
 
         result = run(settings.config, inputs, store, settings.device, listen, checkpoints)

@@ -13,15 +13,17 @@ from search.ledger.records import TrialRecord, write_trial_record
 from trainables.metrics import EPOCH_VAL_PPL, SWEEP_LOSS, VAL_PPL
 from trainables.records import Records
 from trainables.reports import Point
-from trainables.tracking.operations import EndStudy, LogPoints, StartTrial, read_journal
-from trainables.tracking.runs import PHASE1_TAG, PRUNED_TAG, REASON_TAG
-from trainables.tracking.study_runs import (
+from trainables.tracking.operations import EndStudy, LogPoints, StartRun, encode, read_journal
+from trainables.tracking.study_runs import StudyRuns
+from trainables.tracking.tags import (
     COMPUTE_TAG,
     DEVICE_TAG,
     HASH_TAG,
+    PHASE1_TAG,
+    PRUNED_TAG,
+    REASON_TAG,
     REPLICATE_TAG,
     TRIAL_TAG,
-    StudyRuns,
 )
 from trainables.tracking.writer import BackgroundWriter
 
@@ -68,7 +70,6 @@ def told(records: Records, ledger: Ledger, uri: str | None) -> tuple[StudyRuns, 
     """The store after it was made to agree; its runs by trial."""
     study_runs = StudyRuns(records, STUDY, "id", uri)
     writer = BackgroundWriter(study_runs, records.journal(STUDY, uri), pytest.fail)
-    writer.start()
     complete_mlflow(ledger, writer, study_runs.ended_hashes(), records, RUNTIME)
     writer.put(EndStudy(status="FINISHED", figures={}, files=[]))
     assert writer.close() == 0
@@ -112,15 +113,15 @@ def test_what_one_store_was_not_told_is_kept_for_it(records: Records, tmp_path: 
     uri = f"sqlite:///{shutil.copy(records.mlflow_database, tmp_path / 'elsewhere.db')}"
     journal = records.journal(STUDY, None)
     journal.parent.mkdir(parents=True)
-    writer = BackgroundWriter(StudyRuns(records, STUDY, "id"), journal, pytest.fail)
-    writer.put(StartTrial("abc", number=0, name="n", params={}))
+    StudyRuns(records, STUDY, "id")
+    journal.write_text(encode(StartRun("abc", name="n", params={}, tags={})))
     away = StudyRuns(records, STUDY, "id", uri)
     BackgroundWriter(away, records.journal(STUDY, uri), pytest.fail)
     assert len(away.client.search_runs([away.experiment_id])) == 1
     assert len(read_journal(journal)) == 1
     back = StudyRuns(records, STUDY, "id")
     BackgroundWriter(back, journal, pytest.fail)
-    assert back.fetch("abc")
+    assert back.run_id("abc")
     assert read_journal(journal) == []
 
 
@@ -128,8 +129,8 @@ def test_what_was_meant_for_an_emptied_store_is_not_told(records: Records, tmp_p
     emptied = f"sqlite:///{shutil.copy(records.mlflow_database, tmp_path / 'emptied.db')}"
     journal = records.journal(STUDY, None)
     journal.parent.mkdir(parents=True)
-    writer = BackgroundWriter(StudyRuns(records, STUDY, "id"), journal, pytest.fail)
-    writer.put(LogPoints("abc", points=[Point(EPOCH_VAL_PPL, 1, 9.0)]))  # its run's beginning was told before
+    StudyRuns(records, STUDY, "id")
+    journal.write_text(encode(LogPoints("abc", points=[Point(EPOCH_VAL_PPL, 1, 9.0)])))  # its run was started before
     # says nothing: the trial's record has it
     BackgroundWriter(StudyRuns(records, STUDY, "id", emptied), journal, pytest.fail)
     assert read_journal(journal) == []

@@ -25,7 +25,7 @@ from trainables.progress import Progress
 from trainables.records import Records
 from trainables.reports import Collapsed, Failed, Report
 from trainables.tracking.operations import FailRun, PruneRun
-from trainables.tracking.study_runs import provenance_tags
+from trainables.tracking.tags import provenance_tags
 
 
 def study(scheduler: str, trials: int = 10) -> Study:

@@ -26,8 +26,7 @@ from trainables.metrics import split_metric
 from trainables.pipeline import Inputs, run
 from trainables.records import Records
 from trainables.tracking.model_runs import EXPERIMENT
-from trainables.tracking.runs import REASON_TAG
-from trainables.tracking.study_runs import HASH_TAG, ROLE_TAG
+from trainables.tracking.tags import HASH_TAG, REASON_TAG, ROLE_TAG
 from trainables.train import main
 
 KINDS = [TWO_PHASE, "gru", "transformer"]

@@ -10,29 +10,27 @@ from trainables.tracking.operations import (
     EndStudy,
     FailRun,
     FinishRun,
-    LogFigures,
     LogFile,
     LogPoints,
     Operation,
     PruneRun,
+    StartRun,
     StartStudy,
-    StartTrial,
     encode,
     read_journal,
 )
 
 EACH: list[Operation] = [
     StartStudy(params={"command": "x.py", "seed": 0}),
-    StartTrial("abc", number=3, name="n", params={"a": 1, "data": None}, replicate_of=2),
+    StartRun("abc", name="n", params={"a": 1, "data": None}, tags={"role": "compared: gru"}),
     LogPoints("abc", points=[Point("epoch/val_ppl", 1, 9.5)]),
     LogFile("abc", file="studies/s/trials/abc.json"),
-    LogFigures("abc", figures={"test/ppl": 8.0}, tags={"folder": "m"}),
     FinishRun("abc", figures={"phase2/val_ppl": 8.0}, place={"compute": "fp32"}, phase1_by="abd", traces="profile"),
     PruneRun("abd", reason="poor", figures={}, place={"compute": "fp32"}),
     FailRun("abe", reason="why", details="the\nstory", status="KILLED"),
     EndStudy(status="FINISHED", figures={"phase2/val_ppl": 8.0}, files=["studies/s/best.json"]),
 ]
-# as they were written when the verbs were names of methods
+# of a study, as they were written when the verbs were names of methods
 EARLIER = """\
 ["start_study", "", {"params": {"command": "x.py"}}]
 ["start_trial", "abc", {"number": 0, "name": "n", "params": {"a": 1}, "replicate_of": null}]
@@ -59,7 +57,7 @@ def test_a_journal_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "journal").write_text(EARLIER)
     assert read_journal(tmp_path / "journal") == [
         StartStudy(params={"command": "x.py"}),
-        StartTrial("abc", number=0, name="n", params={"a": 1}),
+        StartRun("abc", name="n", params={"a": 1}, tags={"optuna_trial": "0"}),
         LogPoints("abc", points=[Point("epoch/val_ppl", 1, 9.0)]),
         LogFile("abc", file="studies/s/trials/abc.json"),
         FinishRun("abc", figures={"phase2/val_ppl": 8.0}, phase1_by="abc"),

@@ -11,7 +11,7 @@ from permissions import everything
 
 from trainables.records import Records, sqlite_path
 from trainables.tracking.destination import as_tracking_uri
-from trainables.tracking.operations import FailRun, StartTrial
+from trainables.tracking.operations import FailRun, StartRun
 from trainables.tracking.places import FOLDER_TAG, LOCK, InUseElsewhereError, in_use, rewrite
 from trainables.tracking.store import KIND, artifact_uri
 from trainables.tracking.study_runs import StudyRuns
@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = Records.at(tmp_path_factory.mktemp("made") / "mlruns")
     with in_use(records):
         runs = StudyRuns(records, "s", "0123")
-        runs.apply(StartTrial("abc", number=0, name="n", params={}))
+        runs.apply(StartRun("abc", name="n", params={}, tags={}))
         runs.apply(FailRun("abc", reason="no", details="the whole story"))
     client = runs.client
     of_the_ui = client.create_experiment("ui", artifact_location=(records.artifacts / "7").as_uri())
@@ -73,7 +73,7 @@ def test_a_copy_is_a_records_folder_of_its_own(made: Path, tmp_path: Path, name:
     before = apart(original, copy.root)
     with in_use(copy):
         runs = StudyRuns(copy, "s", "0123")
-        runs.apply(StartTrial("def", number=1, name="n", params={}))
+        runs.apply(StartRun("def", name="n", params={}, tags={}))
         runs.apply(FailRun("def", reason="no", details="another story"))
     client = MlflowClient(copy.tracking_uri)
     (seen,) = (run for run in client.search_runs([runs.experiment_id]) if run.data.tags.get("config_hash") == "abc")

@@ -16,10 +16,10 @@ from mlflow.tracking import MlflowClient
 
 from trainables.records import Records
 from trainables.reports import Point
-from trainables.tracking.operations import EndStudy, FailRun, FinishRun, LogPoints, StartStudy, StartTrial
+from trainables.tracking.operations import EndStudy, FailRun, FinishRun, LogPoints, StartRun, StartStudy
 from trainables.tracking.places import HOLDS
-from trainables.tracking.runs import REASON_TAG
-from trainables.tracking.study_runs import HASH_TAG, PARENT_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG, StudyRuns
+from trainables.tracking.study_runs import StudyRuns
+from trainables.tracking.tags import HASH_TAG, PARENT_TAG, REASON_TAG, ROLE_TAG, STUDY_TAG, TRIAL_TAG, trial_tags
 
 PARAMS = {"context_dim": 16, "data": "a b.jsonl", "samples": None, "phase1_noise": 0.1}
 
@@ -45,8 +45,8 @@ def study_runs(store: Records, study: str) -> StudyRuns:
 
 def start(study_runs: StudyRuns, number: int, key: str, name: str, params: dict[str, Any]) -> str:
     """A trial's run; its id."""
-    study_runs.apply(StartTrial(key, number=number, name=name, params=params))
-    return study_runs.fetch(key).info.run_id
+    study_runs.apply(StartRun(key, name=name, params=params, tags=trial_tags(number, None)))
+    return study_runs.run_id(key)
 
 
 def runs(study_runs: StudyRuns) -> list[Run]:
@@ -165,7 +165,7 @@ def test_a_finished_trial_no_longer_says_why_it_was_interrupted(study_runs: Stud
     run_id = start(study_runs, 0, "abc", "n", PARAMS)
     study_runs.apply(FailRun("abc", reason="interrupted", status="KILLED"))
     start(study_runs, 1, "abc", "n", PARAMS)
-    study_runs.apply(FinishRun("abc"))
+    study_runs.apply(FinishRun("abc", figures={}))
     assert REASON_TAG not in run(study_runs, run_id).data.tags
 
 
@@ -200,7 +200,7 @@ def test_a_studys_end_has_its_figures_and_files(store: Records, study: str, tmp_
 
 def test_a_studys_end_kills_the_runs_that_never_ended(study_runs: StudyRuns) -> None:
     done, open_run = (start(study_runs, i, str(i), "n", {}) for i in range(2))
-    study_runs.apply(FinishRun("0"))
+    study_runs.apply(FinishRun("0", figures={}))
     study_runs.apply(EndStudy(status="KILLED", figures={}, files=[]))
     assert [run(study_runs, i).info.status for i in (done, open_run, study_runs.parent)] == [
         "FINISHED",
@@ -223,7 +223,7 @@ def test_two_studies_of_one_name_on_one_store_are_two(store: Records, study: str
     mine.apply(LogPoints("abc", points=[Point("epoch/val_ppl", 1, 30.0)]))
     mine.apply(FinishRun("abc", figures={"phase2/val_ppl": 30.0}))
     assert [each.ended_hashes()["FINISHED"] for each in (mine, theirs)] == [{"abc"}, set()]
-    assert theirs.fetch("abc").info.run_id == runs[1] != runs[0]
+    assert theirs.run_id("abc") == runs[1] != runs[0]
     assert run(theirs, runs[1]).data.metrics == {}
     mine.apply(EndStudy(status="FINISHED", figures={}, files=[]))
     assert [run(mine, i).info.status for i in (mine.parent, theirs.parent, runs[1])] == ["FINISHED", *["RUNNING"] * 2]
@@ -290,12 +290,12 @@ def test_four_processes_open_one_fresh_store_at_once(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"
         "from trainables.records import Records; from trainables.tracking.study_runs import StudyRuns\n"
-        "from trainables.tracking.operations import FinishRun, StartTrial\n"
+        "from trainables.tracking.operations import FinishRun, StartRun\n"
         "root, name = Path(sys.argv[1]), sys.argv[2]\n"
         "(root / f'ready-{name}').touch()\n"
         "while len(list(root.glob('ready-*'))) < 4: time.sleep(0.02)\n"
         "study = StudyRuns(Records.at(root / 'records'), name, 'id')\n"
-        "study.apply(StartTrial('abc', number=0, name='n', params={}))\n"
+        "study.apply(StartRun('abc', name='n', params={}, tags={}))\n"
         "study.apply(FinishRun('abc', figures={'x': 1.0}))\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

@@ -1,6 +1,6 @@
 """Baselines: a GRU and a causal transformer on the same frozen table and head, with no fewer trained parameters.
 
-Both are made of torch's modules and stand between the embedded tokens and the tied head, `logits = hidden @ table.T`.
+Both stand between the embedded tokens and the tied head, `logits = hidden @ table.T`.
 """
 
 from abc import ABC, abstractmethod
@@ -9,13 +9,11 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 STRETCHES = 8  # at least so many stretches of the stream in a training step: neighbours alone teach little
 GRU_SPAN = 128  # positions through which gradients flow back, at most
 WINDOW = 256  # positions that a transformer sees at once, at most
 LAYERS, HEADS = 2, 4  # of a transformer
-ROPE_BASE = 10_000.0  # the slowest rotation takes 2 pi times as many positions
 
 State = list[Tensor]  # what a sequence's next position needs of those before
 
@@ -99,72 +97,52 @@ class Gru(Baseline):
             yield hidden[0]
 
 
-class _Block(nn.Module):
-    """Attention and two-layer perceptron, each behind a LayerNorm and beside a shortcut.
-
-    `nn.TransformerEncoderLayer` has no rotary positions and gives no keys and values to go on from: this is made of its
-    parts.
-    """
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(2))
-        self.into, self.out = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
-        self.perceptron = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden))
-
-    def forward(self, x: Tensor, past: State, turns: Tensor) -> tuple[Tensor, State]:
-        """The block's output, and keys and values of all positions so far.
-
-        Args:
-            x: (B, L, H)
-            past: keys and values of the positions before, if any.  # each (B, HEADS, past, h)
-            turns: cosines and sines of all positions' angles.  # (2, past+L, h/2)
-
-        # (B, L, H), each (B, HEADS, past+L, h)
-        """
-        query, key, value = self.into(self.norms[0](x)).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        if past:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        length, seen = query.shape[2], key.shape[2]
-        visible = torch.ones(length, seen, dtype=torch.bool, device=x.device).tril(seen - length)
-        query, turned = _rotated(query, turns[:, seen - length :]), _rotated(key, turns)
-        with sdpa_kernel(SDPBackend.MATH):  # the faster ones' gradients on a GPU depend on the order of its threads
-            read = F.scaled_dot_product_attention(query, turned, value, visible)
-        x = x + self.out(read.transpose(1, 2).flatten(2))
-        return x + self.perceptron(self.norms[1](x)), [key, value]
-
-
-def _rotated(x: Tensor, turns: Tensor) -> Tensor:
-    """Queries or keys turned by their position, so that their products depend on distances.  # (B, HEADS, L, h)"""
-    cos, sin = turns.to(x.dtype)
-    left, right = x.chunk(2, dim=3)
-    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=3)
-
-
 class Transformer(Baseline):
-    """Causal attention within a window, positions by rotation; it is trained on windows cut at random."""
+    """Causal attention within a window, positions by rotation; it is trained on windows cut at random.
+
+    The blocks are GPT-NeoX's (Black et al., 2022) of the library `transformers`, each behind a LayerNorm and beside a
+    shortcut, attention before perceptron.
+    """
 
     STEP = 2 * HEADS
 
     def __init__(self, embedded: Tensor, hidden: int, batch_size: int) -> None:
         """As `Baseline`."""
+        from transformers import GPTNeoXConfig, GPTNeoXModel  # seconds to import
+
         super().__init__(embedded, hidden, batch_size)
         self.window = max(2, min(WINDOW, batch_size // STRETCHES))
         self.into = nn.Linear(embedded.shape[1], hidden)
-        self.blocks = nn.ModuleList(_Block(hidden) for _ in range(LAYERS))
+        shape = GPTNeoXConfig(
+            vocab_size=1,
+            hidden_size=hidden,
+            intermediate_size=4 * hidden,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            max_position_embeddings=self.window,
+            rotary_pct=1.0,
+            use_parallel_residual=False,
+            bos_token_id=None,
+            eos_token_id=None,
+            attn_implementation="eager",  # the faster ones' gradients on a GPU depend on the order of its threads
+        )
+        self.blocks = GPTNeoXModel(shape)
+        self.blocks.embed_in = None  # the frozen table stands for it
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()  # as the other baseline's: the library's are for widths of thousands
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """As `Baseline`; the state is each layer's keys and values."""
+        from transformers import DynamicCache
+
         x = self.into(F.embedding(tokens, self.embedded)).float()  # what the blocks add up is never rounded to bf16
-        kept: State = []
-        half = x.shape[2] // HEADS // 2
-        positions = torch.arange((state[0].shape[2] if state else 0) + x.shape[1], device=x.device)
-        angles = positions[:, None] * ROPE_BASE ** (-torch.arange(half, device=x.device) / half)
-        turns = torch.stack([angles.cos(), angles.sin()])
-        for number, block in enumerate(self.blocks):
-            x, seen = block(x, state[2 * number : 2 * number + 2] if state else [], turns)
-            kept += seen
-        return self.norm(self.out(x)), kept
+        state, past = state or [], DynamicCache()
+        for number in range(len(state) // 2):
+            past.update(state[2 * number], state[2 * number + 1], number)
+        found = self.blocks(None, None, None, x, past)  # by position: versions name the last argument differently
+        kept = [tensor for layer in past.layers for tensor in (layer.keys, layer.values)]
+        return self.norm(self.out(found.last_hidden_state)), kept
 
     def batches(self, num: int, order: torch.Generator) -> Iterator[tuple[Tensor, bool]]:
         """As `Baseline`: windows in random order, cut from a random offset; what is left at both ends is left out."""

@@ -35,7 +35,7 @@ def model(kind: str, table: torch.Tensor, hidden: int = 16, batch_size: int = 64
 
 def fitted(kind: str, table: torch.Tensor, stream: torch.Tensor, seed: int = 1) -> FittedBaseline:
     like = LanguageModel(model_config(), table, 0)
-    config = Phase2Config(batch_size=64, epochs=6, patience=2, learning_rate=0.01)
+    config = Phase2Config(batch_size=64, epochs=16, patience=3, learning_rate=0.01)
     return fit_baseline(kind, like, stream, second_order(500, 3), config, seed)
 
 
@@ -181,4 +181,5 @@ def test_bf16_trains_about_as_fp32_does(kind: str, table: torch.Tensor) -> None:
     assert runs[0].result.best.val_ppl == pytest.approx(runs[1].result.best.val_ppl, rel=0.02)
     assert runs[0].result.best.val_ppl != runs[1].result.best.val_ppl
     (whole,), (kept,) = (run.state_bytes(train, (100,)) for run in runs)
-    assert kept == (whole if kind == "gru" else whole / 2)  # a GRU's state is never rounded
+    # neither a GRU's state nor keys, which are turned by their positions, are rounded; values are
+    assert kept == (whole if kind == "gru" else 3 / 4 * whole)

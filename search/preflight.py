@@ -47,7 +47,15 @@ def token_mode(address: str) -> str:
             f"no Ray cluster answers at {address} within {ANSWERS_WITHIN} s: check `ray status` there, "
             "or leave --address out to run on this machine"
         ) from None
-    return "token" if "AuthenticationError" in done.stderr else "disabled"
+    if "AuthenticationError" in done.stderr:
+        return "token"
+    if done.returncode != 0:  # something else listens there: Ray itself would try for half a minute
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({said}): check `ray status` there, "
+            "or leave --address out to run on this machine"
+        )
+    return "disabled"
 
 
 def check_machine(cpus: float, gpus: float | None) -> None:

@@ -4,6 +4,7 @@ import base64
 import datetime
 import http.client
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -122,6 +123,36 @@ def answering(answer: bytes | None) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         for connection in held:
             connection.close()
+
+
+@contextmanager
+def another_http2_service() -> Iterator[str]:
+    """Something that speaks HTTP/2 and knows none of the paths that it is asked for, as a web server; HOST:PORT."""
+    headers, settings, ended = 1, 4, 5  # types of frames; END_STREAM and END_HEADERS
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    class Answer(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(frame(settings, 0, 0, b""))
+            self.rfile.read(24)  # the client's preface
+            while head := self.rfile.read(9):
+                self.rfile.read(int.from_bytes(head[:3], "big"))
+                if head[3] == headers:  # 0x8d: HPACK's ":status: 404"
+                    self.wfile.write(frame(headers, ended, int.from_bytes(head[5:], "big"), b"\x8d"))
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            """A client that went away is none."""
+
+    # on all addresses: Ray asks at the machine's own where it is told of 127.0.0.1
+    with Server(("", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def own_certificate(folder: Path) -> Path:

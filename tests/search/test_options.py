@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from permissions import obey_permissions
 from safetensors.numpy import save_file
-from servers import answering
+from servers import another_http2_service, answering
 
 from search.options import DEFAULT_SAMPLER, StudySettings, build_parser, check
 from search.preflight import ANSWERS_WITHIN
@@ -201,6 +201,16 @@ def test_a_cluster_that_says_nothing_is_given_up(cwd: Path) -> None:
         answer = ask(SAMPLED, "--address", server.removeprefix("http://"), cwd=cwd)
     assert answer.code == 2
     assert f"no Ray cluster answers at {server.removeprefix('http://')} within" in answer.message
+    assert len(answer.message.splitlines()) == 1
+    assert list(cwd.iterdir()) == []
+    assert answer.seconds < ANSWERS_WITHIN + LIMIT
+
+
+def test_what_is_no_cluster_is_refused_in_time(cwd: Path) -> None:
+    with another_http2_service() as address:
+        answer = ask(SAMPLED, "--address", address, cwd=cwd)
+    assert (answer.code, answer.out) == (2, "")
+    assert f"no Ray cluster answers at {address} (" in answer.message
     assert len(answer.message.splitlines()) == 1
     assert list(cwd.iterdir()) == []
     assert answer.seconds < ANSWERS_WITHIN + LIMIT

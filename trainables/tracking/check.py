@@ -11,7 +11,7 @@ from trainables.records import sqlite_path
 from trainables.tracking.destination import DATABASES, OPTION, PASSWORD, USER, VARIABLE, Destination
 
 DEADLINE = 6.0  # seconds in all, and half of it for each step of a request
-DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "mssql": "pyodbc"}  # the packages that MLflow names
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module: package
 
 
 def check_destination(where: Destination) -> None:
@@ -43,7 +43,7 @@ def _instead(where: Destination) -> str:
 def _refused(where: Destination, error: Exception, database: bool) -> str:
     said = without_passwords((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
     if isinstance(error, ImportError):
-        package = next((p for kind, p in DRIVERS.items() if str(where.uri).startswith(kind)), "its driver")
+        package = DRIVERS.get(error.name or "", error.name or "its driver")
         return f"the database {where.remembered} needs a driver ({said}): pip install {package}"
     if database:
         return f"no database can be used at {where.remembered} ({said}): give its password in {OPTION}, start it"

@@ -1,6 +1,7 @@
 """Stores of runs are asked through MLflow's own client, and not for long."""
 
 import os
+import re
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -94,11 +95,16 @@ def test_the_clients_patience_is_as_before(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     ("uri", "package"),
-    [("postgresql://ada:hidden@127.0.0.1/d", "psycopg2-binary"), ("mysql+pymysql://ada:hidden@127.0.0.1/d", "pymysql")],
+    [
+        ("postgresql://ada:hidden@127.0.0.1/d", "'psycopg[binary]'"),  # which SQLAlchemy takes unless another is named
+        ("postgresql+psycopg2://ada:hidden@127.0.0.1/d", "psycopg2-binary"),
+        ("mysql://ada:hidden@127.0.0.1/d", "mysqlclient"),
+        ("mysql+pymysql://ada:hidden@127.0.0.1/d", "pymysql"),
+        ("mssql://ada:hidden@127.0.0.1/d", "pyodbc"),
+    ],
 )
 def test_a_missing_driver_is_one_sentence(uri: str, package: str) -> None:
-    pytest.importorskip("sqlalchemy")
-    with pytest.raises(ValueError, match=f"pip install {package}") as refused:
+    with pytest.raises(ValueError, match=re.escape(f"pip install {package},")) as refused:
         ask(uri)
     assert "hidden" not in str(refused.value)
 

@@ -48,6 +48,10 @@ class OtherCodeError(StoppedError):
     """A worker runs other code than the study that it works for."""
 
 
+class AwayError(ValueError):
+    """MLflow does not answer, or takes nothing now."""
+
+
 class OtherVersionError(ValueError):
     """A database was made by another version of its library than the one that is installed; says what mends it."""
 

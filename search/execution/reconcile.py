@@ -1,6 +1,6 @@
 """MLflow's runs made to agree with the ledger, from what each trial left behind."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -14,14 +14,16 @@ from trainables.records import Records
 from trainables.reports import Point
 from trainables.tracking.operations import FailRun, FinishRun, LogFile, LogPoints, PruneRun, StartRun
 from trainables.tracking.tags import COMPUTE_TAG, DEVICE_TAG, provenance_tags, trial_tags
-from trainables.tracking.writer import BackgroundWriter
+
+if TYPE_CHECKING:  # it imports MLflow
+    from trainables.tracking.writer import BackgroundWriter
 
 RUNTIME = ("threads", "gpus")  # params of a trial's run that are no part of its configuration
 
 
 def complete_mlflow(
     ledger: Results,
-    writer: BackgroundWriter,
+    writer: "BackgroundWriter",
     ended: dict[str, set[str]] | None,
     records: Records,
     runtime: dict[str, Any],

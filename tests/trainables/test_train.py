@@ -243,7 +243,11 @@ def test_an_mlflow_that_is_away_holds_nothing_up_and_is_told_later(
 
         away.setattr(MlflowClient, "log_batch", log_batch)
         assert train(monkeypatch, config_file) == 0
-    assert capsys.readouterr().out.count("MLflow is away") == 2  # as it goes, and at the end
+        assert capsys.readouterr().out.count("MLflow is away") == 2  # as it goes, and at the end
+        assert train(monkeypatch, config_file) == 0  # still away: the model is as good
+        said = capsys.readouterr().out
+        assert "trained already" in said
+        assert "MLflow is away and lacks the end of this run; the same command completes it" in " ".join(said.split())
     folder = model_folder(config_file)
     assert (folder / RUN).exists()
     assert mlflow_runs(config_file)[0][0].info.status == "RUNNING"
@@ -259,6 +263,42 @@ def test_an_mlflow_that_is_away_holds_nothing_up_and_is_told_later(
     ]
     assert [m.step for m in client.get_metric_history(found.info.run_id, names.EPOCH_VAL_PPL)] == [1, 2]
     assert not (folder / WORK).exists()
+
+
+def test_a_run_of_a_model_that_was_saved_when_its_training_was_killed_is_completed(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainables.training.run._finish_run", killed)
+        assert train(monkeypatch, config_file) == 130
+    assert mlflow_runs(config_file)[0][0].info.status == "RUNNING"
+    assert train(monkeypatch, config_file) == 0
+    ((found,), client) = mlflow_runs(config_file)
+    assert found.info.status == "FINISHED"
+    record = json.loads((model_folder(config_file) / RUN).read_text())
+    for name, value in record["metrics"].items():
+        assert [m.value for m in client.get_metric_history(found.info.run_id, name)] == [value]
+    assert not (model_folder(config_file) / WORK).exists()
+
+
+def test_a_run_with_overwrite_that_was_interrupted_is_not_ended_with_the_figures_before_it(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    assert train(monkeypatch, config_file) == 0
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("trainables.training.run.score_splits", stop)
+        assert train(monkeypatch, config_file, "--overwrite") == 130
+    assert train(monkeypatch, config_file) == 0
+    assert "trained already" in capsys.readouterr().out
+    runs = {run.info.status: run for run in mlflow_runs(config_file)[0]}
+    assert runs.keys() == {"FINISHED", "KILLED"}
+    assert "test/ppl" not in runs["KILLED"].data.metrics
 
 
 def test_a_model_that_was_damaged_since_is_not_called_trained(

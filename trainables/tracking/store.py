@@ -25,7 +25,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.engine import make_url
 
-from trainables.errors import OtherVersionError
+from trainables.errors import AwayError, OtherVersionError
 from trainables.host.collection import no_collection
 from trainables.host.preflight import check_folder
 from trainables.metrics import SERIES
@@ -61,13 +61,13 @@ def is_outage(error: Exception) -> bool:
 
 @contextmanager
 def reached() -> Iterator[None]:
-    """Raise ValueError where MLflow is away."""
+    """Raise AwayError where MLflow is away."""
     try:
         yield
     except Exception as error:
         if not is_outage(error):
             raise
-        raise ValueError(f"MLflow cannot be reached: {reason_of(error)}") from error
+        raise AwayError(f"MLflow cannot be reached: {reason_of(error)}") from error
 
 
 def reason_of(error: BaseException) -> str:

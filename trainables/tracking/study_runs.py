@@ -99,7 +99,7 @@ class StudyRuns(ExperimentRuns):
         """Configurations whose run has ended, FINISHED or FAILED; all their runs are read.
 
         Raises:
-            ValueError: MLflow is away.
+            AwayError: MLflow is away.
         """
         with reached():
             return {status: self._hashes(f" and attributes.status = '{status}'") for status in ("FINISHED", "FAILED")}

@@ -35,12 +35,13 @@ class BackgroundWriter:
             work: what goes on meanwhile, in a word.
 
         Raises:
-            ValueError: MLflow is away.
+            AwayError: MLflow is away.
+            ValueError: the journal is damaged.
         """
         self.runs, self._journal, self._say, self._work = runs, journal, say, work
         self._queue: deque[Operation] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._over = False  # nothing more is put; nobody waits any more
         self._away = False
         self.refused = False  # whether MLflow will never have all of it
         self._bug: BaseException | None = None
@@ -88,7 +89,7 @@ class BackgroundWriter:
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._queue or self._closing)
-                    if not self._queue:
+                    if not self._queue or self._over:
                         return
                     operation = self._queue[0]
                 try:
@@ -133,6 +134,7 @@ class BackgroundWriter:
                 # an MLflow that is slow is waited for longer than one that is known to be away
                 if time.monotonic() - since > (grace if self._away else 6 * grace):
                     break
+            self._over = True  # what is left is in the journal
             if self._bug is not None:
                 raise self._bug
             return len({operation.key for operation in self._queue})

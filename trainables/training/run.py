@@ -13,7 +13,7 @@ from model.ops.compute import Compute
 from model.text.checkpoint import load_model, save_model
 from trainables import metrics as names
 from trainables.cache import ArtifactStore
-from trainables.errors import NoResultError
+from trainables.errors import AwayError, NoResultError
 from trainables.evaluation.evaluate import score_metrics, score_splits
 from trainables.host.devices import choose_device, hardware
 from trainables.host.digests import TRIAL, code_digest
@@ -37,6 +37,7 @@ from trainables.training.model_folder import ModelFolder
 from trainables.training.options import TrainingSettings
 from trainables.training.view import View
 
+AWAY = "MLflow is away and lacks the end of this run; the same command completes it"
 # in the folder that a training goes on from
 EPOCHS, JOURNAL, MADE = "epochs.safetensors", "mlflow.journal", "model"
 LEFT = "mlflow.json"  # what earlier versions left for an MLflow that was away
@@ -156,7 +157,7 @@ def _finish_run(
     with console.status("handing the record to MLflow …"):
         lacking = writer.close()
     if lacking:
-        console.print("MLflow is away and lacks the end of this run; the same command completes it", style="bold")
+        console.print(AWAY, style="bold")
     else:
         folder.clear()
 
@@ -186,7 +187,11 @@ def complete(settings: TrainingSettings, folder: ModelFolder, console: Console) 
         return
     with user_errors():
         runs = ModelRuns(settings.records, settings.destination.uri)
-        writer = BackgroundWriter(runs, folder.work / JOURNAL, console.print, "training")
+        try:
+            writer = BackgroundWriter(runs, folder.work / JOURNAL, console.print, "training")
+        except AwayError:
+            console.print(AWAY, style="bold")
+            return
         for operation in read_left(left, begun["token"]):
             writer.put(operation)
     _finish_run(writer, begun["token"], settings, folder, record, console)

@@ -11,14 +11,15 @@ from search.ledger.records import TrialRecord
 from search.ledger.replicates import open_replicates
 from search.ledger.results import Origin
 from search.ledger.trial_files import read_trial_file
-from search.ledger.trials import CONFIG, METRICS, PROVENANCE
+from search.ledger.trials import METRICS, PROVENANCE, trial_config
+from trainables.config import RunConfig
 from trainables.host.digests import Provenance
 from trainables.metrics import ATTEMPTS, PHASE1_SAVED, PHASE1_SECONDS, PHASE1_SHARED, PHASE2_SECONDS, TOTAL_SECONDS
 from trainables.records import Records
 
 OF_THE_RUN = {ATTEMPTS, PHASE1_SAVED, PHASE1_SECONDS, PHASE1_SHARED, PHASE2_SECONDS, TOTAL_SECONDS}  # not of the model
-# flat config, CPU threads (0: as trials have) -> figures, nats by document
-Repeat = Callable[[dict[str, Any], int], tuple[dict[str, float], list[float]]]
+# CPU threads (0: as trials have) -> figures, nats by document
+Repeat = Callable[[RunConfig, int], tuple[dict[str, float], list[float]]]
 
 
 def others(ledger: Ledger, now: Provenance) -> list[Origin]:
@@ -90,7 +91,7 @@ def accept(ledger: Ledger, records: Records, now: Provenance, repeat: Repeat) ->
         record = read_trial_file(trial, ledger.name, records).record
         about, apart = f"trial {trial.number} ({origin.shown}) trained again", ""
         for made in _to_try(ledger.provenance_of(trial), origin, now):
-            figures, nats = repeat(trial.user_attrs[CONFIG], made.threads)
+            figures, nats = repeat(trial_config(trial), made.threads)
             apart = _apart(trial, record, figures, nats)
             about += f" with {made.threads} thread(s)" if made.threads else ""
             if apart:

@@ -38,6 +38,7 @@ from trainables.reports import DocumentLosses, Finished, Point, Report
 from trainables.tracking.operations import EndStudy
 from trainables.tracking.study_runs import StudyRuns
 from trainables.tracking.writer import BackgroundWriter
+from trainables.two_phase import TASK
 
 OPENING, LOOKING = 0.5, 1.5  # CPU seconds, whatever the size
 MOST_KB, MOST_AGAIN, MOST_LOOK = 50.0, (2 - OPENING) / 1_000, (30 - LOOKING) / 5_000  # of a trial, a trial, a run
@@ -65,7 +66,7 @@ def _memory(traced: bool) -> int:
 
 def reports(config: dict[str, Any], number: int) -> list[dict[str, Any]]:
     """A trial's two reports: its curves, then its figures and losses by document."""
-    ppl = 20 + config["context_dim"] / 100 + number / 1e5
+    ppl = 20 + config[TASK].config.context_dim / 100 + number / 1e5
     targets = np.full(VALIDATION_DOCUMENTS, 100)
     made = Provenance(code="none", torch="none", device="none", compute="none")
     sweeps = [

@@ -40,6 +40,7 @@ from trainables.reports import DocumentLosses, Finished, Point, Report
 from trainables.tracking.operations import EndStudy
 from trainables.tracking.study_runs import StudyRuns
 from trainables.tracking.writer import BackgroundWriter
+from trainables.two_phase import TASK
 
 NAMES = [value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)]
 FIGURES = {name: 1.0 for name in NAMES if not name.startswith(names.SERIES)}  # of a trial
@@ -52,7 +53,7 @@ def at_once(config: dict[str, Any], **_: Any) -> None:
     made = Provenance(code="none", torch="none", device="none", compute="none")
     report = Report(at=Progress("phase 2", 3, 3), points=epochs, device_name="none", provenance=made)
     tune.report(report.as_result())
-    figures = FIGURES | {names.VAL_PPL: 20 + config["context_dim"] / 100}
+    figures = FIGURES | {names.VAL_PPL: 20 + config[TASK].config.context_dim / 100}
     tune.report(replace(report, points=[], end=Finished(figures, DocumentLosses([], [], []), "")).as_result())
 
 

@@ -20,12 +20,13 @@ from trainables import metrics as names
 from trainables import pipeline as pipeline_module
 from trainables import two_phase as two_phase_module
 from trainables.cache import ArtifactStore
+from trainables.config import RunConfig
 from trainables.errors import DoesNotFitError
 from trainables.host.digests import own_code
 from trainables.phases import shared_phase1 as shared_phase1_module
 from trainables.pipeline import Inputs, run
 from trainables.reports import Failed, Finished, Report, report_of
-from trainables.two_phase import two_phase
+from trainables.two_phase import Task, two_phase
 
 TOO_SMALL = (  # as PyTorch's allocator says it, on one line
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 22.03 GiB of which 381 MiB is free. "
@@ -63,13 +64,14 @@ def fill_memory(monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[
     return seen
 
 
-def reports(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], inputs: Inputs, cache: Path) -> list[Report]:
+def reports(monkeypatch: pytest.MonkeyPatch, config: RunConfig, inputs: Inputs, cache: Path) -> list[Report]:
     """What a trial in this process reports."""
     sent: list[Any] = []
     monkeypatch.setattr(tune, "report", lambda result: sent.append(report_of(result)))
     monkeypatch.setattr(ray, "get", lambda ref: ref)
     code = (own_code(), "here")
-    two_phase(config, inputs=[inputs], cache=str(cache), threads=1, gpus=0, code=code)  # type: ignore[list-item]
+    task = Task(config).as_config()
+    two_phase(task, inputs=[inputs], cache=str(cache), threads=1, gpus=0, code=code)  # type: ignore[list-item]
     return sent
 
 
@@ -117,7 +119,7 @@ def test_a_second_attempt_gives_the_same_figures_and_reports_each_point_once(
     chat_file: Path, chat_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr(two_phase_module, "REPORT_EVERY", 0.0)
-    config = run_config(chat_file).flat()
+    config = run_config(chat_file)
     expected = reports(monkeypatch, config, chat_inputs, tmp_path / "whole")
     seen = fill_memory(monkeypatch, part, times=1)
     found = reports(monkeypatch, config, chat_inputs, tmp_path / "halved")
@@ -193,6 +195,6 @@ def test_what_does_not_fit_twice_is_infeasible_and_the_worker_goes_on(
     with pytest.raises(DoesNotFitError) as ended:
         run(config, chat_inputs, store)
     assert str(ended.value) == said
-    *_, last = reports(monkeypatch, config.flat(), chat_inputs, tmp_path)
+    *_, last = reports(monkeypatch, config, chat_inputs, tmp_path)
     assert last.end == Failed(said)
     assert run(config, chat_inputs, store).metrics[names.VAL_PPL] > 1

@@ -3,6 +3,7 @@
 import math
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,19 @@ if TYPE_CHECKING:
     from trainables.pipeline import Inputs
 
 REPORT_EVERY = 0.5  # seconds between reports
-PROFILE = "profile"  # key beside a trial's configuration: the folder its traces go to
+TASK = "task"  # the only key of a trial's config, as Tune calls it
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a trial is to do."""
+
+    config: RunConfig
+    profile: Path | None = None  # the folder that traces of the run's beginning go to
+
+    def as_config(self) -> dict[str, Any]:
+        """The task as Tune wants it."""
+        return {TASK: self}
 
 
 class _Reporter:
@@ -81,7 +94,7 @@ def two_phase(
     """One trial.
 
     Args:
-        config: a flat `RunConfig`; with `PROFILE`, the run's beginning is recorded.
+        config: a `Task`, by `Task.as_config`.
         inputs: one reference to the study's `pipeline.Inputs`, in the object store once.
         cache: folder of shared Phase-1 results.
         threads: CPU threads of the computation; recorded, since the last digits depend on it.
@@ -99,11 +112,11 @@ def two_phase(
     torch.set_num_threads(threads)
     device = choose_device(gpus)
     report = _Reporter(Provenance.of(device, Compute.of(device)), hardware(gpus))
-    folder = config.pop(PROFILE, None)
-    profiler = Profiler(Path(folder), report) if folder else None
+    task: Task = config[TASK]
+    profiler = Profiler(task.profile, report) if task.profile else None
     store, listen = ArtifactStore(Path(cache)), profiler or report
     try:
-        result = run(RunConfig.from_flat(config), ray.get(inputs[0]), store, device, listen)
+        result = run(task.config, ray.get(inputs[0]), store, device, listen)
     except CollapsedError as error:
         report.send(Collapsed(str(error), error.figures))
     except NoResultError as error:  # an outcome, not a fault: the worker goes on with the next trial
@@ -116,12 +129,12 @@ def two_phase(
 
 
 def repeat(
-    config: dict[str, Any], inputs: "Inputs", threads: int, gpus: float, code: tuple[str, str]
+    config: RunConfig, inputs: "Inputs", threads: int, gpus: float, code: tuple[str, str]
 ) -> tuple[dict[str, float], list[float]]:
     """Train a trial again, Phase 1 included, and keep nothing: figures and validation losses by document.
 
     Args:
-        config: a flat `RunConfig`; the others as in `two_phase`.
+        inputs: of this very config; the others as in `two_phase`.
     """
     check_code(*code)
     import tempfile
@@ -133,7 +146,7 @@ def repeat(
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="repeat-") as scratch:
-        result = run(RunConfig.from_flat(config), inputs, ArtifactStore(Path(scratch)), choose_device(gpus))
+        result = run(config, inputs, ArtifactStore(Path(scratch)), choose_device(gpus))
     return result.metrics, result.val_documents.nats
 
 

@@ -49,14 +49,12 @@ def prepared(settings: StudySettings, refs: Any) -> tuple[Any, InputsSummary]:
         raise UserError("the process that prepares the inputs died; is there enough memory for them?") from error
 
 
-def repeater(
-    inputs: Any, resources: Resources
-) -> Callable[[dict[str, Any], int], tuple[dict[str, float], list[float]]]:
+def repeater(inputs: Any, resources: Resources) -> Callable[[RunConfig, int], tuple[dict[str, float], list[float]]]:
     """`two_phase.repeat` where trials run, on a study's inputs; without threads of its own with a trial's."""
     task = ray.remote(repeat).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)
     code = own_code(), str(ROOT)
 
-    def call(config: dict[str, Any], threads: int) -> tuple[dict[str, float], list[float]]:
+    def call(config: RunConfig, threads: int) -> tuple[dict[str, float], list[float]]:
         found: tuple[dict[str, float], list[float]] = ray.get(
             task.remote(config, inputs, threads or resources.threads, resources.gpus, code)
         )

@@ -26,7 +26,7 @@ from trainables.reports import Collapsed, Failed, Finished, Report, report_of
 from trainables.tracking.operations import FailRun, FinishRun, LogFile, LogPoints, PruneRun, StartRun
 from trainables.tracking.tags import COMPUTE_TAG, DEVICE_TAG, provenance_tags, trial_tags
 from trainables.tracking.writer import BackgroundWriter
-from trainables.two_phase import PROFILE
+from trainables.two_phase import TASK
 
 MAX_SAME_ERRORS = 3  # trials in a row that failed alike, none having succeeded since: a bug, not bad luck
 # What a worker or a node that died leaves behind.
@@ -147,11 +147,11 @@ class Recorder(PicklesEmpty, Callback):
                 self._fail(number, reason, "", last)
             case Finished() as end:
                 assert last is not None
-                self._finish(assignment, end, last, trial.config.get(PROFILE))
+                self._finish(assignment, end, last, trial.config[TASK].profile)
             case None:
                 pass  # it was stopped from outside: `interrupt_open` records it
 
-    def _finish(self, assignment: Assignment, end: Finished, last: Report, profile: str | None) -> None:
+    def _finish(self, assignment: Assignment, end: Finished, last: Report, profile: Path | None) -> None:
         self._alike, number, place = [], assignment.number, _place(last)
         kept = {"metrics": end.metrics, "runtime": self._runtime | place, "phase1_by": end.phase1_by}
         left = self._keep(number, "finished", result={**vars(end.documents), **kept})
@@ -162,7 +162,7 @@ class Recorder(PicklesEmpty, Callback):
             figures=with_converged(assignment.config, end.metrics),
             place=place,
             phase1_by=end.phase1_by,
-            traces=profile and self._records.inside(Path(profile)),
+            traces=self._records.inside(profile) if profile else None,
         )
         self._writer.put(operation)
         self._display.finish(number, end.metrics, may_lead=assignment.replicate_of is None)

@@ -7,7 +7,7 @@ from ray.tune.search import Searcher
 
 from search.ledger.budgets import Budgets
 from search.ledger.ledger import Assignment, Ledger
-from trainables.two_phase import PROFILE
+from trainables.two_phase import Task
 
 
 class PicklesEmpty:
@@ -40,8 +40,7 @@ class LedgerSearcher(PicklesEmpty, Searcher):
             self._none_left_at = len(self.ended)  # one that runs may have to be run again, or replicates follow it
             return None
         self.assigned[trial_id] = assignment
-        profile = {PROFILE: str(self._profile)} if self._profile and len(self.assigned) == 1 else {}
-        return assignment.config.flat() | profile
+        return Task(assignment.config, self._profile if len(self.assigned) == 1 else None).as_config()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing to learn here."""

@@ -83,7 +83,7 @@ def test_code_and_threads_are_told_apart_one_after_the_other(tmp_path: Path) -> 
     finish(ledger, with_threads(OLD, 1))
     ppl, asked = figures_of(ledger, 0)[0][VAL_PPL], []
 
-    def repeat(config: dict[str, Any], threads: int) -> tuple[dict[str, float], list[float]]:
+    def repeat(config: RunConfig, threads: int) -> tuple[dict[str, float], list[float]]:
         asked.append(threads)
         return figures_of(ledger, 0, **{VAL_PPL: ppl if threads == 1 else ppl + 1e-9})
 
@@ -99,7 +99,7 @@ def test_a_trial_of_other_threads_alone_is_repeated_with_todays(tmp_path: Path) 
     finish(ledger, with_threads(OLD, 1))
     asked = []
 
-    def repeat(config: dict[str, Any], threads: int) -> tuple[dict[str, float], list[float]]:
+    def repeat(config: RunConfig, threads: int) -> tuple[dict[str, float], list[float]]:
         asked.append(threads)
         return figures_of(ledger, 0)
 
@@ -151,8 +151,8 @@ def test_trials_of_before_it_was_recorded_say_so(tmp_path: Path) -> None:
 def test_figures_that_are_equal_make_both_count_as_one(ledger: Ledger, tmp_path: Path) -> None:
     asked: list[dict[str, Any]] = []
 
-    def repeat(config: dict[str, Any], threads: int) -> tuple[dict[str, float], list[float]]:
-        asked.append(config)
+    def repeat(config: RunConfig, threads: int) -> tuple[dict[str, float], list[float]]:
+        asked.append(config.flat())
         return figures_of(ledger, 0)
 
     (said,) = accept(ledger, Records.at(tmp_path), NEW, repeat)

@@ -141,7 +141,7 @@ NONE_AT_ALL: Any = None
     "call",
     [
         lambda: two_phase({}, inputs=[], cache="", threads=1, gpus=0, code=OTHER),
-        lambda: repeat({}, NONE_AT_ALL, 1, 0, OTHER),
+        lambda: repeat(NONE_AT_ALL, NONE_AT_ALL, 1, 0, OTHER),
         lambda: prepare_study(NONE_AT_ALL, NONE_AT_ALL, NONE_AT_ALL, "", 1, 0, OTHER),
     ],
     ids=["two_phase", "repeat", "prepare_study"],

@@ -2,10 +2,9 @@
 
 import sys
 
-from model.modes import MAX_LAYERS
 from search.driver import main
 from search.options import StudySettings
-from search.spaces import CELLS, Space, Study
+from search.spaces import CELLS, DEPTHS, Space, Study
 
 
 def study(settings: StudySettings) -> Study:
@@ -21,8 +20,8 @@ def study(settings: StudySettings) -> Study:
         entry="asym_layers",
         base=settings.base,
         space=Space(
-            context_layers=(1, MAX_LAYERS),
-            token_layers=(1, MAX_LAYERS),
+            context_layers=DEPTHS,
+            token_layers=DEPTHS,
             context_dims=settings.context_dims,
             context_modes=settings.context_modes,
         ),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Protocol
 
-from model.modes import same_model_modes
+from model.modes import MAX_LAYERS, same_model_modes
 from trainables.cache import content_key
 from trainables.config import METHOD_VERSION, RunConfig
 
@@ -112,6 +112,7 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(contents.get(n) or f"{n} is {wanted.get(n)!r}, was {stored.get(n)!r}" for n in names)
 
 
+DEPTHS = (1, MAX_LAYERS)  # layers of either block, lowest and highest
 CELLS = ((1, 1), (2, 1), (1, 2), (2, 2))  # context layers, token layers: the reports' four
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from entries import context_modes
 from made_up import BASE, modes, run
 from permissions import everything
 from studies import ROOT, start
@@ -16,7 +17,6 @@ from search.audit.lost_studies import find_lost, study_ids
 from search.audit.mending import mend_leaderboard
 from search.doctor import examine, repair
 from search.ledger.results import load_results
-from search.spaces import context_modes
 from trainables.records import Records, sqlite_uri
 
 STUDY, NEW = "made-up", "other-name"

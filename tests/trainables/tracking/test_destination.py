@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import UserError, told, user_errors, without_passwords
+from model.errors import UserError, message_of, user_errors, without_passwords
 from trainables.records import Records
 from trainables.tracking.destination import PASSWORD, USER, VARIABLE, as_tracking_uri, destination
 from trainables.training.studies import OPTIONS, runs_went
@@ -133,7 +133,7 @@ def test_no_sentence_has_a_password() -> None:
     text = "http://ada:one@h/ and postgresql://bob:tw%20o@h:1/d, but not http://h:5000/a@b or mail c:d@e"
     cleaned = "http://ada:***@h/ and postgresql://bob:***@h:1/d, but not http://h:5000/a@b or mail c:d@e"
     assert without_passwords(text) == cleaned
-    assert told(ValueError(text)) == cleaned
+    assert message_of(ValueError(text)) == cleaned
     with pytest.raises(UserError) as raised, user_errors():
         raise ValueError(text)
     assert str(raised.value) == cleaned

@@ -20,7 +20,11 @@ ONE_CHECKOUT = "`pip install -e` the one you want to run, or put it first on PYT
 
 
 class Parser(argparse.ArgumentParser):
-    """One sentence where argparse would print the whole usage before it, or where other code than meant would run."""
+    """One sentence where argparse would print the whole usage before it, or where other code than meant would run.
+
+    argparse and no library on top of it: an error of arguments is to take 0.3 s at most, and takes 0.3 s on two busy
+    cores, of which the start of Python is a third; importing tyro takes 0.11 s more there, jsonargparse 0.2 s.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

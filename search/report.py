@@ -28,8 +28,8 @@ RUNNERS_UP = 5  # shown on the terminal
 HOW = (
     "Differences are in PPL, per cent of the leader's, with 95 % intervals. Documents: over validation documents, the "
     "same for both sides, equal ones counted once (jackknife, Student's t). Seeds: these documents, other seeds "
-    "(Welch). Both: documents, and seeds where both sides have several, widened since the leader is the best of many "
-    "(Bonferroni over all pairs); it decides the verdict."
+    "(Welch). Both: documents, and seeds where both sides have several, multiplicity-corrected since the leader is the "
+    "best of many (Bonferroni over all pairs); it decides the verdict."
 )
 
 
@@ -205,8 +205,8 @@ def print_verdict(console: "Console", comparison: "Comparison", claims: list["Cl
     if shown:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         seeds = any(row.difference.seeds_tested for row in shown if row.difference)
-        decides = "decides: with seeds" if seeds else "decides: corrected"
-        for name in ("PPL against the leader", "documents [95 %]", decides, "verdict"):
+        corrected = "corrected, with seeds" if seeds else "corrected 95 % CI"
+        for name in ("PPL against the leader", "documents [95 %]", corrected, "verdict"):
             table.add_column(name, no_wrap=name != "verdict")
         for row in map(_row, shown):
             both = row["combined"]

@@ -136,12 +136,12 @@ class Display:
         self.done += 1
         self._say(number, running.name, ("pruned", "yellow"), f": {reason}")
 
-    def lose(self, number: int) -> None:
+    def on_worker_lost(self, number: int) -> None:
         """A trial's worker died; the trial will be started again."""
         running = self._running.pop(number)
         self._say(number, running.name, "the worker process died: it is run again")
 
-    def begin_again(self, reason: str) -> None:
+    def on_restart(self, reason: str) -> None:
         """All trials that ran were cut off, and will be started again."""
         self._running.clear()
         self.console.print(f"{reason}: the trials that ran are run again", style="bold", soft_wrap=True)

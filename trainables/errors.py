@@ -2,7 +2,7 @@
 
 import shlex
 
-from model.errors import ProjectError
+from model.errors import ProjectError, UserError
 
 # What a file system or a database says that takes no more, in whatever error.
 UNWRITABLE = (
@@ -52,7 +52,7 @@ class AwayError(ValueError):
     """MLflow does not answer, or takes nothing now."""
 
 
-class OtherVersionError(ValueError):
+class OtherVersionError(UserError, ValueError):
     """A database was made by another version of its library than the one that is installed; says what mends it."""
 
     def __init__(self, url: str, library: str, upgrade: str) -> None:

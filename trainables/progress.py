@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes. Importing this costs nothing."""
+"""A run's progress events and the type of their callbacks. Importing this costs nothing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a run, for whoever listens."""
+    """A progress event: one sweep, pass or epoch of a run."""
 
     phase: str  # "phase 1", "contexts" or "phase 2"
     step: int

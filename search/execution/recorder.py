@@ -183,7 +183,7 @@ class Recorder(PicklesEmpty, Callback):
         if reason is None:
             self._open.discard(number)
             self._writer.put(FailRun(self._runs[number], reason=LOST, status="KILLED"))
-            self._display.lose(number)
+            self._display.on_worker_lost(number)
             return
         self._fail(number, reason, _story(trial), last)
         # neither a full disk nor a host with another version is a trial's own fault

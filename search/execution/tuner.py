@@ -99,7 +99,7 @@ def run_trials(
                 if restarts == MAX_RESTARTS:
                     raise
                 restarts += 1
-                display.begin_again(str(error))
+                display.on_restart(str(error))
 
 
 def _run_tune(

@@ -95,7 +95,7 @@ def test_nothing_is_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None
     for end in (display.fail, display.prune):
         display.start(0, names, base_config())
         end(0, names)
-    display.begin_again(names)
+    display.on_restart(names)
     table = Table(title=names)
     table.add_column(names)
     table.add_row(names)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 SCHEME = "models:/"
+DATABASES = ("postgresql", "mysql", "mssql")  # and SQLite
 ARTIFACTS = "artifacts"  # beside the database of a records folder
 DEPTH = 5  # of a model there, at least: artifacts/EXPERIMENT/models/ID/artifacts; the last is that of its files
 
@@ -73,6 +74,7 @@ def _fetch(uri: str, scratch: Path) -> tuple[Path, str]:
         example = "MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db"
         raise ValueError(f"{uri} lies in an MLflow registry: say in which, for example with {example}")
     store = mlflow.get_tracking_uri()
+    _check_database(store)
     try:
         if store.startswith("sqlite") and (database := Path(make_url(store).database or "")).is_file():
             if not all(os.access(path, os.W_OK) for path in (database, database.parent)):
@@ -80,11 +82,42 @@ def _fetch(uri: str, scratch: Path) -> tuple[Path, str]:
             client = MlflowClient(store)
             if (found := _beside(database, uri, client)) is not None:
                 return found, _registered(client, uri)
-        fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
-        return fetched, _registered(MlflowClient(store), uri)
+        with _impatient():
+            registered = _registered(MlflowClient(store), uri)
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch))), registered
     except MlflowException as error:
         reason = str(error).strip().partition("\n")[0].replace("<database_uri>", '"$MLFLOW_TRACKING_URI"')
         raise ValueError(f"{uri} cannot be had: {reason}") from error
+
+
+def _check_database(store: str) -> None:
+    """Raise ValueError if a database cannot be used; MLflow itself would try again and again, for minutes."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if store.startswith("sqlite"):
+        if not (database := Path(make_url(store).database or "")).is_file():
+            raise ValueError(f"MLFLOW_TRACKING_URI names {database}, and there is no such database")
+    elif store.startswith(DATABASES):
+        try:
+            create_engine(store).connect().close()
+        except (ImportError, SQLAlchemyError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"MLFLOW_TRACKING_URI names a database that cannot be used: {reason}") from error
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Meanwhile MLflow's client neither waits long nor tries again, unless the user has said how it is to."""
+    hasty = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "6", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    own = {name: value for name, value in hasty.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]
 
 
 def _beside(database: Path, uri: str, client: "MlflowClient") -> Path | None:

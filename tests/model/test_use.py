@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
+from servers import answering
 from small import model_config
 
 from model import evaluate, generate, load
@@ -103,6 +105,32 @@ def test_a_wrong_command_is_one_sentence_and_exit_code_2(
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("registry", "message"),
+    [
+        ("sqlite:////nowhere/x%20y.db", "MLFLOW_TRACKING_URI names /nowhere/x y.db, and there is no such database"),
+        ("postgresql://ada:hidden@127.0.0.1:9/d", "MLFLOW_TRACKING_URI names a database that cannot be used: "),
+        ("http://127.0.0.1:9", "models:/m@champion cannot be had: "),
+        ("silent", "models:/m@champion cannot be had: "),
+    ],
+)
+def test_a_registry_that_is_not_there_is_one_sentence_in_time(
+    command: Run, monkeypatch: pytest.MonkeyPatch, registry: str, message: str
+) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.delenv(name, raising=False)
+    mlflow.set_tracking_uri(None)  # whatever ran before
+    with answering(None) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", silent if registry == "silent" else registry)
+        began = time.monotonic()
+        code, out, err = command(generate.main, "models:/m@champion", "the")
+    assert time.monotonic() - began < 10
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert "hidden" not in err
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 def test_a_model_of_plain_text_does_not_chat(folder: Path, command: Run, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def _previous_first(num_context: int, num_token: int) -> Reads:
     return (Read(num_context, 1), *(Read(num_context, 0),) * (num_token - 1))
 
 
+# Append only: a study that was begun with fewer knows the first ones (`search.resume.study_of`).
 _READS: dict[str, Callable[[int, int], Reads]] = {
     "layerwise": _layerwise,
     "final_only": _final_only,

@@ -134,6 +134,8 @@ def _check_parents(results: Results, runs: list[StoredRun]) -> list[Finding]:
     active = [r for r in parents if not r.deleted]
     if len(active) > 1:
         return [of(f"MLflow has {len(active)} parent runs of it", "delete all but one in MLflow's UI", False)]
+    if not runs and not results.optuna.get_trials(deepcopy=False):
+        return []  # it never began, as where Ray could not be started
     if not active:
         return [of("its parent run in MLflow is deleted" if parents else "MLflow has no parent run of it")]
     found = []

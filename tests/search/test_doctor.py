@@ -329,6 +329,13 @@ def test_runs_of_another_store_are_skipped_by_name(records: Records, uri: str) -
     assert seen.skipped[0].why.startswith("its runs went to another tracking server or database")
 
 
+def test_a_study_that_never_began_lacks_nothing(earlier_records: Path, tmp_path: Path) -> None:
+    records = Records.at(Path(shutil.copytree(earlier_records, tmp_path / "mlruns")))
+    Ledger(context_modes(BASE, (16,)), STUDY, records.optuna_database)
+    seen = examine(records)
+    assert (seen.studies, seen.findings) == ([STUDY], [])
+
+
 def test_pruned_trials_and_replicates_are_as_right_as_others(earlier_records: Path, tmp_path: Path) -> None:
     records = Records.at(Path(shutil.copytree(earlier_records, tmp_path / "mlruns")))
     study = context_modes(BASE, (16,))

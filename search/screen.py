@@ -12,16 +12,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search.findings.leaderboard import BEST, failures
+from search.findings.claims import Claim
+from search.findings.evidence import Comparison, as_text
+from search.findings.leaderboard import BEST, HTML, failures
 from search.ledger.ledger import Ledger
 from search.ledger.results import Configuration
 from search.ledger.trials import METRICS, trial_config
 from search.options import StudySettings
-from search.report import HTML
 from trainables.config import RunConfig
 from trainables.inputs.overlap import SEQUENCES, describe_overlap
 from trainables.metrics import ATTEMPTS, CONVERGENCE, EPOCH_VAL_PPL, PHASE1_SHARED, SWEEP_CONVERGENCE, SWEEPS, VAL_PPL
-from trainables.phases.convergence import MARK, converged, shortfall
+from trainables.phases.convergence import MARK, MARKED, converged, shortfall
 from trainables.reports import Report
 from trainables.tracking.destination import Destination
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # Ray is not imported where nothing is to run
     from search.execution.cluster import Resources
 
 
+RUNNERS_UP = 5  # shown on the terminal
 SAY_EVERY = 30  # seconds between lines about a running trial where there is no live table
 
 
@@ -238,3 +240,29 @@ def say_end(
         console.print(f"look at the runs:   python search/ui.py --mlruns {shlex.quote(str(shown))}", soft_wrap=True)
     elif where.uri.startswith("http"):
         console.print(f"look at the runs:   {where.remembered}", soft_wrap=True)
+
+
+def print_verdict(console: Console, comparison: Comparison, claims: list[Claim]) -> None:
+    """Leader against runners-up, then the claims, in a few lines."""
+    console.print(f"\n{comparison.headline}", style="bold")
+    for note in comparison.notes:
+        console.print(note, style="bold", soft_wrap=True)
+    shown = [row for row in comparison.rows if row.difference is not None][:RUNNERS_UP]
+    if shown:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        seeds = any(row.difference.seeds_tested for row in shown if row.difference)
+        corrected = "corrected, with seeds" if seeds else "corrected 95 % CI"
+        for name in ("PPL against the leader", "documents [95 %]", corrected, "verdict"):
+            table.add_column(name, no_wrap=name != "verdict")
+        for row in map(as_text, shown):
+            both = row["combined"]
+            table.add_row(row["name"], row["documents"], both, row["verdict"])
+        console.print(table)
+        console.print(comparison.over, style="dim", soft_wrap=True)
+    seen = [comparison.leader, *(row.other for row in shown)]
+    if any(each is not None and not each.found.converged for each in seen):
+        console.print(f"{MARK} {MARKED}: it ended at its cap of sweeps", style="bold")
+    console.print("claims of the earlier reports", style="dim")
+    for claim in claims:
+        where = f" ({claim.where})" if claim.where else ""
+        console.print(Text.assemble(f"  {claim.text}{where}: ", (claim.verdict, "bold")), soft_wrap=True)

@@ -26,8 +26,7 @@ from search.ledger.records import (
 )
 from search.ledger.trials import METRICS, trial_config
 from search.options import StudySettings
-from search.report import print_verdict, write_report
-from search.screen import Display, say_end, say_prepared
+from search.screen import Display, print_verdict, say_end, say_prepared
 from trainables.host.digests import Provenance
 from trainables.host.provenance import git_state
 from trainables.host.signals import Interrupts
@@ -239,6 +238,8 @@ class StudyRun:
         """What `write_report` gives; None where it cannot, and why. The study's result is safe by now."""
         try:
             with self.console.status("writing the report …"):
+                from search.findings.document import write_report  # plotly takes a second to import
+
                 found = write_report(self.ledger, self.records)
         except Exception as error:
             return None, f"{type(error).__name__}: {error}"

@@ -235,3 +235,19 @@ def documents(number: int, units_known: bool = True) -> str:
 def absolute(interval: Interval) -> str:
     """A difference as it is: `+0.31 [+0.06, +0.55]`."""
     return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+
+
+def as_text(row: Row) -> dict[str, str]:
+    """One comparison with the leader as text."""
+    told = {"name": row.other.marked, "seeds": str(row.other.num_seeds), "verdict": row.verdict}
+    difference = row.difference
+    blank = dict.fromkeys(("documents", "ppl", "only_seeds", "combined"), "–")
+    if difference is None:
+        return told | blank | {"kind": ""}
+    return told | {
+        "documents": percent(difference.documents),
+        "ppl": absolute(difference.documents_ppl),
+        "only_seeds": percent(difference.seeds) if difference.seeds else "–",
+        "combined": percent(difference.combined),
+        "kind": "tie" if row.verdict.startswith(TIE) else "",
+    }

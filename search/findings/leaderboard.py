@@ -19,7 +19,7 @@ from trainables.config import RunConfig
 from trainables.phases.convergence import MARK
 from trainables.records import write_whole
 
-CSV, BEST = "leaderboard.csv", "best.json"
+CSV, BEST, HTML, MARKDOWN = "leaderboard.csv", "best.json", "report.html", "report.md"  # in a study's folder
 BIGRAM_ROW = "bigram"
 SAME_MODEL = "same model as"
 CONVERGED = "converged"

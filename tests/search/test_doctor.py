@@ -24,6 +24,7 @@ from search.audit.mlflow_checks import Runs
 from search.audit.study_checks import check_study_record
 from search.audit.trial_checks import Trials
 from search.doctor import examine, main, repair
+from search.findings.document import write_report
 from search.findings.evidence import compare, load_evidence
 from search.findings.leaderboard import origins_told
 from search.ledger.ledger import Ledger
@@ -31,7 +32,6 @@ from search.ledger.lock import study_lock
 from search.ledger.records import TrialRecord, read_study_record, write_study_record, write_trial_record
 from search.ledger.results import load_results
 from search.ledger.trials import HASH, METRICS, RECORD, REPLICATE_OF
-from search.report import write_report
 from trainables import metrics as names
 from trainables.records import Records
 from trainables.tracking.places import in_use

@@ -20,6 +20,7 @@ from scipy import stats
 from model.modes import same_model_modes
 from search.findings import claims, evidence
 from search.findings.claims import evaluate
+from search.findings.document import write_report
 from search.findings.evidence import (
     AHEAD,
     BEHIND,
@@ -34,14 +35,14 @@ from search.findings.evidence import (
     documents,
     load_evidence,
 )
-from search.findings.leaderboard import BEST, trial_name
+from search.findings.leaderboard import BEST, HTML, MARKDOWN, trial_name
 from search.findings.optuna_plots import contour_pairs, readable_study
 from search.findings.plots import front
 from search.findings.verdict import Losses
 from search.ledger.ledger import Ledger
 from search.ledger.records import read_study_record, write_study_record
 from search.ledger.trials import SUMMARY
-from search.report import HTML, MARKDOWN, print_verdict, write_report
+from search.screen import print_verdict
 from trainables import metrics as names
 from trainables.host.provenance import git_state
 from trainables.phases.convergence import MARKED

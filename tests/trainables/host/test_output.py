@@ -15,8 +15,7 @@ from rich.table import Table
 from studies import ROOT, command, optuna_trials
 
 from model.output import ERRORS, _Unfailing
-from search.findings.leaderboard import BEST, CSV
-from search.report import HTML, MARKDOWN
+from search.findings.leaderboard import BEST, CSV, HTML, MARKDOWN
 from search.screen import Display
 from trainables.host.console import open_console
 from trainables.records import write_whole

@@ -13,8 +13,9 @@ from made_up import BASE, modes, run
 from rich.console import Console
 from small import run_config
 
+from search.findings.document import write_report
+from search.findings.leaderboard import HTML, MARKDOWN
 from search.ledger.records import write_study_record
-from search.report import HTML, MARKDOWN, write_report
 from search.screen import say_prepared
 from trainables.cache import ArtifactStore
 from trainables.host.digests import own_code

@@ -20,15 +20,15 @@ from search.execution.recorder import Recorder
 from search.execution.searcher import LedgerSearcher
 from search.findings import claims
 from search.findings.claims import evaluate
+from search.findings.document import write_report
 from search.findings.evidence import load_evidence
-from search.findings.leaderboard import BEST, CSV, as_table, leaderboard, write_results
+from search.findings.leaderboard import BEST, CSV, HTML, MARKDOWN, as_table, leaderboard, write_results
 from search.findings.plots import convergence_curves, efficiency
 from search.ledger.budgets import Budgets
 from search.ledger.ledger import Ledger
 from search.ledger.records import TrialRecord
 from search.ledger.trials import HASH, METRICS
-from search.report import HTML, MARKDOWN, print_verdict, write_report
-from search.screen import Display, say_end
+from search.screen import Display, print_verdict, say_end
 from trainables import metrics as names
 from trainables.host.digests import Provenance
 from trainables.phases.convergence import MARK, MARKED, converged, shortfall, with_converged

@@ -48,7 +48,7 @@ class OtherCodeError(StoppedError):
     """A worker runs other code than the study that it works for."""
 
 
-class AwayError(ValueError):
+class AwayError(UserError, ValueError):
     """MLflow does not answer, or takes nothing now."""
 
 

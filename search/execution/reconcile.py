@@ -68,5 +68,5 @@ def complete_mlflow(
 def place_of(trial: FrozenTrial, left: TrialRecord) -> dict[str, str]:
     """Tags that say where, how and by what code a trial was computed, as far as it is known."""
     compute = trial.user_attrs.get(COMPUTE)
-    told = ({COMPUTE_TAG: compute} if compute else {}) | provenance_tags(trial.user_attrs.get(PROVENANCE))
-    return told | {tag: left.runtime[tag] for tag in (COMPUTE_TAG, DEVICE_TAG) if tag in left.runtime}
+    known = ({COMPUTE_TAG: compute} if compute else {}) | provenance_tags(trial.user_attrs.get(PROVENANCE))
+    return known | {tag: left.runtime[tag] for tag in (COMPUTE_TAG, DEVICE_TAG) if tag in left.runtime}

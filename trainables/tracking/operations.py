@@ -1,4 +1,4 @@
-"""What MLflow is to be told, as typed operations, and the journal's lines that keep them: `[verb, key, arguments]`.
+"""What is to be done in MLflow, as typed operations, and the journal's lines that keep them: `[verb, key, arguments]`.
 
 Files and folders are named as by `Records.inside`.
 """

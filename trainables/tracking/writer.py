@@ -55,7 +55,7 @@ class BackgroundWriter:
         threading.Thread(target=self._write, name="mlflow", daemon=True).start()
 
     def put(self, operation: Operation) -> None:
-        """Have MLflow told; it is on disk when this returns.
+        """Append an operation; it is on disk when this returns.
 
         Raises:
             OSError: the journal cannot be written.

@@ -123,14 +123,7 @@ def train(settings: TrainingSettings, folder: ModelFolder, console: Console) -> 
     made = folder.work / MADE
     save_model(result.model.cpu(), made, inputs.corpus.tokenizer_json)
     record = run_record(
-        settings.config,
-        metrics,
-        inputs.corpus,
-        is_chat(settings.data),
-        scored,
-        trial,
-        vars(place),
-        run_id,
+        settings.config, metrics, inputs.corpus, is_chat(settings.data), scored, trial, vars(place), run_id
     )
     folder.finish(made, seal({**record, "identity": folder.identity}, made))
     _finish_run(writer, token, settings, folder, record, console)  # killed before its end, the same command does this
@@ -206,7 +199,7 @@ def trial_of(settings: TrainingSettings, runs: ModelRuns) -> dict[str, Any] | No
 def params_and_tags(
     settings: TrainingSettings, place: Place, inputs: Inputs, trial: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What MLflow is told of every training: configuration, overlap, machine, the trial that it comes from."""
+    """What MLflow gets of every training: configuration, overlap, machine, the trial that it comes from."""
     tags = {HASH_TAG: settings.config.config_hash(), COMPUTE_TAG: place.compute}
     if trial is not None:
         tags |= {STUDY_TAG: trial["study"], TRIAL_TAG: str(trial["number"])}
@@ -266,7 +259,7 @@ def _fit(
         def listen(step: Progress) -> None:
             view(step)
             points.extend(Point(name, step.step, value) for name, value in step.series.items())
-            if points and step.phase != "phase 1":  # sweeps are told together
+            if points and step.phase != "phase 1":  # sweeps are logged together
                 writer.put(LogPoints(token, points=points[:]))
                 points.clear()
 

@@ -62,12 +62,12 @@ def _pruned_by_others(ledger: Ledger, now: Provenance) -> list[FrozenTrial]:
     return [trial for trial in recorded if trial.number not in alike]
 
 
-def without_replicates(ledger: Ledger, now: Provenance) -> str:
-    """Which finished configurations are run with no further seeds, and why; empty where none is left out."""
+def without_replicates(ledger: Ledger, now: Provenance) -> str | None:
+    """Which finished configurations are run with no further seeds, and why; None where none is left out."""
     wanted = {trial.number: trial for trial, _ in open_replicates(ledger, ledger.study, ledger.seeds)}
     left_out = sorted(wanted.keys() - {trial.number for trial in ledger.alike(wanted.values(), now.digest)})
     if not left_out:
-        return ""
+        return None
     numbers = ", ".join(map(str, left_out))
     return f"no further seeds of other code's configurations (trials {numbers}): a mean over seeds is of one code"
 
@@ -89,7 +89,8 @@ def accept(ledger: Ledger, records: Records, now: Provenance, repeat: Repeat) ->
     for origin in others(ledger, now):
         trial = min(origin.trials, key=_seconds)
         record = read_trial_file(trial, ledger.name, records).record
-        about, apart = f"trial {trial.number} ({origin.shown}) trained again", ""
+        about = f"trial {trial.number} ({origin.shown}) trained again"
+        apart: str | None = None
         for made in _to_try(ledger.provenance_of(trial), origin, now):
             figures, nats = repeat(trial_config(trial), made.threads)
             apart = _apart(trial, record, figures, nats)
@@ -121,12 +122,12 @@ def _seconds(trial: FrozenTrial) -> float:
     return figures[PHASE1_SECONDS] + figures[PHASE2_SECONDS]
 
 
-def _apart(trial: FrozenTrial, record: TrialRecord | None, figures: dict[str, float], nats: list[float]) -> str:
-    """Which figures differ; empty where none does."""
+def _apart(trial: FrozenTrial, record: TrialRecord | None, figures: dict[str, float], nats: list[float]) -> str | None:
+    """Which figures differ; None where none does."""
     before = trial.user_attrs[METRICS]
     for name in sorted((before.keys() & figures.keys()) - OF_THE_RUN):
         if before[name] != figures[name]:
             return f"{name} was {before[name]!r}, is {figures[name]!r}"
     if record is not None and record.nats and record.nats != nats:
         return "the losses by document differ"
-    return ""
+    return None

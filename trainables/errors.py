@@ -77,12 +77,12 @@ class OtherVersionError(UserError, ValueError):
         return f"keep a copy of it, run `{self.upgrade} {shlex.quote(url)}`, then the same command again"
 
 
-def unwritable(error: BaseException | None) -> str:
-    """Which of `UNWRITABLE` is behind an error, or behind those that it followed from; empty if none is."""
+def unwritable(error: BaseException | None) -> str | None:
+    """Which of `UNWRITABLE` is behind an error, or behind those that it followed from; None if none is."""
     while error is not None:
         said = str(error)
         for text in UNWRITABLE:
             if text in said:
                 return text
         error = error.__cause__ or error.__context__
-    return ""
+    return None

@@ -8,8 +8,8 @@ NO_MEMORY = ("out of memory", "_STATUS_ALLOC_FAILED")
 ADVICE = re.compile(r" (Process \d|Including non-PyTorch|Of the allocated|If reserved)")  # where the allocator's begins
 
 
-def out_of_memory(error: BaseException | None) -> str:
-    """The sentences that say so of an error that a device's full memory is behind; empty if it is not.
+def out_of_memory(error: BaseException | None) -> str | None:
+    """The sentences that say so of an error that a device's full memory is behind; None if it is not.
 
     One that ends the recording of a CUDA graph is followed by another, about the recording: so all are looked at.
     """
@@ -18,7 +18,7 @@ def out_of_memory(error: BaseException | None) -> str:
         if any(text in said for text in NO_MEMORY):
             return ADVICE.split(said.split("\n")[0])[0]
         error = error.__cause__ or error.__context__
-    return ""
+    return None
 
 
 @dataclass(frozen=True)

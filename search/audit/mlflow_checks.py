@@ -24,16 +24,16 @@ AT_ONCE = "--repair does it"
 Ranges = Mapping[tuple[str, str], tuple[float, float]]  # (run, curve) -> lowest and highest value
 
 
-def elsewhere(results: Results, runs: Iterable[StoredRun], records: Records) -> str:
-    """Why this store does not have to have the study's runs: they went to another; empty if they went here."""
+def elsewhere(results: Results, runs: Iterable[StoredRun], records: Records) -> str | None:
+    """Why this store does not have to have the study's runs: they went to another; None if they went here."""
     others = list(records.study(results.name).glob("mlflow-*.journal"))
     if not others:
-        return ""
+        return None
     here = {run.run_id for run in runs}
     told = results.optuna.user_attrs.get(TOLD, [""])[0]
     own = records.journal(results.name, None).exists()
     if told in here or (not told and own):
-        return ""
+        return None
     return "its runs went to another tracking server or database (--tracking-uri): what is there is not checked"
 
 
@@ -82,7 +82,7 @@ def check_mlflow(results: Results, runs: list[StoredRun], records: Records, tria
     return Runs(found + _check_journal(results, records), again, anew)
 
 
-def _run_wrong(trial: FrozenTrial, runs: list[StoredRun]) -> str:
+def _run_wrong(trial: FrozenTrial, runs: list[StoredRun]) -> str | None:
     if not runs:
         return "MLflow has no run of it"
     if len(runs) > 1:
@@ -90,7 +90,7 @@ def _run_wrong(trial: FrozenTrial, runs: list[StoredRun]) -> str:
     wanted = "FAILED" if trial.state == TrialState.FAIL else "FINISHED"
     if runs[0].status != wanted:
         return f"MLflow's run has ended as {runs[0].status}, by the ledger it is {wanted}"
-    return ""
+    return None
 
 
 def _content_wrong(trial: FrozenTrial, run: StoredRun, left: TrialRecord | None, ranges: Ranges) -> tuple[str, str]:

@@ -45,8 +45,8 @@ def _unreadable(path: Path, error: OSError) -> Finding:
     return Finding(kind=CACHE, where=str(path), what=what, remedy=remedy, repairable=False)
 
 
-def _entry_wrong(path: Path) -> str:
-    """What is wrong with an entry, a scratch folder or a lock; empty if nothing is.
+def _entry_wrong(path: Path) -> str | None:
+    """What is wrong with an entry, a scratch folder or a lock; None if nothing is.
 
     Raises:
         OSError: it may not be read, which says nothing of what it holds.
@@ -54,10 +54,10 @@ def _entry_wrong(path: Path) -> str:
     if path.name.startswith("."):
         if path.suffix != ".lock":
             return "is scratch of a process that is gone"
-        return "" if path.with_name(path.name[1:-5]).exists() else "is the lock of an entry that was never made"
+        return None if path.with_name(path.name[1:-5]).exists() else "is the lock of an entry that was never made"
     for file in path.iterdir() if path.is_dir() else []:
         file.open("rb").close()
-    return "" if matches_manifest(path) else "is half made or damaged"
+    return None if matches_manifest(path) else "is half made or damaged"
 
 
 def check_registry(store: StoreView) -> list[Finding]:
@@ -76,8 +76,8 @@ def check_registry(store: StoreView) -> list[Finding]:
     return found
 
 
-def _version_wrong(folder: Path, digest: str | None, registered: Mapping[str, str]) -> str:
-    """What is wrong with a version's files; empty if nothing is.
+def _version_wrong(folder: Path, digest: str | None, registered: Mapping[str, str]) -> str | None:
+    """What is wrong with a version's files; None if nothing is.
 
     Args:
         digest: of the model that was registered, where the version says it.
@@ -96,7 +96,7 @@ def _version_wrong(folder: Path, digest: str | None, registered: Mapping[str, st
     except (OSError, ValueError) as error:
         return f"{own} is damaged: {error}"
     if digest in (None, found):
-        return ""
+        return None
     other = f"those of {registered[found]}: they were exchanged" if found in registered else "of another model"
     return f"{own} has other files than those that were registered, {other}"
 

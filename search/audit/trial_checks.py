@@ -78,16 +78,16 @@ def known_hashes(results: Results) -> set[str]:
     return own | {key for key, _ in results.left_out.values()}
 
 
-def _ledger_edited(trial: FrozenTrial, file: TrialFile, run: StoredRun | None) -> str:
-    """What says that a trial's entry in the ledger was changed, and not its file; empty if nothing does."""
+def _ledger_edited(trial: FrozenTrial, file: TrialFile, run: StoredRun | None) -> str | None:
+    """What says that a trial's entry in the ledger was changed, and not its file; None if nothing does."""
     if what := best_epoch_wrong(trial):
         return f"{what}: the ledger looks edited"
     if not file.contradicts or file.content is None:
-        return ""
+        return None
     if file.intact:
         return f"{file.wrong}, and by its digest is as the trial wrote it: the ledger looks edited"
     by_both = run is not None and RECORD not in trial.user_attrs and _agree(file.content, run, trial)
-    return f"{file.wrong}, and MLflow says what the file says: the ledger looks edited" if by_both else ""
+    return f"{file.wrong}, and MLflow says what the file says: the ledger looks edited" if by_both else None
 
 
 def _agree(content: TrialRecord, run: StoredRun, trial: FrozenTrial) -> bool:
@@ -99,10 +99,10 @@ def _agree(content: TrialRecord, run: StoredRun, trial: FrozenTrial) -> bool:
     return content.unit_losses(run.metrics[VAL_PPL]) is not None
 
 
-def _other_copy(trial: FrozenTrial, file: TrialFile, run: StoredRun | None) -> str:
+def _other_copy(trial: FrozenTrial, file: TrialFile, run: StoredRun | None) -> str | None:
     """Whether MLflow's copy of a file says otherwise, where the ledger keeps no digest of it."""
     if RECORD in trial.user_attrs or run is None or run.folder is None:
-        return ""
+        return None
     copy = run.folder / f"{trial.user_attrs[HASH]}.json"
     kept = read_trial_record(copy)
-    return f"{copy.name} is not what MLflow's copy of it says, {copy}" if kept and kept[1] != file.digest else ""
+    return f"{copy.name} is not what MLflow's copy of it says, {copy}" if kept and kept[1] != file.digest else None

@@ -97,40 +97,40 @@ def _folder() -> Path:
     return Path("/tmp" if named is None else named)
 
 
-def _foreseen() -> str:
-    """What would keep Ray from starting, slowly and with nothing said, or break its workers later; empty if nothing."""
+def _foreseen() -> str | None:
+    """What would keep Ray from starting, slowly and with nothing said, or break its workers later; None if nothing."""
     return _socket_too_long() or _port_taken() or _too_little_memory(memory_limit().amount) or _no_shared_memory()
 
 
-def _cause(error: Exception) -> str:
-    """What kept it from starting, and what helps; empty where that cannot be told."""
+def _cause(error: Exception) -> str | None:
+    """What kept it from starting, and what helps; None where that cannot be told."""
     if isinstance(error, OSError) and (cause := _unwritable(error)):
         return cause
     return _too_little_memory(free_memory())
 
 
-def _too_busy() -> str:
+def _too_busy() -> str | None:
     waiting, cpus = os.getloadavg()[0], usable_cpus()
     if waiting > BUSY * cpus:
         return (
             f"it is too busy ({waiting:.0f} processes want its {cpus} CPU(s)): run this again when there is less to do"
         )
-    return ""
+    return None
 
 
-def _socket_too_long() -> str:
+def _socket_too_long() -> str | None:
     folder = _folder()
     path = folder / f"ray/session_{time.strftime('%Y-%m-%d_%H-%M-%S')}_000000_{os.getpid()}/sockets/plasma_store"
     length = len(os.fsencode(path))
     if length <= LONGEST_SOCKET:
-        return ""
+        return None
     return (
         f"its sockets below {folder} would have a path of {length} bytes, and the system takes {LONGEST_SOCKET}: "
         "set RAY_TMPDIR to a shorter folder, such as /tmp"
     )
 
 
-def _port_taken() -> str:
+def _port_taken() -> str | None:
     given = os.environ.get(PORT, "0")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Ray itself: one that has just closed is free
@@ -143,12 +143,12 @@ def _port_taken() -> str:
                     f"no port can be opened ({reason}): end processes that hold many, or ask whoever runs this machine"
                 )
             return f"{PORT}={given} ({reason}): unset it, or name a port that is free"
-    return ""
+    return None
 
 
-def _too_little_memory(there: int) -> str:
+def _too_little_memory(there: int) -> str | None:
     if there >= LEAST_MEMORY:
-        return ""
+        return None
     by = memory_limit().by
     return (
         f"it has {there // MB} MB of memory for this process{f' ({by})' if by else ''}, and Ray alone takes "
@@ -156,12 +156,12 @@ def _too_little_memory(there: int) -> str:
     )
 
 
-def _no_shared_memory() -> str:
+def _no_shared_memory() -> str | None:
     """Ray's object store lies in shared memory, or where that is small with its sockets."""
     folders = [folder for folder in (SHARED_MEMORY, _folder()) if folder.is_dir()]
     room = {folder: shutil.disk_usage(folder).free for folder in folders}
     if not room or max(room.values()) >= LEAST_STORE:
-        return ""
+        return None
     found = " and ".join(f"{folder} has {free // MB} MB" for folder, free in room.items())
     return (
         f"{found} free, and its object store takes {LEAST_STORE // MB}: make {SHARED_MEMORY} larger "
@@ -169,15 +169,15 @@ def _no_shared_memory() -> str:
     )
 
 
-def _unwritable(error: OSError) -> str:
+def _unwritable(error: OSError) -> str | None:
     if error.errno == errno.ENOSPC:
         return f"the disk of {error.filename or _folder()} is full: make room, or set RAY_TMPDIR to a folder with room"
     if error.filename is None:
-        return ""
+        return None
     what = f"{error.filename} cannot be written ({error.strerror})"
     if Path(error.filename).is_relative_to(Path.home()) or Path.home().is_relative_to(error.filename):
         return (
             f"{what}, and it keeps its token in ~/.ray/auth_token: set HOME to a folder of your own, "
             "or RAY_AUTH_TOKEN to a secret"
         )
-    return f"{what}: set RAY_TMPDIR to a folder of your own" if Path(error.filename).is_relative_to(_folder()) else ""
+    return f"{what}: set RAY_TMPDIR to a folder of your own" if Path(error.filename).is_relative_to(_folder()) else None

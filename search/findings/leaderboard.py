@@ -132,11 +132,11 @@ def _at_cap(row: Mapping[Any, Any]) -> bool:
     return not pd.isna(row[CONVERGED]) and not row[CONVERGED]
 
 
-def at_cap_note(frame: pd.DataFrame) -> str:
-    """How many of a leaderboard's rows the mark is on, and what it says; empty where it is on none."""
+def at_cap_note(frame: pd.DataFrame) -> str | None:
+    """How many of a leaderboard's rows the mark is on, and what it says; None where it is on none."""
     count = sum(map(_at_cap, frame.to_dict("records")))
     said = f"{MARK} Phase 1 of {count} did not converge: it ended at its cap of sweeps."
-    return said if count else ""
+    return said if count else None
 
 
 def heading(column: str) -> str:

@@ -82,11 +82,11 @@ def describe_overlap(about: Mapping[str, Any]) -> str:
     return f"validation {_percent(about.get('val_overlap'))}, test {_percent(about.get('test_overlap'))}"
 
 
-def largely_in_training(about: Mapping[str, Any]) -> str:
-    """A sentence where so much of the validation text is training text; empty where it is not, or is not known."""
+def largely_in_training(about: Mapping[str, Any]) -> str | None:
+    """A sentence where so much of the validation text is training text; None where it is not, or is not known."""
     share = about.get("val_overlap")
     if share is None or share < LARGELY:
-        return ""
+        return None
     return (
         f"The validation text is largely in the training text ({_percent(share)} of its {SEQUENCES}): "
         "its figures say little of text that is new."

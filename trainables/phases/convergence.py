@@ -29,10 +29,10 @@ def with_converged(config: RunConfig, figures: Mapping[str, float]) -> dict[str,
     return {**figures, CONVERGED: float(converged(config, figures))}
 
 
-def shortfall(config: RunConfig, figures: Mapping[str, float]) -> str:
-    """A sentence for people on a Phase 1 that ended at its cap; empty where it converged."""
+def shortfall(config: RunConfig, figures: Mapping[str, float]) -> str | None:
+    """A sentence for people on a Phase 1 that ended at its cap; None where it converged."""
     if converged(config, figures):
-        return ""
+        return None
     share, wanted = math.floor(100 * figures[CONVERGENCE]), 100 * config.phase1.converged_share
     cap = f"at its cap of {figures[SWEEPS]:.0f} sweeps"
     return f"Phase 1 did not converge: {share}% of positions {cap}, {wanted:g}% asked for"

@@ -72,7 +72,7 @@ def test_the_share_that_was_asked_for_decides() -> None:
     assert shortfall(BASE, SHORT) == (
         "Phase 1 did not converge: 49% of positions at its cap of 60 sweeps, 90% asked for"
     )
-    assert shortfall(BASE, {names.CONVERGENCE: WANTED}) == ""
+    assert shortfall(BASE, {names.CONVERGENCE: WANTED}) is None
 
 
 def test_mlflows_figures_say_it_where_phase_1_has_figures() -> None:

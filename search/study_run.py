@@ -108,7 +108,7 @@ class StudyRun:
     def _start_preparing(self) -> Any:
         from search.execution.preparation import start_preparing
 
-        return start_preparing(self.settings, self.study.base, self.resources)
+        return start_preparing(self.settings, self.study.base, self.resources, self._summary.get("inputs"))
 
     def _open_mlflow(self) -> None:
         """Open the study's runs there, and begin to hand over to them."""

@@ -78,6 +78,10 @@ class ArtifactStore:
                 shutil.rmtree(scratch, ignore_errors=True)
             return folder, False
 
+    def intact(self, kind: str) -> Iterator[Path]:
+        """The folders of all artefacts of a kind that are as their manifests say, whatever they were made by."""
+        return filter(matches_manifest, sorted(self.root.glob(f"{kind}-*")))
+
     @contextmanager
     def _locked(self, folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
         """Held for one artefact, however long another process takes for it."""

@@ -20,7 +20,7 @@ from trainables.cache import ArtifactStore
 from trainables.config import RunConfig
 from trainables.errors import CollapsedError, DivergedError, DoesNotFitError
 from trainables.inputs.corpus import Corpus, load_corpus
-from trainables.inputs.embeddings import Embedding, load_embedding
+from trainables.inputs.embeddings import Embedding, kept_tables, load_embedding
 from trainables.inputs.sources import DataSource, EmbeddingSource
 from trainables.phases.phase2 import Checkpoints, Epoch, Phase2Result, Stream, evaluate, fit_phase2, ranks
 from trainables.phases.shared_phase1 import SharedPhase1
@@ -57,9 +57,18 @@ class RunResult:
 
 
 def prepare_inputs(
-    config: RunConfig, data: DataSource, embedding: EmbeddingSource, store: ArtifactStore, device: str
+    config: RunConfig,
+    data: DataSource,
+    embedding: EmbeddingSource,
+    store: ArtifactStore,
+    device: str,
+    begun_with: str | None = None,
 ) -> Inputs:
     """Token ids and embedding table, from the cache or made now.
+
+    Args:
+        begun_with: digest of the inputs of a study that goes on: where a bigram's table that is made today is another
+            (by other code, or on another processor), the study's own is taken if the store still has it.
 
     Raises:
         ValueError: the data or the embedding cannot be used.
@@ -67,9 +76,17 @@ def prepare_inputs(
     vocab_size = config.bigram.vocab_size if config.bigram else None
     corpus = load_corpus(data, config.samples, embedding, vocab_size, store)
     loaded = load_embedding(embedding, corpus, config.bigram, store, device)
+    made = Inputs(corpus, loaded, _digest(corpus, loaded))
+    if begun_with in (None, made.digest) or config.bigram is None:
+        return made
+    kept = (Inputs(corpus, each, _digest(corpus, each)) for each in kept_tables(embedding, store))
+    return next((inputs for inputs in kept if inputs.digest == begun_with), made)
+
+
+def _digest(corpus: Corpus, embedding: Embedding) -> str:
     digest = hashlib.sha256(corpus.train.tokens.tobytes())
-    digest.update(loaded.table.tobytes())
-    return Inputs(corpus, loaded, digest.hexdigest()[:16])
+    digest.update(embedding.table.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _fit_phase2(

@@ -158,8 +158,13 @@ def prepare_study(
     threads: int,
     gpus: float,
     code: tuple[str, str],
+    begun_with: str | None = None,
 ) -> tuple["Inputs", InputsSummary]:
-    """Make a study's inputs where trials run; returned to the object store, with what the driver wants to know."""
+    """Make a study's inputs where trials run; returned to the object store, with what the driver wants to know.
+
+    Args:
+        begun_with: as in `pipeline.prepare_inputs`; the others as in `two_phase`.
+    """
     check_code(*code)
     import torch
 
@@ -172,7 +177,7 @@ def prepare_study(
     torch.set_num_threads(threads)
     device = choose_device(gpus)
     try:
-        inputs = prepare_inputs(config, data, embedding, ArtifactStore(Path(cache)), device)
+        inputs = prepare_inputs(config, data, embedding, ArtifactStore(Path(cache)), device, begun_with)
     except RuntimeError as error:
         if not (reason := out_of_memory(error)):
             raise

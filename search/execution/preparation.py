@@ -16,8 +16,12 @@ from trainables.reports import InputsSummary
 from trainables.two_phase import prepare_study, repeat
 
 
-def start_preparing(settings: StudySettings, base: RunConfig, resources: Resources) -> Any:
-    """References to the inputs and to what the driver wants to know of them."""
+def start_preparing(settings: StudySettings, base: RunConfig, resources: Resources, begun_with: str | None) -> Any:
+    """References to the inputs and to what the driver wants to know of them.
+
+    Args:
+        begun_with: as in `pipeline.prepare_inputs`.
+    """
     # Nothing else computes meanwhile: on this machine it may use every core that this process may.
     threads = resources.threads if settings.address else usable_cpus()
     task = ray.remote(prepare_study).options(
@@ -25,7 +29,7 @@ def start_preparing(settings: StudySettings, base: RunConfig, resources: Resourc
     )
     code = own_code(), str(ROOT)
     arguments = (settings.data, settings.embedding, str(settings.records.cache), threads, resources.gpus, code)
-    return task.remote(base, *arguments)
+    return task.remote(base, *arguments, begun_with)
 
 
 def prepared(settings: StudySettings, refs: Any) -> tuple[Any, InputsSummary]:

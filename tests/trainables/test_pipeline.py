@@ -10,6 +10,7 @@ from small import run_config
 from trainables import metrics as names
 from trainables.cache import ArtifactStore
 from trainables.errors import CollapsedError, DivergedError
+from trainables.inputs import embeddings
 from trainables.inputs.sources import resolve_data, resolve_embedding
 from trainables.phases.shared_phase1 import FIGURES, WEIGHTS
 from trainables.pipeline import Inputs, prepare_inputs, run
@@ -25,6 +26,22 @@ FINAL = {
 
 def untimed(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name not in TIMES}
+
+
+def test_a_study_that_goes_on_has_the_table_that_it_began_with(
+    chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever code or processor would make another one today."""
+    store, config = ArtifactStore(tmp_path), run_config(chat_file)
+    inputs = config, resolve_data(str(chat_file), None), resolve_embedding("bigram"), store, "cpu"
+    begun = prepare_inputs(*inputs)
+    monkeypatch.setattr(embeddings, "code_digest", lambda module: "other code")
+    monkeypatch.setattr(embeddings, "INIT_STD", 0.06)
+    assert prepare_inputs(*inputs).digest != begun.digest
+    again = prepare_inputs(*inputs, begun_with=begun.digest)
+    assert again.digest == begun.digest
+    assert (again.embedding.table == begun.embedding.table).all()
+    assert prepare_inputs(*inputs, begun_with="gone").digest != begun.digest
 
 
 def test_a_run_reports_every_final_metric_finite(chat_file: Path, chat_inputs: Inputs, tmp_path: Path) -> None:

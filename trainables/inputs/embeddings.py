@@ -7,7 +7,7 @@ LayerNorms without affine. Its validation PPL is the line that a model with cont
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from trainables.inputs.corpus import Corpus
 from trainables.inputs.hub import WEIGHTS, WEIGHTS_INDEX
 from trainables.inputs.sources import EmbeddingSource, check_unchanged
 
-TABLE, SCORE = "table.safetensors", "score.json"
+KIND, TABLE, SCORE = "embedding", "table.safetensors", "score.json"
 INIT_STD = 0.05  # of W
 CHUNK = 1_024  # distinct tokens scored at once: a chunk of (CHUNK, V) log-probabilities is in memory
 
@@ -89,9 +89,18 @@ def load_embedding(
         save_file({"table": table}, folder / TABLE)
         (folder / SCORE).write_text(json.dumps(dataclasses.asdict(score)))
 
-    folder, _ = store.get_or_make("embedding", content_key(inputs), make)
+    folder, _ = store.get_or_make(KIND, content_key(inputs), make)
+    return _read(folder, source)
+
+
+def _read(folder: Path, source: EmbeddingSource) -> Embedding:
     score = BigramScore(**json.loads((folder / SCORE).read_text()))
     return Embedding(load_file(folder / TABLE)["table"], source.spec, score)
+
+
+def kept_tables(source: EmbeddingSource, store: ArtifactStore) -> Iterator[Embedding]:
+    """All bigrams' tables in the store, whatever code and machine made them."""
+    return (_read(folder, source) for folder in store.intact(KIND))
 
 
 class _Bigram(nn.Module):

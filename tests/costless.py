@@ -78,7 +78,7 @@ def run_to_the_end(ledger: Ledger) -> list[RunConfig]:
 
 def on_record(ledger: Ledger) -> list[FrozenTrial]:
     """What the database says."""
-    return optuna.load_study(study_name=ledger.name, storage=ledger.storage.database).trials
+    return optuna.load_study(study_name=ledger.name, storage=ledger.storage).trials
 
 
 def trial(ledger: Ledger, number: int) -> FrozenTrial:
@@ -92,7 +92,13 @@ def unended(ledger: Ledger) -> list[FrozenTrial]:
 def ask_next(ledger: Ledger, **point: Any) -> None:
     """Make the ledger's next proposal that of `point`, as a sampler might."""
     whole: Point = {"context_dim": 16, "context_mode": "prev_and_current"} | point
-    ledger.optuna.enqueue_trial(ledger.study.space.params(whole))
+    queued = ledger._queued
+
+    def once() -> Any:
+        ledger._queued = queued  # type: ignore[method-assign]
+        return ledger.study.space.params(whole), {}
+
+    ledger._queued = once  # type: ignore[method-assign]
 
 
 def replicated(trials: int, seeds: int, database: Path, sampler: str = "random", name: str = "s") -> Ledger:

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger.budgets import UNLIMITED, Budgets
 from search.ledger.pruning import Judge
-from search.ledger.samplers import make_sampler
+from search.ledger.samplers import given, make_sampler, propose
 from search.ledger.standing import Ending, Standing
-from search.ledger.storage import WriteThrough, open_storage
+from search.ledger.storage import RecordedStudy, open_storage
 from search.ledger.trials import (
     ACCEPTED,
     COMPUTE,
@@ -48,7 +46,7 @@ from search.ledger.trials import (
     THREADS,
     TOLD,
 )
-from search.spaces import NO_SCHEDULER, Study, differences
+from search.spaces import NO_SCHEDULER, Point, Study, differences
 from trainables.config import RunConfig
 from trainables.host.digests import Provenance
 from trainables.metrics import VAL_PPL
@@ -84,9 +82,9 @@ class Ledger(Standing):
             ValueError: a study of that name has another definition; the differences are named.
         """
         wanted = json.loads(json.dumps(study.definition()))
-        self.storage = WriteThrough(open_storage(database), name)
-        super().__init__(optuna.load_study(storage=self.storage, study_name=name), study, seeds)
-        self.left_out = self.storage.contradicting
+        self.storage = open_storage(database)
+        optuna.create_study(storage=self.storage, study_name=name, direction="minimize", load_if_exists=True)
+        super().__init__(RecordedStudy(name, self.storage), study, seeds)
         if STUDY_ID not in self.optuna.user_attrs:
             self.optuna.set_user_attr(STUDY_ID, uuid.uuid4().hex)
         stored = self.optuna.user_attrs.get(DEFINITION)
@@ -101,13 +99,13 @@ class Ledger(Standing):
         self._recover()
 
     def _recover(self) -> None:
-        """Trials that a killed driver left running are interrupted."""
-        for trial in self._trials(TrialState.RUNNING):
+        """Trials that a killed driver left running, or an earlier version's waiting, are interrupted."""
+        for trial in self._trials(TrialState.RUNNING, TrialState.WAITING):
             self.interrupt(trial.number)
 
     def interrupt(self, number: int, reason: str = INTERRUPTED) -> None:
-        """A trial that was cut off, and those that wait for its value: failed; `_queue` asks for it again."""
-        self._tell(number, None, TrialState.FAIL, {REASON: reason})
+        """A trial that was cut off, and those that wait for its value: failed; `_queued` asks for it again."""
+        self.optuna.end(number, TrialState.FAIL, None, {REASON: reason})
         self._release(number)
 
     def lose(self, number: int, provenance: Made = None) -> str | None:
@@ -133,27 +131,23 @@ class Ledger(Standing):
         self.optuna.set_user_attr(RUN_AGAIN, sorted({*known, *again}))
         return bool(again)
 
-    def _queue(self) -> bool:
-        """Queue what comes before the sampler's proposals; whether anything is queued.
+    def _queued(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """What comes before the sampler's proposals: parameters, and attributes of the trial to be; None if nothing.
 
-        That is interrupted trials, with their parameters, then fixed points. It is read from the record each
-        time, so that they keep their order and a kill at any moment loses none.
+        That is interrupted trials, then fixed points. It is read from the record each time, so that they keep their
+        order and a kill at any moment loses none.
         """
-        if self._trials(TrialState.WAITING):
-            return True
         made = {t.user_attrs.get(HASH) for t in self._made()}
         for trial in self._trials(TrialState.FAIL):
             if REPLICATE_OF in trial.user_attrs:
                 continue  # `_next_replicate` finds by itself what is missing
             own_hash = trial.user_attrs.get(HASH)  # none: it was cut off before it had parameters
             if self._cut_off(trial) and own_hash is not None and own_hash not in made:
-                self.optuna.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
-                return True
+                return trial.params, {RETRY_OF: trial.number}
         for point in self.study.fixed_points:
             if self._config(point).config_hash() not in made:
-                self.optuna.enqueue_trial(self.study.space.params(point))
-                return True
-        return False
+                return self.study.space.params(point), {}
+        return None
 
     def keep_summary(self, summary: dict[str, Any]) -> None:
         """Keep it, for a run that has nothing to train and so makes no inputs.
@@ -213,59 +207,43 @@ class Ledger(Standing):
     def _next_own(self) -> Assignment | None:
         """The next configuration of the study's own seed."""
         for _ in range(MAX_REPEATS):
-            with self.storage.at_once():
-                if not self._queue() and self.study.sampler is None:
-                    return None  # an exact grid: all asked for
-                assignment = self._ask()
+            self.optuna.refresh()
+            if queued := self._queued():
+                assignment = self._begin(*given(self.study.space, queued[0]), queued[1])
+            elif self.study.sampler is None:
+                return None  # an exact grid: all asked for
+            else:
+                sampler = make_sampler(self.study.sampler, self.study.base.seed, self._proposals())
+                # replicates would count its favourites twice
+                assignment = self._begin(*propose(self.study.space, sampler, self._without_replicates()), {})
             if assignment is not None:
                 return assignment
         untried = self._untried()
         if not untried:
             return None
         rng = random.Random(f"{self.study.base.seed}:untried:{self._proposals()}")
-        with self.storage.at_once():
-            self.optuna.enqueue_trial(self.study.space.params(rng.choice(untried)))
-            return self._ask()
+        return self._begin(*given(self.study.space, self.study.space.params(rng.choice(untried))), {})
 
-    def _ask(self) -> Assignment | None:
-        """Ask the sampler once; None where it proposed what is known already, which is answered on the spot."""
-        if self.study.sampler is not None:
-            self._use_sampler(make_sampler(self.study.sampler, self.study.base.seed, self._proposals()))
-        trial = self.optuna.ask()
-        config = self._config(self.study.space.suggest(trial))
-        replicate_of = trial.user_attrs.get(REPLICATE_OF)
+    def _begin(self, trial: FrozenTrial, point: Point, attrs: dict[str, Any]) -> Assignment | None:
+        """Begin a trial with these attributes; None where it is of what is known already, and answered on the spot."""
+        replicate_of = attrs.get(REPLICATE_OF)
+        config = self._config(point)
         if replicate_of is not None:
-            config = config.replace(seed=trial.user_attrs[SEED])
+            config = config.replace(seed=attrs[SEED])
         own_hash = config.config_hash()
-        trial.set_user_attr(HASH, own_hash)
-        trial.set_user_attr(CONFIG, config.flat())
-        if replicate_of is not None:
-            return Assignment(trial.number, config, replicate_of)
-        for known in self._made(*ENDED, TrialState.RUNNING):
-            if known.number != trial.number and known.user_attrs.get(HASH) == own_hash:
-                self._answer(trial.number, known)
-                return None
-        return Assignment(trial.number, config)
-
-    def _use_sampler(self, sampler: BaseSampler) -> None:
-        """Let `sampler` propose next, from the study's own trials: replicates would count its favourites twice."""
-        if not self.replicates():
-            self.optuna.sampler = sampler
-            return
-        self.optuna.sampler = RandomSampler(seed=0)  # what comes next is queued: it proposes nothing
-        if not self._trials(TrialState.WAITING):
-            shown = optuna.create_study(sampler=sampler, direction="minimize")
-            shown.add_trials(self._without_replicates())
-            self.optuna.enqueue_trial(self.study.space.params(self.study.space.suggest(shown.ask())))
+        known = [t for t in self._made(*ENDED, TrialState.RUNNING) if t.user_attrs.get(HASH) == own_hash]
+        trial.user_attrs = attrs | {HASH: own_hash, CONFIG: config.flat()}
+        number = self.optuna.begin(trial)
+        if known and replicate_of is None:
+            self._answer(number, known[0])
+            return None
+        return Assignment(number, config, replicate_of)
 
     def _next_replicate(self) -> Assignment | None:
         if self.undecided() or not (missing := self.open_replicates()):
             return None
-        with self.storage.at_once():
-            if not self._trials(TrialState.WAITING):  # one may wait where a driver was killed
-                trial, seed = missing[0]
-                self.optuna.enqueue_trial(trial.params, user_attrs={REPLICATE_OF: trial.number, SEED: seed})
-            return self._ask()
+        trial, seed = missing[0]
+        return self._begin(*given(self.study.space, trial.params), {REPLICATE_OF: trial.number, SEED: seed})
 
     def _answer(self, number: int, known: FrozenTrial) -> None:
         if known.state == TrialState.RUNNING:
@@ -273,24 +251,21 @@ class Ledger(Standing):
             return
         if known.state == TrialState.PRUNED:  # its value is that of its last epoch, which Optuna looks up itself
             for epoch, ppl in known.intermediate_values.items():
-                self.storage.set_trial_intermediate_value(number, epoch, ppl)
+                self.optuna.report(number, epoch, ppl)
         value = known.value if known.state == TrialState.COMPLETE else None
-        self._tell(number, value, known.state, {REPEAT_OF: known.number})
+        self.optuna.end(number, known.state, value, {REPEAT_OF: known.number})
 
     def complete(
         self, number: int, figures: dict[str, float], compute: str = "", provenance: Made = None, record: str = ""
     ) -> None:
         """A trial's result, how it was computed, by what code, torch and device, and the digest of its file."""
         attrs = {METRICS: figures, COMPUTE: compute, **_kept(provenance, record)}
-        self._tell(number, figures[VAL_PPL], TrialState.COMPLETE, attrs)
+        self.optuna.end(number, TrialState.COMPLETE, figures[VAL_PPL], attrs)
         self._release(number)
 
     def epoch(self, number: int, epoch: int, value: float, provenance: Made = None) -> str:
         """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
-        try:
-            self.storage.set_trial_intermediate_value(number, epoch, value)
-        except UpdateFinishedTrialError:
-            self._take_end(number)
+        if not self.optuna.report(number, epoch, value):
             return ENDED_ELSEWHERE
         if self._judge is None:
             return ""
@@ -298,7 +273,7 @@ class Ledger(Standing):
         if REPLICATE_OF in trial.user_attrs:
             return ""
         if provenance and PROVENANCE not in trial.user_attrs:  # before its end, since running ones are compared
-            self.storage.set_trial_user_attr(number, PROVENANCE, provenance)
+            self.optuna.set_trial_attr(number, PROVENANCE, provenance)
             trial = self._trial(number)
         # asked for fixed points too: others are measured by them
         reason = self._judge.reason(trial, self.alike(self._made(), self.digest_of(trial)))
@@ -308,12 +283,14 @@ class Ledger(Standing):
         self, number: int, reason: str, figures: dict[str, float], provenance: Made = None, record: str = ""
     ) -> None:
         """A trial that was stopped for what it had shown: why, and the figures that it has."""
-        self._tell(number, None, TrialState.PRUNED, {REASON: reason, METRICS: figures, **_kept(provenance, record)})
+        self.optuna.end(
+            number, TrialState.PRUNED, None, {REASON: reason, METRICS: figures, **_kept(provenance, record)}
+        )
         self._release(number)
 
     def fail(self, number: int, reason: str, provenance: Made = None, record: str = "") -> None:
         """A trial that has no result, and why."""
-        self._tell(number, None, TrialState.FAIL, {REASON: reason, **_kept(provenance, record)})
+        self.optuna.end(number, TrialState.FAIL, None, {REASON: reason, **_kept(provenance, record)})
         self._release(number)
 
     def _release(self, number: int) -> None:
@@ -322,34 +299,18 @@ class Ledger(Standing):
         known = self._trial(number)
         for parked in self._parked.pop(known.user_attrs.get(HASH, ""), []):
             if self._cut_off(known):
-                self._tell(parked, None, TrialState.FAIL, {REASON: INTERRUPTED})
+                self.optuna.end(parked, TrialState.FAIL, None, {REASON: INTERRUPTED})
             else:
                 self._answer(parked, known)
 
     def _trial(self, number: int) -> FrozenTrial:
-        return self.storage.get_trial(number)
-
-    def _tell(self, number: int, value: float | None, state: TrialState, attrs: dict[str, Any]) -> None:
-        try:
-            for key, attr in attrs.items():
-                self.storage.set_trial_user_attr(number, key, attr)
-            self.optuna.tell(number, value, state=state)
-        except UpdateFinishedTrialError:
-            self._take_end(number)
-
-    def _take_end(self, number: int) -> None:
-        """The database refuses what is told of a trial: another process has ended it, so it is asked for again."""
-        if number in self.storage.ended_elsewhere:
-            return
-        if self.has_ended(number):
-            raise ValueError(f"trial {number} has ended already")
-        self.storage.take_end(number)
+        return self._trials()[number]
 
     def left_alone(self) -> str:
         """What another program has done to this study in the database, in one sentence; empty where nothing."""
         said = []
-        if self.storage.foreign:
-            said.append(f"{self.storage.foreign} trial(s) were put into it, which are left alone")
-        if self.storage.ended_elsewhere:
-            said.append(f"{len(self.storage.ended_elsewhere)} of its own were ended without figures and are run again")
+        if self.optuna.foreign:
+            said.append(f"{len(self.optuna.foreign)} trial(s) were put into it, which are left alone")
+        if self.optuna.ended_elsewhere:
+            said.append(f"{len(self.optuna.ended_elsewhere)} of its own were ended without figures and are run again")
         return f"another program wrote into this study: {' and '.join(said)}" if said else ""

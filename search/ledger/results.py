@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search.ledger.storage import WriteThrough, open_storage
+from search.ledger.storage import RecordedStudy, open_storage
 from search.ledger.trials import (
     CONFIG,
     DEFINITION,
@@ -107,11 +106,11 @@ def _letters(rank: int) -> str:
 class Results:
     """A study's record in Optuna. Nothing here changes it."""
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(self, study: RecordedStudy) -> None:
         self.optuna, self.name = study, study.study_name
         self._again = frozenset(study.user_attrs.get(RUN_AGAIN, ()))  # read once: what is added is for the next command
         self._threads: dict[str, int] = study.user_attrs.get(THREADS, {})
-        self.left_out: dict[int, tuple[str, str]] = {}  # trials that contradict themselves: hash, and how
+        self.left_out = study.contradicting
         self._seed_of: dict[int, str] = {}  # replicate -> what is wrong with it, where that is known
 
     @property
@@ -247,7 +246,4 @@ class Results:
 
 def load_results(name: str, database: Path) -> Results:
     """A study on record, which must be there."""
-    storage = WriteThrough(open_storage(database), name)
-    found = Results(optuna.load_study(study_name=name, storage=storage))
-    found.left_out = storage.contradicting
-    return found
+    return Results(RecordedStudy(name, open_storage(database)))

@@ -1,13 +1,16 @@
-"""Optuna's samplers, made for one proposal each."""
+"""Optuna's samplers, made for one proposal each, and asked in a study in memory."""
 
+import copy
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
-from search.spaces import SAMPLERS
+from search.spaces import SAMPLERS, Point, Space
 
 
 def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
@@ -22,3 +25,35 @@ def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return kinds[kind](seed=own, **SAMPLERS[kind])
+
+
+class _Shared(FrozenTrial):
+    """A trial that a study in memory takes over without a copy of all in it: nothing changes that."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return copy.copy(self)
+
+
+def _shared(trial: FrozenTrial) -> FrozenTrial:
+    shared = copy.copy(trial)
+    shared.__class__ = _Shared
+    return shared
+
+
+def propose(space: Space, sampler: BaseSampler, trials: Iterable[FrozenTrial]) -> tuple[FrozenTrial, Point]:
+    """What `sampler` proposes next, having seen `trials`: as a trial that runs, and as a point of `space`."""
+    study = optuna.create_study(sampler=sampler, direction="minimize")
+    study.add_trials(map(_shared, trials))
+    return _ask(study, space)
+
+
+def given(space: Space, params: dict[str, Any]) -> tuple[FrozenTrial, Point]:
+    """As `propose`, of a point that is known."""
+    study = optuna.create_study(sampler=RandomSampler(seed=0))  # which nothing is left to
+    study.enqueue_trial(params)
+    return _ask(study, space)
+
+
+def _ask(study: optuna.Study, space: Space) -> tuple[FrozenTrial, Point]:
+    point = space.suggest(study.ask())
+    return study.get_trials(deepcopy=False)[-1], point

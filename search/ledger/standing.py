@@ -4,12 +4,12 @@ import hashlib
 import json
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger.budgets import Budgets
 from search.ledger.replicates import most_replicates, open_replicates
 from search.ledger.results import Results
+from search.ledger.storage import RecordedStudy
 from search.ledger.trials import ENDED, HASH, REPLICATE_OF, SUMMARY, TOLD
 from search.spaces import Point, Study
 from trainables.config import RunConfig
@@ -20,7 +20,7 @@ Ending = tuple[str, int | None]  # MLflow's parent run, and when it ended last
 class Standing(Results):
     """A study on record, and what is still to be asked for."""
 
-    def __init__(self, record: optuna.Study, study: Study, seeds: int) -> None:
+    def __init__(self, record: RecordedStudy, study: Study, seeds: int) -> None:
         """`study` is what was asked for; its finalists are run with `seeds` seeds in all."""
         super().__init__(record)
         self.study, self.seeds = study, seeds

@@ -388,7 +388,7 @@ def test_a_trial_that_was_copied_from_elsewhere_counts_for_nothing(tmp_path: Pat
     finish(ledger, NEW)
     best = ledger.best()
     assert best is not None
-    other = optuna.load_study(study_name=ledger.name, storage=ledger.storage.database)
+    other = optuna.load_study(study_name=ledger.name, storage=ledger.storage)
     attrs = best.user_attrs
     copies = {
         "another value": (attrs, 1.5),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from costless import ask_next
 from entries import context_modes
 from optuna.trial import FrozenTrial, create_trial
 from rich.console import Console
@@ -24,7 +25,7 @@ from search.findings.leaderboard import (
     write_results,
 )
 from search.ledger.ledger import Ledger
-from search.ledger.trials import HASH
+from search.ledger.trials import CONFIG, HASH, METRICS, trial_config
 from search.spaces import Study
 from trainables import metrics as names
 from trainables.config import BigramConfig, RunConfig
@@ -148,7 +149,7 @@ def test_a_row_says_what_was_run_and_what_came_back(ledger: Ledger) -> None:
 def test_a_repeated_configuration_has_one_row(ledger: Ledger) -> None:
     point = grid().fixed_points[0]
     again = next(m for m in ("final_only", "previous_first") if m != point["context_mode"])
-    ledger.optuna.enqueue_trial(ledger.study.space.params(point | {"context_mode": again}))
+    ask_next(ledger, **point | {"context_mode": again})
     while (assignment := ledger.next()) is not None:
         ledger.complete(assignment.number, figures(40.0))
     frame = leaderboard(ledger, None)
@@ -313,6 +314,7 @@ def test_a_lower_value_of_one_seed_leads_nothing(replicated: Ledger) -> None:
     assert best.number == 1
     assert single["val PPL"] == 32.0
     replicated.optuna.add_trial(_lucky(replicated))
+    replicated.optuna.refresh()
     assert leaderboard(replicated, None)["val PPL"][0] == 5.0
     assert replicated.best() == best
 
@@ -320,7 +322,9 @@ def test_a_lower_value_of_one_seed_leads_nothing(replicated: Ledger) -> None:
 def _lucky(ledger: Ledger) -> FrozenTrial:
     """A trial of one seed that is far below all others."""
     other = ledger.finished()[-1]
-    attrs = other.user_attrs | {HASH: "another"}
+    config = trial_config(other).replace(context_dim=77)
+    metrics = other.user_attrs[METRICS] | {names.VAL_PPL: 5.0}
+    attrs = other.user_attrs | {HASH: config.config_hash(), CONFIG: config.flat(), METRICS: metrics}
     return create_trial(value=5.0, params=other.params, distributions=other.distributions, user_attrs=attrs)
 
 

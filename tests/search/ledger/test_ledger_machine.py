@@ -64,7 +64,7 @@ class LedgerMachine(RuleBasedStateMachine):
         models = len(list(self.study.space.points()))
         assert self.ledger.made() >= min(self.study.trials, models)
         assert not self.ledger.open_replicates()
-        self.ledger.storage.database.engine.dispose()
+        self.ledger.storage.engine.dispose()
         self.folder.cleanup()
 
     # What a driver does.
@@ -78,7 +78,7 @@ class LedgerMachine(RuleBasedStateMachine):
         before, own_open = self.ledger.finished(), self.ledger.open_trials()
         among = {t.number for t in finalists(self.ledger, self.study)}
         asked = {t.user_attrs[HASH] for t in self.ledger.replicates()}
-        waiting = bool(self.ledger._trials(TrialState.WAITING))
+        waiting = "_queued" in vars(self.ledger)  # as `ask_next` left it
         assignment = self.ledger.next()
         if assignment is None:
             assert self.running or not self.owed or own_open == 0
@@ -199,7 +199,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.cut_off(assignment)
         self.running.clear()
         self.taken.clear()
-        self.ledger.storage.database.engine.dispose()
+        self.ledger.storage.engine.dispose()
         self.ledger = Ledger(self.study, "s", self.database, self.seeds)
 
     @rule()
@@ -219,10 +219,11 @@ class LedgerMachine(RuleBasedStateMachine):
     # What others do, by plain Optuna.
 
     def on_record(self) -> list[FrozenTrial]:
-        return self.ledger.storage.database.get_all_trials(self.ledger.storage._stored, deepcopy=False)
+        storage = self.ledger.storage
+        return storage.get_all_trials(storage.get_study_id_from_name("s"), deepcopy=False)
 
     def others(self) -> optuna.Study:
-        return optuna.load_study(study_name="s", storage=self.ledger.storage.database)
+        return optuna.load_study(study_name="s", storage=self.ledger.storage)
 
     def left_by_others(self) -> None:
         last = self.on_record()[-1]

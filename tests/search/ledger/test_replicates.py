@@ -92,7 +92,7 @@ def test_a_replicate_queued_when_its_driver_died_comes_as_one(database: Path) ->
     first = ledger.finished()[2]
     ledger.optuna.enqueue_trial(first.params, user_attrs={REPLICATE_OF: first.number, SEED: 1})
     handed = run_to_the_end(replicated(4, 2, database))
-    assert handed[0] == trial_config(first).replace(seed=1)
+    assert trial_config(first).replace(seed=1) in handed
     assert len({c.config_hash() for c in handed}) == len(handed) == 4
 
 

@@ -1,4 +1,4 @@
-"""A study's record in memory says what the database says, whatever becomes of its trials."""
+"""A study's trials as they count are those of the database, whatever becomes of them."""
 
 import gc
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 import optuna
 import pytest
-from costless import ask_next, finish, handed_out, layers_study, on_record, replicated, run_to_the_end
+from costless import ask_next, finish, handed_out, layers_study, on_record, replicated, run_to_the_end, trial
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
 from search.ledger.ledger import Ledger
 from search.ledger.storage import open_storage
-from search.ledger.trials import HASH
+from search.ledger.trials import CONFIG, HASH
 from trainables.metrics import VAL_PPL
 
 
@@ -49,26 +49,31 @@ def test_memory_and_database_hold_the_same_trials(tmp_path: Path) -> None:
 
 def test_a_trial_is_on_record_whole_or_not_at_all(tmp_path: Path) -> None:
     ledger = Ledger(layers_study(), "s", tmp_path / "optuna.db")
-    with ledger.storage.at_once():
-        trial = ledger.optuna.ask()
-        ledger.study.space.suggest(trial)
-        trial.set_user_attr(HASH, "abc")
-        assert on_record(ledger) == []
-    (stored,) = on_record(ledger)
-    assert (stored.state, stored.user_attrs) == (TrialState.RUNNING, {HASH: "abc"})
-    assert stored.params == trial.params
+    others = optuna.load_study(study_name="s", storage=open_storage(tmp_path / "optuna.db"))
+    seen: list[FrozenTrial] = []
+    for moment in ("begin", "commit"):  # what a kill there would leave behind
+        event.listen(ledger.storage.engine, moment, lambda connection: seen.extend(others.get_trials()))
+    asked = handed_out(ledger)
+    handed_out(ledger)
+    assert seen
+    assert {t.state for t in seen} == {TrialState.RUNNING}
+    assert {len(t.params) for t in seen} == {len(trial(ledger, 0).params)}
+    assert all(t.user_attrs.keys() >= {HASH, CONFIG} for t in seen)
+    assert seen[0].user_attrs[HASH] == asked.config.config_hash()
 
 
 def test_what_the_database_refuses_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(layers_study(), "s", tmp_path / "optuna.db")
     number = handed_out(ledger).number
 
-    def full(*args: object) -> None:
+    def full(*args: object, **named: object) -> None:
         raise optuna.exceptions.StorageInternalError("the disk is full")
 
-    monkeypatch.setattr(ledger.storage.database, "set_trial_state_values", full)
+    monkeypatch.setattr(ledger.storage, "set_trial_state_values", full)
     with pytest.raises(optuna.exceptions.StorageInternalError):
         ledger.complete(number, {VAL_PPL: 12.5})
+    assert not ledger.has_ended(number)
+    ledger.optuna.refresh()
     assert not ledger.has_ended(number)
     assert content(on_record(ledger)) == content(ledger.optuna.trials)
 
@@ -83,9 +88,7 @@ def test_other_studies_of_the_database_are_left_alone(tmp_path: Path) -> None:
 def test_a_trial_costs_the_same_queries_however_many_there_are(tmp_path: Path) -> None:
     ledger = Ledger(layers_study(trials=12), "s", tmp_path / "optuna.db")
     queries: list[str] = []
-    event.listen(
-        ledger.storage.database.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: queries.append("")
-    )
+    event.listen(ledger.storage.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: queries.append(""))
     costs = []
     for _ in range(12):
         queries.clear()

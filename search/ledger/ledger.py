@@ -207,7 +207,6 @@ class Ledger(Standing):
     def _next_own(self) -> Assignment | None:
         """The next configuration of the study's own seed."""
         for _ in range(MAX_REPEATS):
-            self.optuna.refresh()
             if queued := self._queued():
                 assignment = self._begin(*given(self.study.space, queued[0]), queued[1])
             elif self.study.sampler is None:

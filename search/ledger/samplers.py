@@ -1,6 +1,5 @@
 """Optuna's samplers, made for one proposal each, and asked in a study in memory."""
 
-import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable
@@ -8,6 +7,8 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from search.spaces import SAMPLERS, Point, Space
@@ -28,27 +29,26 @@ def make_sampler(kind: str, seed: int, number: int) -> BaseSampler:
 
 
 class _Shared(FrozenTrial):
-    """A trial that a study in memory takes over without a copy of all in it: nothing changes that."""
+    """A trial that a study in memory takes over without a copy of all in it: nothing there changes it."""
+
+    def __init__(self, trial: FrozenTrial) -> None:
+        self.__dict__.update(trial.__dict__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
-        return copy.copy(self)
-
-
-def _shared(trial: FrozenTrial) -> FrozenTrial:
-    shared = copy.copy(trial)
-    shared.__class__ = _Shared
-    return shared
+        return _Shared(self)
 
 
 def propose(space: Space, sampler: BaseSampler, trials: Iterable[FrozenTrial]) -> tuple[FrozenTrial, Point]:
     """What `sampler` proposes next, having seen `trials`: as a trial that runs, and as a point of `space`."""
-    study = optuna.create_study(sampler=sampler, direction="minimize")
-    study.add_trials(map(_shared, trials))
-    return _ask(study, space)
+    storage = InMemoryStorage()
+    study_id = storage.create_new_study([StudyDirection.MINIMIZE], "rebuilt")
+    for trial in trials:
+        storage.create_new_trial(study_id, _Shared(trial))
+    return _ask(optuna.load_study(study_name="rebuilt", storage=storage, sampler=sampler), space)
 
 
 def given(space: Space, params: dict[str, Any]) -> tuple[FrozenTrial, Point]:
-    """As `propose`, of a point that is known."""
+    """As `propose`, of parameters that are known."""
     study = optuna.create_study(sampler=RandomSampler(seed=0))  # which nothing is left to
     study.enqueue_trial(params)
     return _ask(study, space)

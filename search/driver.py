@@ -93,7 +93,7 @@ def _run(
             _check_not_lost(settings, name)
 
             ledger = Ledger(study, name, settings.records.optuna_database, settings.replicates)
-        if said := ledger.left_alone():
+        if said := ledger.foreign_changes():
             console.print(said)
         keep_options(where, folder)
         enough = ledger.nothing_to_run(settings.budgets)

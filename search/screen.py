@@ -225,7 +225,7 @@ def say_end(
     seeds = f" and {len(more)} replicates" if (more := ledger.replicates(TrialState.COMPLETE)) else ""
     counted = f"{finished} trials{seeds} finished, {f'{pruned} pruned, ' if pruned else ''}{len(failed)} failed"
     console.print(f"\n{counted} in all; {ran} ran now, in {duration(seconds)}")
-    enough = settings.budgets.used_up(ledger.ended()) if ledger.open_trials() or ledger.open_replicates() else ""
+    enough = settings.budgets.used_up(ledger.ended()) if ledger.open_trials() or ledger.open_replicates() else None
     if enough and ran:
         console.print(f"stopped: {enough}", style="bold")
     if cut_off:

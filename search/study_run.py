@@ -120,7 +120,7 @@ class StudyRun:
                 self._runs = runs = StudyRuns(self.records, self.name, self.ledger.study_id, self.where.uri)
                 if runs.mended:
                     self.console.print(runs.mended)
-                is_synced = not runs.mended and self.ledger.all_told(runs.ending)
+                is_synced = not runs.mended and self.ledger.is_synced(runs.ending)
                 journal = self.records.journal(self.name, self.where.remembered)
                 self._writer = BackgroundWriter(runs, journal, self.console.print)
                 self._ended = None if is_synced else runs.ended_hashes()
@@ -265,4 +265,4 @@ class StudyRun:
         # the traces were handed over, or their trial has ended without them
         shutil.rmtree(self._traces, ignore_errors=True)
         if through and not self._writer.refused:
-            self.ledger.keep_told(self._runs.ending)
+            self.ledger.mark_synced(self._runs.ending)

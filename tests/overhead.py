@@ -126,7 +126,7 @@ def fill(trials: int, records: Records) -> None:
     complete_mlflow(ledger, writer, runs.ended_hashes(), records, RUNTIME)
     writer.put(EndStudy(status="FINISHED", figures={}, files=[]))
     assert writer.close() == 0
-    ledger.keep_told(runs.ending)
+    ledger.mark_synced(runs.ending)
 
 
 def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
@@ -136,7 +136,7 @@ def time_opening(trials: int, records: Records) -> tuple[Cost, Cost]:
     assert not ledger.nothing_to_run(Budgets())
     made = len(ledger.made_with_replicates())
     runs, writer = open_writer(records, "study")
-    if not ledger.all_told(runs.ending):
+    if not ledger.is_synced(runs.ending):
         complete_mlflow(ledger, writer, runs.ended_hashes(), records, RUNTIME)
     leader = ledger.leader()
     known = (leader.ppl, trial_name(leader.config)) if leader else None

@@ -12,7 +12,7 @@ from search.audit.trial_checks import Trials, known_hashes
 from search.execution.reconcile import RUNTIME, place_of
 from search.ledger.records import Points, TrialRecord, differing
 from search.ledger.results import Results
-from search.ledger.trials import CONFIG, HASH, METRICS, REPLICATE_OF, TOLD, trial_config
+from search.ledger.trials import CONFIG, HASH, METRICS, REPLICATE_OF, SYNCED, trial_config
 from trainables.phases.convergence import with_converged
 from trainables.records import Records
 from trainables.tracking.operations import read_journal
@@ -30,7 +30,7 @@ def elsewhere(results: Results, runs: Iterable[StoredRun], records: Records) -> 
     if not others:
         return None
     here = {run.run_id for run in runs}
-    told = results.optuna.user_attrs.get(TOLD, [""])[0]
+    told = results.optuna.user_attrs.get(SYNCED, [""])[0]
     own = records.journal(results.name, None).exists()
     if told in here or (not told and own):
         return None

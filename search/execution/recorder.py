@@ -177,7 +177,7 @@ class Recorder(PicklesEmpty, Callback):
         if number in self._killed:
             reason: str | None = f"no progress for {self._timeout / 60:g} min"
         elif isinstance(error, LOSSES):
-            reason = self._ledger.lose(number, _provenance(last))
+            reason = self._ledger.on_worker_lost(number, _provenance(last))
         else:
             reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
         if reason is None:

@@ -25,8 +25,8 @@ class Budgets:
         """Whether nothing at all may be begun."""
         return self.max_hours is not None and time.monotonic() - self.began >= self.max_hours * 3600
 
-    def used_up(self, values: Sequence[tuple[float | None, bool]]) -> str:
-        """Why no new configuration may be asked for; empty while one may.
+    def used_up(self, values: Sequence[tuple[float | None, bool]]) -> str | None:
+        """Why no new configuration may be asked for; None while one may.
 
         Args:
             values: of the trials that ended, in the order they were proposed: the value, None if it was pruned, and
@@ -36,7 +36,7 @@ class Budgets:
             return f"--max-hours {self.max_hours:g} is used up: the same command continues this study"
         sampled = [position for position, (_, proposed) in enumerate(values) if proposed]
         if self.plateau is None or len(sampled) < self.plateau:
-            return ""
+            return None
         start = sampled[-self.plateau]
         before = [value for value, _ in values[:start] if value is not None]
         if on_plateau(before, [value for value, _ in values[start:]]):
@@ -44,7 +44,7 @@ class Budgets:
                 f"the last {self.plateau} proposals have not improved the best by {LEAST_GAIN:.1%}: "
                 "without --plateau, or with a larger one, this study continues"
             )
-        return ""
+        return None
 
 
 UNLIMITED = Budgets()

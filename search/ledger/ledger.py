@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.ledger.budgets import UNLIMITED, Budgets
-from search.ledger.pruning import Judge
+from search.ledger.pruning import EpochPruner
 from search.ledger.samplers import given, make_sampler, propose
 from search.ledger.standing import Ending, Standing
 from search.ledger.storage import RecordedStudy, open_storage
@@ -43,8 +43,8 @@ from search.ledger.trials import (
     SEED,
     STUDY_ID,
     SUMMARY,
+    SYNCED,
     THREADS,
-    TOLD,
 )
 from search.spaces import NO_SCHEDULER, Point, Study, differences
 from trainables.config import RunConfig
@@ -95,7 +95,7 @@ class Ledger(Standing):
                 f"study {name!r} exists with another definition ({differences(stored, wanted)}): "
                 "begin a new one under another --name"
             )
-        self._judge = None if study.scheduler == NO_SCHEDULER else Judge(study.scheduler, name, self.storage)
+        self._pruner = None if study.scheduler == NO_SCHEDULER else EpochPruner(study.scheduler, name, self.storage)
         self._recover()
 
     def _recover(self) -> None:
@@ -108,7 +108,7 @@ class Ledger(Standing):
         self.optuna.end(number, TrialState.FAIL, None, {REASON: reason})
         self._release(number)
 
-    def lose(self, number: int, provenance: Made = None) -> str | None:
+    def on_worker_lost(self, number: int, provenance: Made = None) -> str | None:
         """A trial whose worker died: it is asked for again, or failed after `MAX_LOSSES` times; then, why."""
         own_hash = self._trial(number).user_attrs[HASH]
         lost = [t for t in self._trials(TrialState.FAIL) if t.user_attrs.get(REASON) == LOST]
@@ -195,9 +195,9 @@ class Ledger(Standing):
             if self.accepts(digest):
                 self.accept(with_threads)
 
-    def keep_told(self, ending: Ending) -> None:
-        """They are complete now."""
-        self.optuna.set_user_attr(TOLD, [*ending, self._all_ended()])
+    def mark_synced(self, ending: Ending) -> None:
+        """MLflow's runs are complete now."""
+        self.optuna.set_user_attr(SYNCED, [*ending, self._all_ended()])
 
     def next(self, budgets: Budgets = UNLIMITED) -> Assignment | None:
         """The next configuration to train, marked as running; None when there is none left, or none `undecided`."""
@@ -266,7 +266,7 @@ class Ledger(Standing):
         """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
         if not self.optuna.report(number, epoch, value):
             return ENDED_ELSEWHERE
-        if self._judge is None:
+        if self._pruner is None:
             return ""
         trial = self._trial(number)
         if REPLICATE_OF in trial.user_attrs:
@@ -275,8 +275,8 @@ class Ledger(Standing):
             self.optuna.set_trial_attr(number, PROVENANCE, provenance)
             trial = self._trial(number)
         # asked for fixed points too: others are measured by them
-        reason = self._judge.reason(trial, self.alike(self._made(), self.digest_of(trial)))
-        return "" if trial.user_attrs[HASH] in self._fixed_hashes else reason
+        reason = self._pruner.prune_reason(trial, self.alike(self._made(), self.digest_of(trial)))
+        return "" if trial.user_attrs[HASH] in self._fixed_hashes else reason or ""
 
     def prune(
         self, number: int, reason: str, figures: dict[str, float], provenance: Made = None, record: str = ""
@@ -305,11 +305,11 @@ class Ledger(Standing):
     def _trial(self, number: int) -> FrozenTrial:
         return self._trials()[number]
 
-    def left_alone(self) -> str:
-        """What another program has done to this study in the database, in one sentence; empty where nothing."""
+    def foreign_changes(self) -> str | None:
+        """What another program has done to this study in the database, in one sentence; None where nothing."""
         said = []
         if self.optuna.foreign:
             said.append(f"{len(self.optuna.foreign)} trial(s) were put into it, which are left alone")
         if self.optuna.ended_elsewhere:
             said.append(f"{len(self.optuna.ended_elsewhere)} of its own were ended without figures and are run again")
-        return f"another program wrote into this study: {' and '.join(said)}" if said else ""
+        return f"another program wrote into this study: {' and '.join(said)}" if said else None

@@ -18,8 +18,8 @@ class _OnRecord(optuna.Study):
         return [trial for trial in self.among if states is None or trial.state in states]
 
 
-class Judge:
-    """Looks at each epoch's validation perplexity."""
+class EpochPruner:
+    """One of Optuna's pruners, asked after each epoch's validation perplexity."""
 
     def __init__(self, kind: str, study: str, storage: optuna.storages.BaseStorage) -> None:
         """`kind` is a scheduler other than none."""
@@ -31,8 +31,8 @@ class Judge:
         self._pruner = kinds[kind](**self.options)
         self._study = _OnRecord(study, storage)
 
-    def reason(self, trial: FrozenTrial, among: Sequence[FrozenTrial]) -> str:
-        """Why a trial whose latest epoch is on record is to be stopped; empty if it is not.
+    def prune_reason(self, trial: FrozenTrial, among: Sequence[FrozenTrial]) -> str | None:
+        """Why a trial whose latest epoch is on record is to be stopped; None if it is not.
 
         Args:
             among: trials that it can be compared with, itself among them; each stands for a configuration of its own.
@@ -41,8 +41,8 @@ class Judge:
         epoch = trial.last_step
         assert epoch is not None
         if self.kind == "first-epoch" and epoch > 1:
-            return ""
+            return None
         if not self._pruner.prune(self._study, trial):
-            return ""
+            return None
         value = trial.intermediate_values[epoch]
         return f"{self.kind}: validation perplexity {value:.2f} after epoch {epoch} is not good enough"

@@ -10,7 +10,7 @@ from search.ledger.budgets import Budgets
 from search.ledger.replicates import most_replicates, open_replicates
 from search.ledger.results import Results
 from search.ledger.storage import RecordedStudy
-from search.ledger.trials import ENDED, HASH, REPLICATE_OF, SUMMARY, TOLD
+from search.ledger.trials import ENDED, HASH, REPLICATE_OF, SUMMARY, SYNCED
 from search.spaces import Point, Study
 from trainables.config import RunConfig
 
@@ -53,18 +53,18 @@ class Standing(Results):
         running = [t for t in self._made(TrialState.RUNNING) if t.number not in parked]
         return max(0, self.study.trials - self.made() - len(running))
 
-    def enough(self, budgets: Budgets) -> str:
-        """Why no trial of the study's own is to be asked for now; empty while one is."""
+    def enough(self, budgets: Budgets) -> str | None:
+        """Why no trial of the study's own is to be asked for now; None while one is."""
         if self.open_trials() == 0:
             return "all trials of this study are finished"
         return budgets.used_up(self.ended())
 
-    def nothing_to_run(self, budgets: Budgets) -> str:
-        """Why there is nothing to run at all: `enough`, and no replicate is to follow; empty while there is."""
+    def nothing_to_run(self, budgets: Budgets) -> str | None:
+        """Why there is nothing to run at all: `enough`, and no replicate is to follow; None while there is."""
         reason = self.enough(budgets)
         if not reason and self._exhausted():
             reason = "every model of this study's space has been tried: a wider space is a new study"
-        return "" if reason and self.open_replicates() and not budgets.out_of_time() else reason
+        return None if reason and self.open_replicates() and not budgets.out_of_time() else reason
 
     def open_replicates(self) -> list[tuple[FrozenTrial, int]]:
         """Finalists, as they stand now, with the seeds that are still to be asked for."""
@@ -100,9 +100,9 @@ class Standing(Results):
         """What the study's inputs are, in figures; empty before they were made."""
         return dict(self.optuna.user_attrs.get(SUMMARY, {}))
 
-    def all_told(self, ending: Ending) -> bool:
+    def is_synced(self, ending: Ending) -> bool:
         """Whether MLflow's runs were complete when the parent run ended so, and no trial has ended since."""
-        told: list[Any] = self.optuna.user_attrs.get(TOLD, [])
+        told: list[Any] = self.optuna.user_attrs.get(SYNCED, [])
         return told == [*ending, self._all_ended()]
 
     def _all_ended(self) -> str:

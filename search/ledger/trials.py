@@ -15,7 +15,7 @@ CONFIG, HASH, METRICS, COMPUTE, REASON, REPEAT_OF, RETRY_OF, REPLICATE_OF, SEED 
 )  # fmt: skip
 PROVENANCE = "provenance"  # as CONFIG: `digests.Provenance` as a dict
 # User attributes of the Optuna study.
-DEFINITION, STUDY_ID, SUMMARY, TOLD = "definition", "study_id", "summary", "told"
+DEFINITION, STUDY_ID, SUMMARY, SYNCED = "definition", "study_id", "summary", "told"
 RUN_AGAIN = "run_again"  # as DEFINITION: numbers of failed trials that the next command runs again
 ACCEPTED = "accepted"  # as DEFINITION: digests that the study was told to go on with
 THREADS = "threads"  # as DEFINITION: CPU threads by trial number, of trials whose PROVENANCE is without them

@@ -98,17 +98,17 @@ def test_a_study_ends_when_its_space_is_exhausted(database: Path, sampler: str) 
 
 def test_a_larger_study_of_an_exhausted_space_has_nothing_to_run(database: Path) -> None:
     ledger = Ledger(small_study(trials=50), "s", database)
-    assert ledger.nothing_to_run(Budgets()) == ""
+    assert ledger.nothing_to_run(Budgets()) is None
     for _ in range(5):
         finish(ledger, handed_out(ledger))
     last = handed_out(ledger)
     cut_off = Ledger(small_study(trials=60), "s", database)  # its driver was killed: the last model is open again
-    assert cut_off.nothing_to_run(Budgets()) == ""
+    assert cut_off.nothing_to_run(Budgets()) is None
     assert [c.config_hash() for c in run_to_the_end(cut_off)] == [last.config.config_hash()]
     larger = Ledger(small_study(trials=60), "s", database)
-    assert "every model of this study's space has been tried" in larger.nothing_to_run(Budgets())
+    assert "every model of this study's space has been tried" in (larger.nothing_to_run(Budgets()) or "")
     seeds = Ledger(small_study(trials=60), "s", database, seeds=2)
-    assert seeds.nothing_to_run(Budgets()) == ""  # replicates follow
+    assert seeds.nothing_to_run(Budgets()) is None  # replicates follow
 
 
 def test_a_grid_hands_out_its_points_in_order_and_then_nothing(database: Path) -> None:
@@ -193,14 +193,14 @@ def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> Non
 def test_mlflow_is_looked_through_only_where_it_may_lack_something(tmp_path: Path) -> None:
     ledger = Ledger(small_study(4), "study", tmp_path / "optuna.db")
     finish(ledger, handed_out(ledger))
-    assert not ledger.all_told(("parent", 1_000))
-    ledger.keep_told(("parent", 1_000))
+    assert not ledger.is_synced(("parent", 1_000))
+    ledger.mark_synced(("parent", 1_000))
     again = Ledger(small_study(4), "study", tmp_path / "optuna.db")
-    assert again.all_told(("parent", 1_000))
-    assert not again.all_told(("of another store", 1_000))
-    assert not again.all_told(("parent", 900))  # an older copy of the store was put in its place
+    assert again.is_synced(("parent", 1_000))
+    assert not again.is_synced(("of another store", 1_000))
+    assert not again.is_synced(("parent", 900))  # an older copy of the store was put in its place
     finish(again, handed_out(again))  # and the driver is killed before MLflow hears of it
-    assert not Ledger(small_study(4), "study", tmp_path / "optuna.db").all_told(("parent", 1_000))
+    assert not Ledger(small_study(4), "study", tmp_path / "optuna.db").is_synced(("parent", 1_000))
 
 
 def test_a_trial_in_the_place_of_a_failed_one_is_not_told_yet(tmp_path: Path) -> None:
@@ -208,11 +208,11 @@ def test_a_trial_in_the_place_of_a_failed_one_is_not_told_yet(tmp_path: Path) ->
     number = handed_out(ledger).number
     ledger.fail(number, "a bug")
     assert ledger.run_again([number], always=False)
-    ledger.keep_told(("parent", 1_000))
+    ledger.mark_synced(("parent", 1_000))
     mended = Ledger(small_study(4), "study", tmp_path / "optuna.db")
     finish(mended, handed_out(mended))
     assert len(mended.made_with_replicates()) == 1
-    assert not mended.all_told(("parent", 1_000))
+    assert not mended.is_synced(("parent", 1_000))
 
 
 def test_what_fails_again_and_again_does_not_hold_a_study_up(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.losses[key] += 1
             if self.losses[key] < MAX_LOSSES:
                 self.cut_off(assignment)
-        reason = self.ledger.lose(number)
+        reason = self.ledger.on_worker_lost(number)
         if number not in self.taken:
             assert (reason is None) == (self.losses[key] < MAX_LOSSES)
         self.end(number, lambda: None)

@@ -35,7 +35,7 @@ def test_memory_and_database_hold_the_same_trials(tmp_path: Path) -> None:
     ledger.fail(cells[1].number, "diverged")
     finish(ledger, cells[2])
     finish(ledger, cells[3])
-    ledger.lose(lost.number)
+    ledger.on_worker_lost(lost.number)
     assert len(ledger.optuna.trials) == 6
     assert content(on_record(ledger)) == content(ledger.optuna.trials)
     run_to_the_end(ledger)

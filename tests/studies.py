@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import optuna
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -22,9 +23,7 @@ def command(entry: str | Path, data: Path, root: Path, *options: str) -> list[st
 
 
 def start(entry: str | Path, data: Path, root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(entry, data, root, *options), capture_output=True, text=True, timeout=300, check=False
-    )
+    return forked.run(command(entry, data, root, *options))
 
 
 def optuna_trials(root: Path) -> list[FrozenTrial]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import forked
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
@@ -317,7 +318,7 @@ def start_faulty(fault: str, data: Path, folder: Path, root: Path, *options: str
     entry.write_text(FAULTY)
     line = [sys.executable, str(entry), fault, "--data", str(data), "--mlruns", str(root), *SMALL, "--epochs", "1"]
     line += ["--context-dims", "8", "--max-concurrent", "1", *options]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    return forked.run(line)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import forked
 import pytest
 from servers import PASSWORD, USER, guarded, mlflow_server
 from studies import ROOT, command
@@ -22,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def run(*line: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     kept = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(line, env=kept | environment, capture_output=True, text=True, timeout=300, check=False)
+    return forked.run(list(line), env=kept | environment)
 
 
 def leaks(folder: Path) -> list[str]:

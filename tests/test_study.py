@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import mlflow
 import pandas as pd
 import pytest
@@ -344,7 +345,7 @@ def test_pruned_trials_are_on_record_alike_and_the_study_is_resumed_by_name(chat
         assert run.data.tags[PRUNED_TAG] == pruned[config_hash].user_attrs[REASON]
         assert run.data.metrics[names.EPOCH_VAL_PPL] == pytest.approx(pruned[config_hash].value)
     line = [sys.executable, str(ROOT / "search/asym_layers.py"), "--mlruns", str(root), "--resume", "small"]
-    again = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+    again = forked.run(line)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing to run: all trials of this study are finished" in again.stdout
     assert "0 ran now" in again.stdout

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from costless import handed_out
 from entries import context_modes
@@ -483,7 +484,7 @@ def everything(root: Path) -> dict[Path, tuple[int, int]]:
 
 def command(*options: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "search/doctor.py"), *options]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+    return forked.run(line)
 
 
 def test_the_command_looks_without_writing_and_mends_when_asked(records: Records, tmp_path: Path) -> None:

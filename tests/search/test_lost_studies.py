@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import optuna
 import pytest
 from entries import context_modes
@@ -54,7 +55,7 @@ def records(earlier_records: Path, tmp_path: Path) -> Records:
 
 def report(records: Records, study: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "search/report.py"), study, "--mlruns", str(records.root)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+    return forked.run(line)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import made_up
 import numpy as np
 import pytest
@@ -418,7 +419,7 @@ def test_a_study_without_a_result_is_reported(records: Records) -> None:
 
 def command(*options: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "search/report.py"), *options]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+    return forked.run(line)
 
 
 def test_an_unknown_study_is_one_sentence_with_the_known_names(

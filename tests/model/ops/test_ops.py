@@ -273,12 +273,13 @@ def agrees(found: list[Tensor], expected: list[Tensor], compute: Compute) -> boo
 
 
 @pytest.mark.parametrize("compute", COMPUTES, ids=str)
-@pytest.mark.parametrize("context_layers", [1, 3])
-@pytest.mark.parametrize("block", [50, 75])  # a last block of one row more, a last block that is short
+# A last block that is short, a last block of one row more; few rows, for interpreted kernels are slow.
+@pytest.mark.parametrize(("context_layers", "block", "rows"), [(1, 30, 110), (3, 20, 121)])
 def test_a_sweep_equals_autograd(
-    tokens: Tensor, table: Tensor, compute: Compute, context_layers: int, block: int
+    tokens: Tensor, table: Tensor, compute: Compute, context_layers: int, block: int, rows: int
 ) -> None:
-    compute = replace(compute, chunks=Chunks(activation_bytes=110 * 32))  # several passes
+    tokens = tokens[:rows]
+    compute = replace(compute, chunks=Chunks(activation_bytes=44 * 32))  # several passes
     model = LanguageModel(model_config(context_layers), table, seed=1).to(DEVICE)
     book, tokens, size = twin(model).to(DEVICE), tokens.to(DEVICE), model.config.context_dim
     stream = _Stream(tokens, model, Phase1Config(block=block), 5, compute)
@@ -299,7 +300,8 @@ def test_a_sweep_equals_autograd(
     figures = stream.sweep(ContextPass(model.context_block, embedded, compute), state, number(2))
     assert float(figures[0]) == pytest.approx(loss.item(), rel=BF16_LOSS if compute.bf16 else 1e-5)
     assert agrees([state[:, :size]], [out.detach()], compute)
-    assert float(figures[1]) == pytest.approx(float(((out - before).square().mean(1) < 0.03).float().mean()), abs=0.01)
+    still = float(((out - before).square().mean(1) < 0.03).float().mean())
+    assert float(figures[1]) == pytest.approx(still, abs=3 / rows if compute.bf16 else 1e-6)
     expected = [p.grad for layer in book.context_layers for p in layer.parameters()]
     assert agrees([p.grad for p in model.context_block.parameters()], expected, compute)
     assert optimizer.grad.norm() > 0

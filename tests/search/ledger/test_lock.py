@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from model.errors import UserError
@@ -18,7 +19,7 @@ def test_a_second_driver_is_refused_and_told_who_holds_the_study(chat_file: Path
     options = ["--data", str(chat_file), "--mlruns", str(tmp_path), "--name", "held"]
     with study_lock(Records.at(tmp_path).study("held")):
         line = [sys.executable, str(ROOT / "search/context_modes.py"), *options]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+        done = forked.run(line)
     assert done.returncode == 2
     assert f"study 'held' is being run by process {os.getpid()} on" in " ".join(done.stderr.split())
     assert not Records.at(tmp_path).optuna_database.exists()

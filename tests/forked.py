@@ -41,7 +41,7 @@ def run(
     timeout: float = 300,
     obeying: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` of `line`, which begins with Python and a script, with captured output as text.
+    """As `subprocess.run` of `line`, which begins with Python and a script or `-c`, with captured output as text.
 
     Args:
         obeying: whether files' permissions hold for it, as for others than root.
@@ -145,9 +145,12 @@ def become(
 
 
 def run_script() -> int:
-    """What `python SCRIPT` would do, up to its exit code."""
+    """What `python SCRIPT` or `python -c CODE` would do, up to its exit code."""
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if sys.argv[0] == "-c":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
             return ended.code or 0

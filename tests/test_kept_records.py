@@ -10,7 +10,6 @@ import sys
 import tarfile
 from pathlib import Path
 
-import forked
 import pytest
 from studies import ROOT
 
@@ -32,7 +31,9 @@ def kept(tmp_path: Path) -> Path:
 
 def run(folder: Path, *line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     around = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "PYTHONPATH": str(ROOT)} | environment
-    return forked.run([sys.executable, *line], env=around, cwd=folder)
+    return subprocess.run(
+        [sys.executable, *line], cwd=folder, env=around, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def test_a_study_goes_on_with_the_same_results(kept: Path) -> None:
@@ -62,7 +63,5 @@ def test_its_models_load(kept: Path) -> None:
         said = run(kept, str(ROOT / "model/generate.py"), where, "the cat", "--max-tokens", "4", **store)
         assert said.returncode == 0, said.stderr
         assert "4 tokens" in said.stderr
-    # a Python of its own, which has imported nothing
-    line, around = [sys.executable, "-c", PYFUNC], {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | store
-    served = subprocess.run(line, cwd=kept, env=around, capture_output=True, text=True, timeout=300, check=False)
+    served = run(kept, "-c", PYFUNC, **store)
     assert served.stdout.strip() == "['logprobs', 'next_logprobs', 'next_tokens']", served.stderr

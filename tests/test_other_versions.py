@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import alembic.command
+import forked
 import pytest
 from costless import layers_study, run_to_the_end
 from optuna.storages import RDBStorage
@@ -144,7 +145,7 @@ def test_every_command_says_so_in_one_sentence(store: Records, earlier: str) -> 
     stamp(store.mlflow_database, earlier)
     report = Path(ui).with_name("report.py")
     for line, library in (([report, "s", "--mlruns", store.root], "optuna"), ([ui, "--mlruns", store.root], "mlflow")):
-        done = subprocess.run([sys.executable, *map(str, line)], capture_output=True, text=True, check=False)
+        done = forked.run([sys.executable, *map(str, line)])
         assert done.returncode == 2
         (said,) = done.stderr.splitlines()
         assert said.startswith(f"error: sqlite:///{store.root}/{library}.db is of an earlier version of {library} than")

@@ -91,11 +91,13 @@ def answer(port: int, path: str, process: subprocess.Popen[str]) -> Any:
 API = "/api/2.0/mlflow"
 
 
+@pytest.mark.slow
 def test_the_ui_shows_runs_and_files_of_a_moved_folder(theirs: Path, tmp_path: Path) -> None:
     said = look(script("search/ui.py", Path(shutil.copytree(theirs, tmp_path / "mine"))), tmp_path / "mine")
     assert "copy" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["it may only be read", "a study runs on it by another path"])
 def test_the_ui_shows_a_copy_of_what_is_not_to_be_written_to(theirs: Path, tmp_path: Path, why: str) -> None:
     (tmp_path / "scratch").mkdir()
@@ -151,6 +153,7 @@ def ended(earlier_records: Path, chat_file: Path, tmp_path_factory: pytest.TempP
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_from_their_study(ended: Path, tmp_path: Path) -> None:
     theirs, out = Path(shutil.copytree(ended / "mlruns", tmp_path / "theirs")), tmp_path / STRANGE / "trained %20 [x]"
     command = script("trainables/train.py", theirs, "--from-study", NAME, "--data", str(ended / "data.jsonl"))
@@ -166,6 +169,7 @@ def test_a_model_is_trained_from_their_study(ended: Path, tmp_path: Path) -> Non
     assert MlflowClient(own.tracking_uri).get_model_version_by_alias("theirs", "champion").version == 1
 
 
+@pytest.mark.slow
 def test_their_configuration_is_compared_with_a_baseline(ended: Path, tmp_path: Path) -> None:
     theirs, mine = Path(shutil.copytree(ended / "mlruns", tmp_path / "theirs/mlruns")), tmp_path / "mine"
     mine.mkdir()
@@ -184,6 +188,7 @@ def test_their_configuration_is_compared_with_a_baseline(ended: Path, tmp_path: 
     assert sorted(run.data.tags[ROLE_TAG] for run in runs) == ["compared: gru", "compared: two-phase"]
 
 
+@pytest.mark.slow
 def test_a_moved_study_goes_on_with_its_moved_data(ended: Path, tmp_path: Path) -> None:
     mine = Path(shutil.copytree(ended, tmp_path / "before"))
     line = [sys.executable, str(ROOT / "search/asym_layers.py"), "--resume", NAME, "--trials", "5", "--mlruns"]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 
 from model.ops import build_cache, native
@@ -24,7 +25,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fi
 def load(cache: Path) -> tuple[Path, str]:
     """Load the operators in a process of its own: the library, and what else that printed."""
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
-    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=True)
+    done = forked.run([sys.executable, "-c", LOAD], env=environment)
+    assert done.returncode == 0, done.stderr
     *rest, last = done.stdout.splitlines()
     return Path(last), "\n".join(rest) + done.stderr
 

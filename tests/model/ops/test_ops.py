@@ -263,6 +263,7 @@ def test_noise_is_added_to_the_row_before(rng: torch.Generator, ops: object) -> 
 
 
 COMPUTES = [Compute(), Compute.of(DEVICE), Compute(fused=True), Compute(fused=True, bf16=True)]
+SLOWLY = [pytest.param(each, marks=pytest.mark.slow if each.fused else ()) for each in COMPUTES]  # interpreted
 BF16_LOSS = 1e-3 if DEVICE == "cuda" else 5e-3  # interpreted kernels cut bf16 off where hardware rounds
 
 
@@ -272,7 +273,7 @@ def agrees(found: list[Tensor], expected: list[Tensor], compute: Compute) -> boo
     return bool(near and torch.cosine_similarity(mine, theirs, dim=0) > 0.999)
 
 
-@pytest.mark.parametrize("compute", COMPUTES, ids=str)
+@pytest.mark.parametrize("compute", SLOWLY, ids=str)
 # A last block that is short, a last block of one row more; few rows, for interpreted kernels are slow.
 @pytest.mark.parametrize(("context_layers", "block", "rows"), [(1, 30, 110), (3, 20, 121)])
 def test_a_sweep_equals_autograd(

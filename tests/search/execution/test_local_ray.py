@@ -57,6 +57,7 @@ def test_one_cpu_is_one_trial() -> None:
     assert "planned 1\n" in start(only_cpu=min(os.sched_getaffinity(0))).said
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="TMPDIR is heeded on Linux only")
 def test_a_temporary_folder_of_82_characters(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * (81 - len(str(tmp_path))))
@@ -83,6 +84,7 @@ def test_the_longest_folder_that_is_told_to_fit_does(tmp_path: Path, monkeypatch
             validate_socket_filepath(path)
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o500)
@@ -100,6 +102,7 @@ def test_both_remedies_for_such_a_home_help(tmp_path: Path) -> None:
     assert "planned" in start(HOME=str(other)).said
 
 
+@pytest.mark.slow
 def test_a_folder_for_ray_that_cannot_be_written() -> None:
     with tempfile.TemporaryDirectory() as short:  # a test's own folder is too long for sockets
         Path(short).chmod(0o500)
@@ -107,6 +110,7 @@ def test_a_folder_for_ray_that_cannot_be_written() -> None:
     assert f"{short}/ray cannot be written (Permission denied): set RAY_TMPDIR to a folder of your own" in found.error
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken() -> None:
     with socket.socket() as holder:
         holder.bind(("", 0))

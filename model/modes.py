@@ -1,7 +1,7 @@
 """Context modes: which context each token layer reads.
 
 A configuration's identity is what its token layers read, not the name of its mode: several names
-describe the same model at some depths (at one token layer, four of the six do).
+describe the same model at some depths (at one token layer most do).
 """
 
 from collections.abc import Callable

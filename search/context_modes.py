@@ -8,7 +8,7 @@ from search.spaces import Space, Study, grid
 
 
 def study(settings: StudySettings) -> Study:
-    """Five models for each D."""
+    """Each distinct model at each D."""
     dims, modes = settings.context_dims, settings.context_modes
     box = Space(context_layers=(2, 2), token_layers=(2, 2), context_dims=dims, context_modes=modes)
     return grid("context_modes", settings.base, box)

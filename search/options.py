@@ -33,7 +33,8 @@ class StudySettings:
     """A checked command line."""
 
     base: RunConfig  # all that the study does not search
-    context_dims: tuple[int, ...]
+    context_dims: tuple[int, ...]  # as given; else all that the preset explores, of a grid the preset's one
+    all_dims: tuple[int, ...]  # as given, else all that the preset explores
     context_modes: tuple[str, ...]
     trials: int
     replicates: int  # seeds of a finalist, in all
@@ -229,6 +230,7 @@ def check(args: argparse.Namespace, sampled: bool) -> StudySettings:
     return StudySettings(
         base=base,
         context_dims=args.context_dims or (preset.context_dims if sampled else (preset.context_dim,)),
+        all_dims=args.context_dims or preset.context_dims,
         context_modes=CONTEXT_MODES,
         trials=args.trials if sampled else 0,
         replicates=args.replicates,

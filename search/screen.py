@@ -103,8 +103,9 @@ class Display:
         if changed and running.phase == "phase 2":
             self._say(number, running.name, f"phase 1 done, {running.converged}; phase 2")
         elif time.monotonic() - running.said > SAY_EVERY:
-            where = f"{running.phase} {running.step}/{running.total}, {running.latest}"
-            self._say(number, running.name, f"{where}; {self._time_left()}")
+            where = f"{running.phase} {running.step}/{running.total}"
+            shown = [f"{where}, {running.latest}" if running.latest else where, self._time_left()]
+            self._say(number, running.name, "; ".join(shown))
         else:
             return
         running.said = time.monotonic()

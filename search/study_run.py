@@ -63,7 +63,8 @@ class StudyRun:
         self._made_before = len(ledger.made_with_replicates())
         self._summary = ledger.summary()  # of the inputs; empty until a run of the study has made them
         self._profiled = self._reported = False
-        self._typed = without_passwords(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+        entry = "/".join(Path(sys.argv[0]).resolve().parts[-2:])  # as from the project's folder
+        self._typed = without_passwords(shlex.join(["python", entry, *sys.argv[1:]]))
         begun = read_study_record(self.records.study_record(self.name))
         self._command = begun.get("command", self._typed)  # which the study was begun by
 

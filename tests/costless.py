@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from entries import asym_layers
+from entries import MODES, asym_layers
 from optuna.trial import FrozenTrial, TrialState
 
-from model.modes import CONTEXT_MODES
 from search.ledger.ledger import (
     Assignment,
     Ledger,
@@ -39,7 +38,7 @@ def layers_study(trials: int = TRIALS, sampler: str = "random", **changes: Any) 
 
 def small_study(trials: int, sampler: str = "random") -> Study:
     """A study over the six models of one context layer and at most two token layers."""
-    space = Space(context_layers=(1, 1), token_layers=(1, 2), context_dims=(8,), context_modes=CONTEXT_MODES)
+    space = Space(context_layers=(1, 1), token_layers=(1, 2), context_dims=(8,), context_modes=MODES)
     fixed = (next(space.points()),)
     return Study(entry="small", base=base_config(), space=space, fixed_points=fixed, sampler=sampler, trials=trials)
 

@@ -1,14 +1,30 @@
-"""The studies of the three entries, without a command line."""
+"""The commands of the three packages, and the studies of the three entries without a command line."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import search.asym_layers
 import search.context_modes
 import search.four_cells
-from model.modes import CONTEXT_MODES
+from model.modes import CONTEXT_MODES, context_reads
 from search.spaces import NO_SCHEDULER, Study
 from trainables.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+# Every file that is started as a script, from the project's folder.
+COMMANDS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for package in ("model", "trainables", "search")
+    for path in (ROOT / package).glob("*.py")
+    if 'if __name__ == "__main__":' in path.read_text()
+)
+MODES = CONTEXT_MODES[:6]  # that tests count with; a mode that is added changes none of them
+
+
+def distinct(context_layers: int = 2, token_layers: int = 2) -> int:
+    """How many models of this shape there are with all modes."""
+    return len({context_reads(mode, context_layers, token_layers) for mode in CONTEXT_MODES})
 
 
 def asym_layers(
@@ -26,4 +42,4 @@ def four_cells(base: RunConfig, context_dims: tuple[int, ...]) -> Study:
 
 
 def _settings(base: RunConfig, context_dims: tuple[int, ...], **others: Any) -> Any:
-    return SimpleNamespace(base=base, context_dims=context_dims, context_modes=CONTEXT_MODES, **others)
+    return SimpleNamespace(base=base, context_dims=context_dims, context_modes=MODES, **others)

@@ -4,10 +4,10 @@ from itertools import product
 from typing import Any
 
 import pytest
-from entries import asym_layers, context_modes, four_cells
+from entries import MODES, asym_layers, context_modes, four_cells
 from optuna.trial import FixedTrial
 
-from model.modes import CONTEXT_MODES, MAX_LAYERS, context_reads
+from model.modes import MAX_LAYERS, context_reads
 from search.spaces import Point, Space, Study
 from trainables.config import BigramConfig, RunConfig
 
@@ -43,7 +43,7 @@ def model_of(point: Point) -> tuple[Any, ...]:
 
 def box() -> list[Point]:
     names = ("context_dim", "context_layers", "token_layers", "context_mode")
-    return [dict(zip(names, values, strict=True)) for values in product(DIMS, LAYERS, LAYERS, CONTEXT_MODES)]
+    return [dict(zip(names, values, strict=True)) for values in product(DIMS, LAYERS, LAYERS, MODES)]
 
 
 def test_the_four_cells_come_first_in_their_order() -> None:
@@ -65,7 +65,7 @@ def test_the_cells_are_points_of_the_space() -> None:
 def test_the_space_of_depths_goes_to_the_deepest_model() -> None:
     space = whole_space()
     assert (space.context_layers, space.token_layers) == ((1, MAX_LAYERS), (1, MAX_LAYERS))
-    assert (space.context_dims, space.context_modes) == (DIMS, CONTEXT_MODES)
+    assert (space.context_dims, space.context_modes) == (DIMS, MODES)
 
 
 @pytest.mark.parametrize("trials", [-1, 0, 3])
@@ -86,7 +86,7 @@ def test_suggest_returns_the_point_whose_parameters_it_is_given() -> None:
 
 def test_params_are_those_that_suggest_asked_for() -> None:
     space = whole_space()
-    for rank, mode in product(range(len(DIMS)), CONTEXT_MODES):
+    for rank, mode in product(range(len(DIMS)), MODES):
         params = {"context_dim_rank": rank, "context_layers": 2, "token_layers": 3, "context_mode": mode}
         trial = FixedTrial(params)
         assert space.params(space.suggest(trial)) == params == trial.params

@@ -11,6 +11,7 @@ from typing import IO
 
 import pytest
 from costless import base_config
+from entries import COMMANDS
 from rich.table import Table
 from studies import ROOT, command, optuna_trials
 
@@ -19,11 +20,6 @@ from search.findings.leaderboard import BEST, CSV, HTML, MARKDOWN
 from search.screen import Display
 from trainables.host.console import open_console
 from trainables.records import write_whole
-
-COMMANDS = sorted(
-    [f"search/{name}.py" for name in ("asym_layers", "context_modes", "four_cells", "report", "doctor", "ui")]
-    + ["trainables/train.py", "model/generate.py", "model/evaluate.py"]
-)
 
 
 def run(line: list[str], redirected: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -262,21 +262,19 @@ class Ledger(Standing):
         self.optuna.end(number, TrialState.COMPLETE, figures[VAL_PPL], attrs)
         self._release(number)
 
-    def epoch(self, number: int, epoch: int, value: float, provenance: Made = None) -> str:
-        """Record an epoch's validation perplexity; why the trial is to be stopped for it, empty if it is not."""
+    def epoch(self, number: int, epoch: int, value: float, provenance: Made = None) -> str | None:
+        """Record an epoch's validation perplexity; why the trial is to be stopped for it, None if it is not."""
         if not self.optuna.report(number, epoch, value):
             return ENDED_ELSEWHERE
-        if self._pruner is None:
-            return ""
         trial = self._trial(number)
-        if REPLICATE_OF in trial.user_attrs:
-            return ""
+        if self._pruner is None or REPLICATE_OF in trial.user_attrs:
+            return None
         if provenance and PROVENANCE not in trial.user_attrs:  # before its end, since running ones are compared
             self.optuna.set_trial_attr(number, PROVENANCE, provenance)
             trial = self._trial(number)
         # asked for fixed points too: others are measured by them
         reason = self._pruner.prune_reason(trial, self.alike(self._made(), self.digest_of(trial)))
-        return "" if trial.user_attrs[HASH] in self._fixed_hashes else reason or ""
+        return None if trial.user_attrs[HASH] in self._fixed_hashes else reason
 
     def prune(
         self, number: int, reason: str, figures: dict[str, float], provenance: Made = None, record: str = ""

@@ -36,7 +36,7 @@ def cells_done(ledger: Ledger, first: float = 20.0, number: int = 4) -> None:
     """Run that many trials with first epochs of `first` and a little more each; none may be stopped."""
     for position in range(number):
         assignment = handed_out(ledger)
-        assert ledger.epoch(assignment.number, 1, first + position) == ""
+        assert ledger.epoch(assignment.number, 1, first + position) is None
         ledger.complete(assignment.number, {VAL_PPL: first + position})
 
 
@@ -66,11 +66,11 @@ def test_first_epoch_judges_the_first_epoch_only_and_lets_the_first_trials_finis
     cells_done(ledger)
     for _ in range(2):  # six have a first epoch before one is judged
         assignment = handed_out(ledger)
-        assert ledger.epoch(assignment.number, 1, 90.0) == ""
+        assert ledger.epoch(assignment.number, 1, 90.0) is None
         ledger.complete(assignment.number, {VAL_PPL: 21.5})
     good, bad = handed_out(ledger).number, handed_out(ledger).number
-    assert ledger.epoch(good, 1, 20.5) == ""
-    assert ledger.epoch(good, 2, 99.0) == ""
+    assert ledger.epoch(good, 1, 20.5) is None
+    assert ledger.epoch(good, 2, 99.0) is None
     assert ledger.epoch(bad, 1, 91.0).startswith("first-epoch:")
 
 
@@ -82,9 +82,9 @@ def test_a_resumed_study_decides_as_one_that_was_not_interrupted(tmp_path: Path)
     again = Ledger(study("asha"), "s", tmp_path / "o.db")
     retry = handed_out(again)
     assert retry.config == cut_off.config
-    assert again.epoch(retry.number, 1, 19.0) == ""
+    assert again.epoch(retry.number, 1, 19.0) is None
     # the second of six goes on; with the first try counted too it would be the third of seven, and stopped
-    assert again.epoch(handed_out(again).number, 1, 19.5) == ""
+    assert again.epoch(handed_out(again).number, 1, 19.5) is None
 
 
 def test_a_pruned_trial_counts_as_made_and_is_no_result(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_trial_is_measured_by_those_of_its_own_code_alone(tmp_path: Path, code
     made = {"code": "old", "torch": "2.11.0", "device": "cpu", "compute": "fp32"}
     for position in range(4):
         number = handed_out(ledger).number
-        assert ledger.epoch(number, 1, 20.0 + position, made) == ""
+        assert ledger.epoch(number, 1, 20.0 + position, made) is None
         ledger.complete(number, {VAL_PPL: 20.0 + position}, "fp32", made)
     assert bool(ledger.epoch(handed_out(ledger).number, 1, 90.0, made | {"code": code})) == stopped
     assert not ledger.epoch(handed_out(ledger).number, 1, 80.0, made | {"code": "newer"})

@@ -46,7 +46,7 @@ def test_it_learns_what_no_bigram_can(kind: str, table: torch.Tensor) -> None:
     losses, correct, ranks = found.evaluate(test)
     by_counting = bigram_losses(train.numpy(), test.numpy(), SYMBOLS)
     assert losses.mean() < by_counting.mean() - 0.5
-    assert correct.double().mean() > 0.6
+    assert correct.double().mean() > 0.5  # a guess is right one time in eight
     assert torch.equal(ranks == 0, correct)
 
 

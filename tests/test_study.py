@@ -222,7 +222,7 @@ def test_the_same_command_again_trains_nothing_and_more_trials_extend_it(
     more = start("search/asym_layers.py", chat_file, root, "--trials", "7", "--epochs", "2")
     assert more.returncode == 0, more.stdout + more.stderr
     after = {t.number: t.value for t in made(optuna_trials(root))}
-    assert len(after) == 7
+    assert len(after) == 7, more.stdout
     assert before.items() <= after.items()
     assert len(mlflow_runs(root)[1]) == 7
 

@@ -166,7 +166,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def epoch(self, which: int, ppl: float) -> None:
         number = self.pick(which)
         epoch = len(self.ledger._trial(number).intermediate_values) + 1
-        assert self.ledger.epoch(number, epoch, ppl) == (ENDED_ELSEWHERE if number in self.taken else "")
+        assert self.ledger.epoch(number, epoch, ppl) == (ENDED_ELSEWHERE if number in self.taken else None)
 
     @precondition(lambda self: self.running)
     @rule(which=SOME)

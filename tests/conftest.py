@@ -121,3 +121,9 @@ def earlier_records(chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -
 def root(earlier_records: Path, tmp_path: Path) -> Path:
     """A records folder of a test's own, in which a study is not the first: that saves it some seconds."""
     return Path(shutil.copytree(earlier_records, tmp_path / "mlruns"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no worker is left with it at the end; the order within a file stays."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

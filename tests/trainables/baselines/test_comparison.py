@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from small import run_config
 
 from trainables import metrics as names
-from trainables.baselines import candidate as contender_module
+from trainables.baselines import candidate
 from trainables.baselines.candidate import TWO_PHASE, ComparedModel, train_and_score
 from trainables.baselines.comparison import FURTHER, LEARNING_RATES, best_of_rates, compared
 from trainables.cache import ArtifactStore
@@ -77,7 +77,7 @@ def test_the_two_phase_model_is_judged_as_ever(chat_file: Path, chat_inputs: Inp
 def test_every_training_is_timed_behind_an_untimed_one_of_one_epoch(
     chat_file: Path, chat_inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, calls = contender_module._train, []
+    trained, calls = candidate._train, []
 
     def watched(kind: str, config: RunConfig, *rest: Any) -> Any:
         began = time.perf_counter()
@@ -85,7 +85,7 @@ def test_every_training_is_timed_behind_an_untimed_one_of_one_epoch(
         calls.append((config.phase2.epochs, time.perf_counter() - began))
         return found
 
-    monkeypatch.setattr(contender_module, "_train", watched)
+    monkeypatch.setattr(candidate, "_train", watched)
     for kind in KINDS:
         calls.clear()
         found = train_and_score(kind, run_config(chat_file), chat_inputs, gpus=0, threads=1)
@@ -162,7 +162,7 @@ def config_file(chat_file: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_configuration_beside_a_yardstick(
+def test_a_configuration_beside_a_baseline(
     monkeypatch: pytest.MonkeyPatch, config_file: Path, chat_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("trainables.baselines.comparison.LEARNING_RATES", (0.002,))

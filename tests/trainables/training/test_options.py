@@ -177,7 +177,7 @@ def test_a_configuration_written_by_hand_needs_no_fingerprints(tmp_path: Path, c
     assert config.data_fingerprint
 
 
-def test_yardsticks_are_named_one_by_one(root: Path) -> None:
+def test_baselines_are_named_one_by_one(root: Path) -> None:
     assert list(BASELINES) == list(MODELS)
     assert parsed(root, "--from-study", "s").baselines == []
     both = ["--baseline", "transformer", "--baseline", "gru", "--baseline", "transformer"]

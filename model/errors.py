@@ -44,6 +44,11 @@ def message_of(error: Exception) -> str:
     return without_passwords(str(error))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def user_errors(remedy: str = "") -> Iterator[None]:
     """Around all that looks at what the user gave. A ValueError from elsewhere is a bug and keeps its traceback.

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from model.errors import first_line
 from search.execution.local_ray import LEAST_MEMORY, at_own_code, start_local
 from trainables.host.digests import ROOT, own_code
 from trainables.host.machine import MB, cpu_limit, memory_limit
@@ -62,7 +63,7 @@ def start_ray(address: str | None) -> None:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ValueError(
-            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): check `ray status` there, that "
+            f"no Ray cluster answers at {address!r} ({first_line(error)}): check `ray status` there, that "
             "both hosts have the same ~/.ray/auth_token if it wants one (RAY_AUTH_MODE=token), "
             "or leave --address out to run on this machine"
         ) from error
@@ -94,8 +95,9 @@ def check_hosts() -> None:
     try:
         answers = ray.get([each.remote(own_code(), str(ROOT)) for each in on_each], timeout=HOSTS_ANSWER_WITHIN)
     except (ray.exceptions.RayError, TimeoutError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"a host of the Ray cluster runs no task ({reason}): look at `ray status` there") from error
+        raise ValueError(
+            f"a host of the Ray cluster runs no task ({first_line(error)}): look at `ray status` there"
+        ) from error
     if wrong := [answer for answer in answers if answer]:
         others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ValueError(f"a host of the Ray cluster cannot run this study's trials: {wrong[0]}{others}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from model.errors import first_line
 from trainables.host.digests import ROOT
 from trainables.host.machine import MB, free_memory, memory_limit, usable_cpus
 
@@ -54,9 +55,10 @@ def start_local(quiet: dict[str, Any]) -> None:
             if cause:
                 raise ValueError(f"Ray cannot start on this machine: {cause}") from error
             if attempt == START_ATTEMPTS:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 logs = _folder() / "ray/session_latest/logs"
-                raise ValueError(f"Ray does not start on this machine ({reason}): its logs lie in {logs}") from error
+                raise ValueError(
+                    f"Ray does not start on this machine ({first_line(error)}): its logs lie in {logs}"
+                ) from error
         else:
             return
 

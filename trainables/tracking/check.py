@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from model.errors import without_passwords
+from model.errors import first_line, without_passwords
 from trainables.records import sqlite_path
 from trainables.tracking.destination import DATABASES, OPTION, PASSWORD, USER, VARIABLE, Destination
 
@@ -41,7 +41,7 @@ def _instead(where: Destination) -> str:
 
 
 def _refused(where: Destination, error: Exception, database: bool) -> str:
-    said = without_passwords((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
+    said = without_passwords(first_line(error))[:300]
     if isinstance(error, ImportError):
         package = DRIVERS.get(error.name or "", error.name or "its driver")
         return f"the database {where.remembered} needs a driver ({said}): pip install {package}"

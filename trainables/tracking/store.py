@@ -25,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.engine import make_url
 
+from model.errors import first_line
 from trainables.errors import AwayError, OtherVersionError
 from trainables.host.collection import no_collection
 from trainables.host.preflight import check_folder
@@ -74,7 +75,7 @@ def reason_of(error: BaseException) -> str:
     """What is behind an error, in a few words: of a database's it is the driver's own message."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+    return first_line(error)[:150]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
+from model.errors import first_line
 from trainables.host.signals import defer_signals
 from trainables.tracking.operations import Operation, encode, read_journal
 from trainables.tracking.runs import ExperimentRuns
@@ -82,7 +83,7 @@ class BackgroundWriter:
                 raise
             self.refused = True
             what = f"{operation.verb} of {operation.key or 'the study'}"
-            self._say(f"MLflow refused {what}, the {self._work} goes on without it: {str(error).splitlines()[0]}")
+            self._say(f"MLflow refused {what}, the {self._work} goes on without it: {first_line(error)}")
 
     def _write(self) -> None:
         try:
